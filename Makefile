@@ -1,0 +1,37 @@
+# Every target makes .venv first where there is none, and refreshes it where pyproject.toml has changed.
+
+BIN := .venv/bin
+
+.PHONY: help demo test check bench validate environment clean
+
+help:
+	@echo "make demo      fit Old Faithful and write the results to bayesgmm-demo/"
+	@echo "make test      all checks and tests"
+	@echo "make check     format, lint, docstrings and types"
+	@echo "make bench     speed and memory beside other programs"
+	@echo "make validate  coverage of intervals on simulated data (long)"
+	@echo "make clean     remove the environment, caches and builds"
+
+environment:
+	@bash .ci/environment
+
+demo: environment
+	$(BIN)/bayesgmm demo
+
+check: environment
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+test: check
+	$(BIN)/python -m pytest
+
+bench: environment
+	$(BIN)/python -m benchmarks
+
+validate: environment
+	$(BIN)/python -m benchmarks.validate
+
+clean:
+	rm -rf .venv build dist .mypy_cache .pytest_cache .ruff_cache
+	find . -type d -name __pycache__ -prune -exec rm -rf {} +

@@ -1,0 +1,52 @@
+"""Gaussian mixtures fitted twice by the same arithmetic: EM in milliseconds, and a full posterior by NUTS.
+
+Public names are loaded when they are first used, so that ``import bayesgmm`` costs next to nothing.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from bayesgmm.comparison import compare
+    from bayesgmm.core.priors import ConjugatePrior
+    from bayesgmm.estimators.bayesian_gaussian_mixture import BayesianGaussianMixture
+    from bayesgmm.estimators.gaussian_mixture import GaussianMixture
+    from bayesgmm.inference.model import build_model
+    from bayesgmm.persistence import load, save
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "BayesianGaussianMixture",
+    "ConjugatePrior",
+    "GaussianMixture",
+    "__version__",
+    "build_model",
+    "compare",
+    "load",
+    "save",
+]
+
+_HOMES = {
+    "BayesianGaussianMixture": "bayesgmm.estimators.bayesian_gaussian_mixture",
+    "ConjugatePrior": "bayesgmm.core.priors",
+    "GaussianMixture": "bayesgmm.estimators.gaussian_mixture",
+    "build_model": "bayesgmm.inference.model",
+    "compare": "bayesgmm.comparison",
+    "load": "bayesgmm.persistence",
+    "save": "bayesgmm.persistence",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(_HOMES[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

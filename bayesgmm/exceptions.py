@@ -1,0 +1,31 @@
+"""Errors that the package raises by a name of its own."""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+class DataError(ValueError):
+    """The table of numbers is at fault: what is wrong, where it stands, and what to do stand in the message."""
+
+
+class SamplingInterrupted(KeyboardInterrupt):
+    """Sampling was stopped by the user before it was done.
+
+    It is a ``KeyboardInterrupt``, so that code which handles Ctrl-C needs to know nothing of it.
+
+    Parameters
+    ----------
+    message : str, default="sampling was interrupted"
+        What was interrupted, and how far it had come.
+    estimator : object or None, default=None
+        The estimator, fitted to the draws that were complete; None where there were none.
+    """
+
+    def __init__(self, message: str = "sampling was interrupted", estimator: Any = None) -> None:
+        super().__init__(message)
+        self.estimator = estimator
+
+
+class DataWarning(UserWarning):
+    """The data make part of a result doubtful; the message says which part and what to do."""
