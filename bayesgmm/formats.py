@@ -1,0 +1,224 @@
+"""File formats: what a table file holds, before anything in it is known to be a number."""
+
+from __future__ import annotations
+
+import csv
+import re
+from dataclasses import dataclass, field
+from io import BytesIO
+from pathlib import Path
+from typing import TYPE_CHECKING, BinaryIO
+
+import numpy as np
+
+from bayesgmm.exceptions import DataError
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+__all__ = ["RawTable", "read_raw"]
+
+_SAMPLE_BYTES = 1 << 16
+_MISSING = {"", "na", "n/a", "nan", "null", "none", "<na>", "#n/a"}
+
+
+@dataclass
+class RawTable:
+    """A table as its file holds it.
+
+    Attributes
+    ----------
+    frame : DataFrame
+        The cells; nothing is known of their types.
+    notes : list of str
+        What was decided while reading and the user should know.
+    lines_above : int or None
+        Lines of the file above row 1, where every row is one line; else None.
+    """
+
+    frame: pd.DataFrame
+    notes: list[str] = field(default_factory=list)
+    lines_above: int | None = None
+
+
+def read_raw(stream: BinaryIO, name: str) -> RawTable:
+    """Read a table whose content says what it is: ``.npy``, Parquet, or text.
+
+    Parameters
+    ----------
+    stream : binary file
+        Open for reading, at its start; it need not be seekable.
+    name : str
+        What to call it in messages.
+
+    Returns
+    -------
+    RawTable
+
+    Raises
+    ------
+    DataError
+        Where it is empty, damaged, or none of these formats.
+    """
+    if not stream.seekable():
+        stream = BytesIO(stream.read())
+    suffix = Path(name).suffix.lower()
+    head = stream.read(_SAMPLE_BYTES)
+    stream.seek(0)
+    if not head.strip():
+        raise DataError(f"{name} is empty")
+    if head.startswith(b"\x93NUMPY"):
+        return _read_npy(stream, name)
+    if head.startswith(b"PAR1"):
+        return _read_parquet(stream, name)
+    if suffix in {".npy", ".parquet", ".pq"}:
+        raise DataError(f"{name} is not a {suffix} file: its first bytes are not those of the format")
+    if head.startswith((b"\xff\xfe", b"\xfe\xff")):
+        return _read_text(stream, head, "utf-16", name)
+    if b"\0" in head or head.startswith((b"PK\x03\x04", b"\x1f\x8b")):
+        raise DataError(f"{name} is neither text nor Parquet nor .npy; save the table as CSV (and decompress it) first")
+    try:
+        # a character may be cut at the end of the sample: up to three bytes
+        head.decode("utf-8-sig", errors="strict")
+        encoding = "utf-8-sig"
+    except UnicodeDecodeError as error:
+        encoding = "utf-8-sig" if error.start > len(head) - 4 and len(head) == _SAMPLE_BYTES else "latin-1"
+    return _read_text(stream, head, encoding, name)
+
+
+def _read_npy(stream: BinaryIO, name: str) -> RawTable:
+    import pandas as pd
+
+    try:
+        array = np.load(stream, allow_pickle=False)
+    except (ValueError, EOFError, OSError) as error:
+        raise DataError(f"cannot read {name}: {error}") from error
+    if array.dtype.names is not None and array.ndim == 1:
+        return RawTable(pd.DataFrame(array))
+    if array.ndim not in (1, 2):
+        raise DataError(f"{name} holds an array of shape {array.shape}; expected observations × features")
+    array = array.reshape(len(array), -1)
+    return RawTable(pd.DataFrame(array, columns=_default_names(array.shape[1])))
+
+
+def _read_parquet(stream: BinaryIO, name: str) -> RawTable:
+    import pandas as pd
+
+    try:
+        return RawTable(pd.read_parquet(stream, engine="pyarrow"))
+    except ImportError as error:
+        raise DataError(
+            f"cannot read {name}: Parquet needs pyarrow; install it with pip install 'bayesgmm[parquet]'"
+        ) from error
+    except (ValueError, OSError) as error:
+        raise DataError(f"cannot read {name}: {str(error).splitlines()[0]}") from error
+
+
+def _read_text(stream: BinaryIO, head: bytes, encoding: str, name: str) -> RawTable:
+    import pandas as pd
+
+    text = head.decode(encoding, errors="replace")
+    sample = [line for line in text.splitlines() if line.strip()][:50]
+    delimiter = _delimiter(sample)
+    decimal = _decimal_mark(sample, delimiter)
+    first = _fields(sample[0], delimiter)
+    has_header = not _are_numbers(first, decimal) or (len(first) > 1 and first == [str(i) for i in range(len(first))])
+    try:
+        frame = pd.read_csv(
+            stream,
+            sep=r"\s+" if delimiter == " " else delimiter,
+            header=0 if has_header else None,
+            decimal=decimal,
+            encoding=encoding,
+            encoding_errors="replace",
+            **_exact_numbers(),
+            low_memory=False,
+            skipinitialspace=True,
+        )
+    except (pd.errors.ParserError, pd.errors.EmptyDataError) as error:
+        reason = str(error).strip().splitlines()[0].removeprefix("Error tokenizing data. C error: ")
+        raise DataError(f"cannot read {name}: {reason}") from error
+    raw = RawTable(frame)
+    if decimal == ",":
+        raw.notes.append("read the commas as decimal marks")
+    if has_header:
+        surplus = len(_fields(sample[1], delimiter)) - len(first) if len(sample) > 1 else 0
+        _leave_out_row_names(raw, surplus, unnamed_first=not first[0].strip(), name=name)
+    else:
+        frame.columns = _default_names(frame.shape[1])
+        names = list(frame.columns)
+        called = names if len(names) <= 3 else [names[0], "…", names[-1]]
+        raw.notes.append(f"no header: the columns are called {', '.join(called)}")
+    stream.seek(0)
+    n_lines = sum(chunk.count(b"\n") for chunk in iter(lambda: stream.read(1 << 20), b""))
+    if n_lines - len(frame) - has_header in (0, -1):
+        raw.lines_above = int(has_header)
+    return raw
+
+
+def _exact_numbers() -> dict[str, str]:
+    """Make pandas read decimal text to the nearest number, which it does unasked (and deprecates asking) from 3.1."""
+    import pandas as pd
+
+    release = tuple(int(part) for part in pd.__version__.split(".")[:2])
+    return {} if release >= (3, 1) else {"float_precision": "round_trip"}
+
+
+def _default_names(n_columns: int) -> list[str]:
+    return [f"x{i}" for i in range(1, n_columns + 1)]
+
+
+def _fields(line: str, delimiter: str) -> list[str]:
+    if delimiter == " ":
+        return [quoted or bare for quoted, bare in re.findall(r'"([^"]*)"|(\S+)', line)]
+    return next(csv.reader([line], delimiter=delimiter, skipinitialspace=True))
+
+
+def _delimiter(sample: list[str]) -> str:
+    """Tab, semicolon or comma: the first that splits two lines alike (row names may add a field); else blanks."""
+    for delimiter in "\t;,":
+        counts = [len(_fields(line, delimiter)) for line in sample[:2]]
+        if counts[0] > 1 and counts[-1] - counts[0] in (0, 1):
+            return delimiter
+    if len(sample[0].split()) > 1 and _are_numbers(sample[-1].split()[1:], "."):
+        return " "
+    return next((delimiter for delimiter in "\t;," if delimiter in sample[0]), ",")
+
+
+def _decimal_mark(sample: list[str], delimiter: str) -> str:
+    if delimiter == ",":
+        return "."
+    body = "\n".join(sample[1:] or sample)
+    return "," if re.search(r"\d,\d", body) and not re.search(r"\d\.\d", body) else "."
+
+
+def _are_numbers(fields: list[str], decimal: str) -> bool:
+    """Whether every field is a number or missing, and one at least a number."""
+
+    def is_number(field: str) -> bool:
+        try:
+            float(field.strip().replace(decimal, "."))
+        except ValueError:
+            return False
+        return True
+
+    present = [field for field in fields if field.strip().lower() not in _MISSING]
+    return bool(present) and all(map(is_number, present))
+
+
+def _leave_out_row_names(raw: RawTable, surplus: int, unnamed_first: bool, name: str) -> None:
+    """Drop what is no feature: row names, and the empty column that a trailing delimiter makes."""
+    frame = raw.frame
+    if surplus > 0:
+        # pandas has made an index of the surplus fields in front; a trailing delimiter shows as an empty last column
+        if surplus > 1 or frame.shape[1] == 1 or frame.iloc[:, -1].isna().all():
+            raise DataError(f"cannot read {name}: the rows have more fields than the header")
+        frame = frame.reset_index(drop=True)
+        raw.notes.append("the rows have one field more than the header: the first is taken for row names and left out")
+    elif unnamed_first and frame.shape[1] > 1:
+        frame = frame.iloc[:, 1:]
+        raw.notes.append("the first column has no name: it is taken for row names and left out")
+    last = str(frame.columns[-1])
+    if frame.shape[1] > 1 and last.startswith("Unnamed: ") and frame.iloc[:, -1].isna().all():
+        frame = frame.iloc[:, :-1]
+    raw.frame = frame

@@ -1,0 +1,285 @@
+"""Tables in, files out: the one table reader and the one place that writes files."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shutil
+import sys
+import tempfile
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bayesgmm.exceptions import DataError
+from bayesgmm.formats import RawTable, read_raw
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+__all__ = ["OutputFolder", "Table", "atomic_path", "read_table", "write_csv", "write_text"]
+
+_NAMED_CELLS = 5
+
+
+@dataclass(frozen=True, eq=False)
+class Table:
+    """A table of finite numbers.
+
+    Attributes
+    ----------
+    values : ndarray of shape (N, D), float64, C-contiguous
+        Observations by features.
+    columns : tuple of D str
+        Names of the features.
+    source : str
+        Where it was read: a path, or ``standard input``.
+    rows : ndarray of shape (N,), int64
+        Row numbers as the user sees them: 1 for the first row of numbers (the header is not counted).
+    notes : tuple of str
+        What the reader decided and the user should know, such as that there was no header.
+    """
+
+    values: NDArray[np.float64]
+    columns: tuple[str, ...]
+    source: str
+    rows: NDArray[np.int64]
+    notes: tuple[str, ...] = ()
+
+    def to_frame(self) -> pd.DataFrame:
+        """Return the numbers as a DataFrame with the feature names as columns."""
+        import pandas as pd
+
+        return pd.DataFrame(self.values, columns=list(self.columns))
+
+
+def read_table(source: str | os.PathLike[str], columns: Sequence[str] | None = None) -> Table:
+    """Read a table of numbers from CSV, TSV, Parquet or NumPy's ``.npy``.
+
+    Text may be separated by commas, tabs, semicolons or blanks, and may have a header or none. A first column without a
+    name is taken for row names and left out. Integers and booleans become floats. The content of a file, not its name,
+    decides how it is read.
+
+    Parameters
+    ----------
+    source : str or path
+        The file; ``"-"`` reads standard input.
+    columns : sequence of str or None, default=None
+        The columns to keep, in this order. None keeps all, and all must be numeric. Columns without names are called
+        ``x1``, ``x2``, …
+
+    Returns
+    -------
+    Table
+        With N >= 2 rows, D >= 1 columns, and finite numbers only.
+
+    Raises
+    ------
+    DataError
+        Where the file cannot be read, or holds text, missing or infinite values, no rows, or one row.
+    """
+    name = "standard input" if str(source) == "-" else os.fspath(source)
+    try:
+        if str(source) == "-":
+            raw = read_raw(sys.stdin.buffer, name)
+        else:
+            with open(source, "rb") as stream:
+                raw = read_raw(stream, name)
+    except IsADirectoryError as error:
+        raise DataError(f"cannot read {name}: it is a folder, not a table") from error
+    except OSError as error:
+        raise DataError(f"cannot read {name}: {error.strerror or error}") from error
+    frame = raw.frame
+    frame.columns = [str(column) for column in frame.columns]
+    if columns is not None:
+        frame = _choose(frame, columns, name)
+    values = _numbers(frame, raw, name)
+    if len(values) < 2:
+        what = "no rows of data" if len(values) == 0 else "one row of data"
+        raise DataError(f"{name} has {what}; a mixture needs at least two")
+    return Table(values, tuple(frame.columns), name, np.arange(1, len(values) + 1), tuple(raw.notes))
+
+
+def _choose(frame: pd.DataFrame, columns: Sequence[str], name: str) -> pd.DataFrame:
+    if not columns:
+        raise DataError("no column is chosen")
+    unknown = [column for column in columns if column not in frame.columns]
+    if unknown:
+        raise DataError(f"{name} has no column {_quoted(unknown)}; its columns are {_quoted(frame.columns, limit=20)}")
+    if len(set(columns)) < len(columns):
+        raise DataError(f"a column is chosen twice: {_quoted(columns)}")
+    return frame[list(columns)]
+
+
+def _numbers(frame: pd.DataFrame, raw: RawTable, name: str) -> NDArray[np.float64]:
+    values = np.empty(frame.shape, dtype=np.float64)
+    text: list[str] = []
+    cells: list[tuple[int, str, str]] = []
+    for j, column in enumerate(frame.columns):
+        series = frame.iloc[:, j]
+        numbers, is_text = _as_floats(series)
+        if len(series) and 2 * is_text.sum() > series.notna().sum():
+            text.append(column)
+            continue
+        values[:, j] = numbers
+        for i in np.flatnonzero(~np.isfinite(numbers)):
+            cells.append((int(i), column, _what(numbers[i], series.iloc[i], bool(is_text[i]))))
+    if text:
+        numeric = [column for column in frame.columns if column not in text]
+        if not numeric:
+            raise DataError(f"{name} has no numeric column: {_quoted(text)} hold text")
+        plural = "columns" if len(text) > 1 else "column"
+        chosen = ",".join(f'"{column}"' if "," in column else column for column in numeric)
+        raise DataError(
+            f"{name}: {plural} {_quoted(text)} {'hold' if len(text) > 1 else 'holds'} text, not numbers; "
+            f"choose the numeric columns with --columns {chosen}"
+        )
+    if cells:
+        raise DataError(_cells_message(sorted(cells, key=lambda cell: cell[0]), raw, name))
+    return values
+
+
+def _as_floats(series: pd.Series) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+    """Numbers (N,) with NaN where there is none, and a mask (N,) of the cells that hold something else."""
+    import pandas as pd
+    from pandas.api import types
+
+    if types.is_bool_dtype(series.dtype) or (
+        types.is_numeric_dtype(series.dtype) and not types.is_complex_dtype(series.dtype)
+    ):
+        return series.to_numpy(dtype=np.float64, na_value=np.nan), np.zeros(len(series), dtype=bool)
+    if types.is_object_dtype(series.dtype) or types.is_string_dtype(series.dtype):
+        truths = series.map({True: 1.0, False: 0.0, "True": 1.0, "False": 0.0})
+        converted = pd.to_numeric(series, errors="coerce").to_numpy(dtype=np.float64, na_value=np.nan)
+        numbers = np.where(np.isnan(converted), truths.to_numpy(dtype=np.float64, na_value=np.nan), converted)
+        return numbers, np.isnan(numbers) & series.notna().to_numpy()
+    return np.full(len(series), np.nan), series.notna().to_numpy()
+
+
+def _what(number: float, cell: object, is_text: bool) -> str:
+    if is_text:
+        return f"text {str(cell)[:20]!r}"
+    return "missing" if np.isnan(number) else "infinite"
+
+
+def _cells_message(cells: list[tuple[int, str, str]], raw: RawTable, name: str) -> str:
+    def place(i: int) -> str:
+        row = f"row {i + 1}"
+        return row if raw.lines_above is None else f"{row} (line {i + 1 + raw.lines_above})"
+
+    named = "; ".join(f"{place(i)}, column {column!r}: {what}" for i, column, what in cells[:_NAMED_CELLS])
+    more = f"; and {len(cells) - _NAMED_CELLS} more" if len(cells) > _NAMED_CELLS else ""
+    values = "value is" if len(cells) == 1 else "values are"
+    return f"{name}: {len(cells)} {values} not a finite number: {named}{more}; remove or fill them first"
+
+
+def _quoted(names: Collection[str], limit: int = 10) -> str:
+    shown = [repr(str(name)) for name in list(names)[:limit]]
+    return ", ".join(shown) + (f", … ({len(names)} in all)" if len(names) > limit else "")
+
+
+@contextmanager
+def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """Give a temporary name beside ``path``; what is written there takes its place whole, or not at all.
+
+    Parameters
+    ----------
+    path : str or path
+        The file to write. Its folder must exist.
+
+    Yields
+    ------
+    pathlib.Path
+        The name to write under, in the same folder and with the same suffix. When the block ends without an error, the
+        file is flushed to disk and renamed to ``path``; after an error it is removed, and ``path`` is as it was.
+    """
+    # a link stays a link: the file that it points at is replaced
+    target = Path(os.path.realpath(path))
+    temporary = target.with_name(f".{target.stem}-{secrets.token_hex(4)}.partial{target.suffix}")
+    try:
+        yield temporary
+        with open(temporary, "rb+") as stream:
+            os.fsync(stream.fileno())
+        os.replace(temporary, target)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_text(path: str | os.PathLike[str], text: str) -> None:
+    """Write text (UTF-8) to a file, whole or not at all."""
+    with atomic_path(path) as temporary:
+        temporary.write_text(text, encoding="utf-8", newline="\n")
+
+
+def write_csv(path: str | os.PathLike[str], frame: pd.DataFrame, index: bool = False) -> None:
+    """Write a table as CSV (numbers as their shortest exact text), whole or not at all."""
+    with atomic_path(path) as temporary:
+        frame.to_csv(temporary, index=index, lineterminator="\n")
+
+
+class OutputFolder:
+    """A folder of results that appears when all of them are written, and not before.
+
+    As a context manager it gives an empty folder to write into, on the same disk. When the block ends without an error,
+    the files move to ``path``; after an error they are removed, and ``path`` is as it was.
+
+    Parameters
+    ----------
+    path : str or path
+        The folder. It and its parents are made where they do not exist.
+    force : bool, default=False
+        Whether to write into an existing folder that is not empty.
+    outputs : collection of str, default=()
+        Every file name that such a run may write. Those of them that stand in ``path`` and are not written this time
+        are removed, so that results of two runs never mix. Other files are left alone.
+    reuse : bool, default=False
+        Whether a folder that holds nothing but ``outputs`` may be written into without ``force``.
+
+    Raises
+    ------
+    FileExistsError
+        Where ``path`` is a file, or a folder with something in it and ``force`` is not set.
+    """
+
+    def __init__(
+        self, path: str | os.PathLike[str], force: bool = False, outputs: Collection[str] = (), reuse: bool = False
+    ) -> None:
+        self.path = Path(path)
+        self.outputs = frozenset(outputs)
+        if os.path.lexists(self.path) and not self.path.is_dir():
+            raise FileExistsError(f"cannot write to {self.path}: it exists and is not a folder")
+        if self.path.is_dir() and not force:
+            present = {entry.name for entry in self.path.iterdir()}
+            if present and not (reuse and present <= self.outputs):
+                raise FileExistsError(f"{self.path} exists and is not empty; name another folder or add --force")
+
+    def __enter__(self) -> Path:
+        base = next(folder for folder in (self.path, *self.path.absolute().parents) if folder.exists())
+        try:
+            self._staging = Path(tempfile.mkdtemp(prefix=".bayesgmm-", suffix=".partial", dir=base))
+        except OSError as error:
+            raise OSError(error.errno, f"cannot write to {self.path}: {error.strerror}") from error
+        return self._staging
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        try:
+            if kind is None:
+                self._publish()
+        finally:
+            shutil.rmtree(self._staging, ignore_errors=True)
+
+    def _publish(self) -> None:
+        written = {entry.name for entry in self._staging.iterdir()}
+        self.path.mkdir(parents=True, exist_ok=True)
+        for name in self.outputs - written:
+            (self.path / name).unlink(missing_ok=True)
+        for name in written:
+            os.replace(self._staging / name, self.path / name)
