@@ -1,0 +1,355 @@
+"""Priors of a mixture: log density, draws, and defaults scaled by the data."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import ArrayLike
+from scipy.special import gammaln, multigammaln
+
+from bayesgmm.core.covariance import structure
+from bayesgmm.core.parameters import FloatArray, factors_from_covariances
+
+LOG_2PI = float(np.log(2 * np.pi))
+
+
+@dataclass(frozen=True, eq=False)
+class ConjugatePrior:
+    """The conjugate prior of a Gaussian mixture: Dirichlet weights, Normal means given Σ, inverse-Wishart covariances.
+
+    π ~ Dirichlet(α); μ_k given Σ_k ~ Normal(m₀, Σ_k/κ₀); ``full`` and ``tied``: Σ ~ inverse-Wishart(ν₀, Λ₀);
+    ``diag``: Σ_jj ~ inverse-gamma(ν/2, Λ₀_jj/2) with ν = ν₀ − D + 1, the inverse-Wishart's marginal, so that structures stay
+    comparable; ``spherical``: σ² ~ inverse-gamma(ν/2, tr(Λ₀)/(2D)).
+
+    A value that is not given is resolved from the data by :meth:`resolve`; the resolved prior is kept by the estimators
+    as ``prior_`` and held fixed from then on.
+
+    Parameters
+    ----------
+    weight_concentration : float or array-like of shape (K,), default 1.0
+        α of the Dirichlet. 1 is uniform on the simplex.
+    mean_prior : array-like of shape (D,), optional
+        m₀, in the units of the data. Default: the weighted mean of the data.
+    mean_precision : float, default 0.01
+        κ₀: the prior on a mean counts as this many observations.
+    degrees_of_freedom : float, optional
+        ν₀ > D − 1. Default: D + 2.
+    scale : array-like of shape (D, D), optional
+        Λ₀, in squared units of the data. Default: (D + 2) S_w with S_w = Σ_k π_k Σ_k the within-component covariance of
+        the maximum a posteriori fit under :meth:`fraley_raftery`. The factor D + 2 centres the precision; about 3
+        would centre the marginal variances instead.
+
+    Raises
+    ------
+    ValueError
+        If a value has the wrong shape or lies outside its range.
+
+    References
+    ----------
+    Fraley & Raftery (2007), Bayesian regularization for normal mixture estimation and model-based clustering,
+    Journal of Classification 24, 155–181.
+    """
+
+    weight_concentration: float | ArrayLike = 1.0
+    mean_prior: ArrayLike | None = None
+    mean_precision: float = 0.01
+    degrees_of_freedom: float | None = None
+    scale: ArrayLike | None = None
+
+    def __post_init__(self) -> None:
+        alpha = np.asarray(self.weight_concentration, dtype=float)
+        if alpha.ndim > 1 or not np.all(np.isfinite(alpha)) or not np.all(alpha > 0):
+            raise ValueError(f"weight_concentration must be positive, a number or one per component; got {alpha}")
+        if not (np.ndim(self.mean_precision) == 0 and np.isfinite(self.mean_precision) and self.mean_precision > 0):
+            raise ValueError(f"mean_precision must be a positive number; got {self.mean_precision}")
+        if self.mean_prior is not None:
+            mean = np.asarray(self.mean_prior, dtype=float)
+            if mean.ndim > 1 or not np.all(np.isfinite(mean)):
+                raise ValueError("mean_prior must be a finite vector with one value per feature")
+        if self.degrees_of_freedom is not None and not (
+            np.ndim(self.degrees_of_freedom) == 0
+            and np.isfinite(self.degrees_of_freedom)
+            and self.degrees_of_freedom > 0
+        ):
+            raise ValueError(f"degrees_of_freedom must be a positive number; got {self.degrees_of_freedom}")
+        if self.scale is not None:
+            scale = np.asarray(self.scale, dtype=float)
+            matrix = scale.reshape(1, 1) if scale.ndim == 0 else scale
+            square = matrix.ndim == 2 and matrix.shape[0] == matrix.shape[1]
+            if not square or not np.all(np.isfinite(matrix)) or not np.allclose(matrix, matrix.T, rtol=1e-8, atol=0):
+                raise ValueError(
+                    f"scale must be a finite symmetric matrix (features × features); got shape {scale.shape}"
+                )
+            try:
+                factors_from_covariances(matrix)
+            except np.linalg.LinAlgError:
+                raise ValueError("scale must be positive definite") from None
+
+    @classmethod
+    def fraley_raftery(cls, X: ArrayLike, n_components: int, sample_weight: ArrayLike | None = None) -> ConjugatePrior:
+        """The prior that regularises EM: Λ₀ = cov(X) / K^(2/D), κ₀ = 0.01, ν₀ = D + 2, m₀ = mean of X, α = 1.
+
+        Parameters
+        ----------
+        X : array-like of shape (N, D)
+        n_components : int
+            K.
+        sample_weight : array-like of shape (N,), optional
+            Frequency weights.
+
+        Returns
+        -------
+        ConjugatePrior
+            Resolved. Right for EM; for a posterior its scale inflates the covariances of separated clusters.
+
+        Raises
+        ------
+        ValueError
+            If a column is constant or columns are collinear.
+
+        References
+        ----------
+        Fraley & Raftery (2007), section 3.2 (the defaults of the R package mclust).
+        """
+        X = np.ascontiguousarray(X, dtype=float)
+        mean, covariance = weighted_covariance(
+            X, None if sample_weight is None else np.asarray(sample_weight, dtype=float)
+        )
+        D = X.shape[1]
+        try:
+            factors_from_covariances(covariance)
+            singular = np.linalg.eigvalsh(_correlation(covariance))[0] < 1e-12
+        except np.linalg.LinAlgError:
+            singular = True
+        if singular:
+            raise ValueError(
+                "the data have a constant column or exactly collinear columns, so no prior can be scaled by them: "
+                "drop the column, or give the prior's scale (ConjugatePrior(scale=...))"
+            )
+        return cls(np.ones(n_components), mean, 0.01, D + 2.0, covariance / n_components ** (2 / D))
+
+    def resolve(
+        self,
+        X: ArrayLike,
+        n_components: int,
+        covariance_type: str = "full",
+        sample_weight: ArrayLike | None = None,
+    ) -> ConjugatePrior:
+        """Every value as an array or number, data-scaled where it was not given.
+
+        Parameters
+        ----------
+        X : array-like of shape (N, D)
+        n_components : int
+            K.
+        covariance_type : {"full", "tied", "diag", "spherical"}, default "full"
+            Structure of the fit that the default scale is taken from.
+        sample_weight : array-like of shape (N,), optional
+            Frequency weights.
+
+        Returns
+        -------
+        ConjugatePrior
+            ``weight_concentration`` (K,), ``mean_prior`` (D,), ``scale`` (D, D).
+
+        Raises
+        ------
+        ValueError
+            If a given value does not fit K or D, or the data are too degenerate to scale a prior by.
+        """
+        X = np.ascontiguousarray(X, dtype=float)
+        v = None if sample_weight is None else np.asarray(sample_weight, dtype=float)
+        K, D = n_components, X.shape[1]
+        alpha = np.asarray(self.weight_concentration, dtype=float)
+        if alpha.ndim == 1 and alpha.shape != (K,):
+            raise ValueError(f"weight_concentration has {alpha.shape[0]} values for {K} components")
+        mean = None if self.mean_prior is None else np.atleast_1d(np.asarray(self.mean_prior, dtype=float))
+        if mean is not None and mean.shape != (D,):
+            raise ValueError(f"mean_prior has {mean.shape[0]} values for {D} features")
+        nu = float(D + 2 if self.degrees_of_freedom is None else self.degrees_of_freedom)
+        if nu <= D - 1:
+            raise ValueError(f"degrees_of_freedom must exceed the number of features less one ({D - 1}); got {nu:g}")
+        if self.scale is None:
+            scale = (D + 2) * _within_covariance(X, K, covariance_type, v)
+        else:
+            scale = np.atleast_2d(np.asarray(self.scale, dtype=float))
+            if scale.shape != (D, D):
+                raise ValueError(f"scale has shape {scale.shape} for {D} features")
+        return replace(
+            self,
+            weight_concentration=np.broadcast_to(alpha, (K,)).copy(),
+            mean_prior=np.average(X, axis=0, weights=v) if mean is None else mean,
+            mean_precision=float(self.mean_precision),
+            degrees_of_freedom=nu,
+            scale=scale,
+        )
+
+    def at_least_uniform(self) -> ConjugatePrior:
+        """Return this prior with α raised to 1 where it is below, so that a mode in (π, μ, Σ) exists."""
+        return replace(self, weight_concentration=np.maximum(self.resolved_concentration, 1.0))
+
+    @property
+    def is_resolved(self) -> bool:
+        """Whether every value is known."""
+        given = self.mean_prior is not None and self.degrees_of_freedom is not None and self.scale is not None
+        return given and np.ndim(self.weight_concentration) == 1
+
+    def _resolved(self) -> None:
+        if not self.is_resolved:
+            raise ValueError("this prior has values that come from the data: call resolve(X, n_components) first")
+
+    @property
+    def resolved_concentration(self) -> FloatArray:
+        """α as an array (K,)."""
+        self._resolved()
+        return np.asarray(self.weight_concentration, dtype=float)
+
+    @property
+    def resolved_mean(self) -> FloatArray:
+        """m₀ as an array (D,)."""
+        self._resolved()
+        return np.asarray(self.mean_prior, dtype=float)
+
+    @property
+    def resolved_degrees_of_freedom(self) -> float:
+        """ν₀."""
+        self._resolved()
+        return float(self.degrees_of_freedom)  # type: ignore[arg-type]
+
+    @property
+    def resolved_scale(self) -> FloatArray:
+        """Λ₀ as an array (D, D)."""
+        self._resolved()
+        return np.asarray(self.scale, dtype=float)
+
+    @property
+    def marginal_degrees_of_freedom(self) -> float:
+        """ν = ν₀ − D + 1 of the variances under ``diag`` and ``spherical``."""
+        return self.resolved_degrees_of_freedom - self.resolved_mean.shape[0] + 1
+
+    def log_density(
+        self, weights: FloatArray, means: FloatArray, covariances: FloatArray, covariance_type: str = "full"
+    ) -> FloatArray | float:
+        """Log prior density in the coordinates (π, μ, Σ), with all constants.
+
+        Parameters
+        ----------
+        weights : ndarray of shape (..., K)
+        means : ndarray of shape (..., K, D)
+        covariances : ndarray
+            Packed as ``covariance_type`` says, with the same leading axes.
+        covariance_type : {"full", "tied", "diag", "spherical"}, default "full"
+
+        Returns
+        -------
+        ndarray or float
+            One value per leading index.
+        """
+        kind = structure(covariance_type)
+        weights, means = np.asarray(weights, dtype=float), np.asarray(means, dtype=float)
+        K, D = means.shape[-2:]
+        matrices = kind.expand(np.asarray(covariances, dtype=float), K, D)
+        factors = factors_from_covariances(matrices)
+        log_det = -2 * np.sum(np.log(np.diagonal(factors, axis1=-2, axis2=-1)), axis=-1)
+        alpha, kappa, m0 = self.resolved_concentration, self.mean_precision, self.resolved_mean
+        terms = (alpha - 1) * np.log(np.where(alpha == 1, 1.0, weights))
+        total = terms.sum(axis=-1) + gammaln(alpha.sum()) - gammaln(alpha).sum()
+        y = np.einsum("...ji,...j->...i", factors, means - m0)
+        normal = -0.5 * (kappa * np.sum(y * y, axis=-1) + log_det + D * (LOG_2PI - np.log(kappa)))
+        total = total + normal.sum(axis=-1)
+        return total + self._log_covariance_density(kind.name, factors, log_det)
+
+    def _log_covariance_density(self, name: str, factors: FloatArray, log_det: FloatArray) -> FloatArray:
+        scale, D = self.resolved_scale, factors.shape[-1]
+        if name in ("full", "tied"):
+            nu = self.resolved_degrees_of_freedom
+            trace = np.einsum("...ij,ik,...kj->...", factors, scale, factors)
+            constant = 0.5 * nu * np.linalg.slogdet(scale)[1] - 0.5 * nu * D * np.log(2) - multigammaln(0.5 * nu, D)
+            each = constant - 0.5 * (nu + D + 1) * log_det - 0.5 * trace
+            return each[..., 0] if name == "tied" else each.sum(axis=-1)
+        nu = self.marginal_degrees_of_freedom
+        precision = np.diagonal(factors, axis1=-2, axis2=-1) ** 2
+        rate = 0.5 * np.diagonal(scale)
+        if name == "spherical":
+            precision, rate = precision[..., :1], np.mean(rate, keepdims=True)
+        each = 0.5 * nu * np.log(rate) - gammaln(0.5 * nu) + (0.5 * nu + 1) * np.log(precision) - rate * precision
+        return each.sum(axis=(-2, -1))
+
+    def draw(
+        self, rng: np.random.Generator, size: int = 1, covariance_type: str = "full"
+    ) -> tuple[FloatArray, FloatArray, FloatArray]:
+        """Independent draws from the prior.
+
+        Parameters
+        ----------
+        rng : numpy.random.Generator
+        size : int, default 1
+            Number of draws S.
+        covariance_type : {"full", "tied", "diag", "spherical"}, default "full"
+
+        Returns
+        -------
+        weights : ndarray of shape (S, K)
+        means : ndarray of shape (S, K, D)
+        covariances : ndarray of shape (S, ...)
+            Packed.
+        """
+        kind = structure(covariance_type)
+        alpha, m0, scale = self.resolved_concentration, self.resolved_mean, self.resolved_scale
+        K, D = len(alpha), len(m0)
+        weights = rng.dirichlet(alpha, size)
+        if kind.name in ("full", "tied"):
+            copies = 1 if kind.name == "tied" else K
+            bartlett = np.tril(rng.standard_normal((size, copies, D, D)), -1)
+            index = np.arange(D)
+            bartlett[..., index, index] = np.sqrt(
+                rng.chisquare(self.resolved_degrees_of_freedom - index, (size, copies, D))
+            )
+            factors = np.broadcast_to(factors_from_covariances(scale) @ bartlett, (size, K, D, D))
+        else:
+            nu = self.marginal_degrees_of_freedom
+            shape = (size, K, D) if kind.name == "diag" else (size, K, 1)
+            rate = np.diagonal(scale) if kind.name == "diag" else np.mean(np.diagonal(scale))
+            root = np.sqrt(rng.chisquare(nu, shape) / rate)
+            factors = np.broadcast_to(root, (size, K, D))[..., None] * np.eye(D)
+        inverse = np.linalg.solve(factors, np.broadcast_to(np.eye(D), factors.shape))
+        roots = np.swapaxes(inverse, -1, -2)
+        noise = np.einsum("skij,skj->ski", roots, rng.standard_normal((size, K, D)))
+        return weights, m0 + noise / np.sqrt(self.mean_precision), kind.pack(roots @ inverse)
+
+    def __str__(self) -> str:
+        def short(value: object) -> str:
+            return "from the data" if value is None else np.array2string(np.asarray(value), precision=4, separator=", ")
+
+        return (
+            f"weights ~ Dirichlet({short(self.weight_concentration)})\n"
+            f"means | covariance ~ Normal({short(self.mean_prior)}, covariance / {self.mean_precision:g})\n"
+            f"covariance ~ inverse-Wishart({short(self.degrees_of_freedom)}, {short(self.scale)})"
+        )
+
+
+def weighted_covariance(X: FloatArray, sample_weight: FloatArray | None = None) -> tuple[FloatArray, FloatArray]:
+    """Mean (D,) and unbiased covariance (D, D) of the rows under frequency weights."""
+    total = len(X) if sample_weight is None else float(sample_weight.sum())
+    mean = np.average(X, axis=0, weights=sample_weight)
+    covariance = np.zeros((X.shape[1], X.shape[1]))
+    for start in range(0, len(X), 65536):
+        centred = X[start : start + 65536] - mean
+        weighted = centred if sample_weight is None else centred * sample_weight[start : start + 65536, None]
+        covariance += weighted.T @ centred
+    return mean, covariance / max(total - 1, np.finfo(float).tiny if total <= 1 else 1e-300)
+
+
+def _correlation(covariance: FloatArray) -> FloatArray:
+    scale = np.sqrt(np.diagonal(covariance))
+    return covariance / scale / scale[:, None]
+
+
+def _within_covariance(X: FloatArray, n_components: int, covariance_type: str, v: FloatArray | None) -> FloatArray:
+    """S_w = Σ_k π_k Σ_k of the maximum a posteriori fit under the Fraley–Raftery prior."""
+    from bayesgmm.core.em import fit  # em reads priors: at the top of the file this would be a cycle
+
+    prior = ConjugatePrior.fraley_raftery(X, n_components, v)
+    best = fit(X, n_components, covariance_type, prior=prior, sample_weight=v, rng=np.random.default_rng(0)).best
+    return np.einsum("k,kij->ij", best.parameters.weights, best.parameters.covariances)
