@@ -1,0 +1,518 @@
+"""Expectation–maximisation: the loop, the starts, and the report of the modes that were found."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.optimize import linear_sum_assignment
+
+from bayesgmm.core import covariance, kernel, seeding
+from bayesgmm.core.covariance import CovarianceStructure, structure
+from bayesgmm.core.parameters import FloatArray, MixtureParameters, SufficientStatistics
+from bayesgmm.core.priors import ConjugatePrior, weighted_covariance
+
+MAX_RESEEDS = 3
+LOOSE_TOL = 1e-4
+NEAR_SINGULAR = 1e-3
+
+BoolArray = NDArray[np.bool_]
+IntArray = NDArray[np.integer[Any]]
+Callback = Callable[[int, MixtureParameters, float], None]
+
+
+@dataclass(frozen=True, eq=False)
+class EMRun:
+    """One climb from one start.
+
+    Parameters
+    ----------
+    parameters : MixtureParameters
+    covariances : ndarray
+        Packed.
+    objective : float
+        Mean log-likelihood per unit of weight, plus log prior density / Σ v under a prior.
+    log_likelihood : float
+        Σ_n v_n log p(x_n).
+    counts : ndarray of shape (K,)
+        N_k.
+    lower_bounds : tuple of float
+        The objective at the start and after each iteration.
+    n_iter : int
+        Number of M-steps.
+    converged : bool
+    n_reseeded : int
+        How often a component that had lost its rows or its variance was started anew.
+    history : tuple of MixtureParameters
+        Parameters at the start and after each iteration, if they were asked for.
+    """
+
+    parameters: MixtureParameters
+    covariances: FloatArray
+    objective: float
+    log_likelihood: float
+    counts: FloatArray
+    lower_bounds: tuple[float, ...]
+    n_iter: int
+    converged: bool
+    n_reseeded: int = 0
+    history: tuple[MixtureParameters, ...] = ()
+
+
+@dataclass(frozen=True, eq=False)
+class Mode:
+    """A distinct optimum of EM.
+
+    Parameters
+    ----------
+    run : EMRun
+        The best climb that ended there.
+    n_starts : int
+        How many starts led there.
+    smallest_count : float
+        N_k of the smallest component.
+    smallest_eigenvalue : float
+        Smallest eigenvalue of D^(-1/2) Σ_k D^(-1/2) over components, D the diagonal of the data's variances.
+    spurious : bool
+        Near-singular on few rows: a maximum of the unbounded likelihood that says nothing about the data
+        (McLachlan & Peel 2000, section 3.10).
+    """
+
+    run: EMRun
+    n_starts: int
+    smallest_count: float
+    smallest_eigenvalue: float
+    spurious: bool
+
+    @property
+    def objective(self) -> float:
+        """Objective of the optimum."""
+        return self.run.objective
+
+    def __str__(self) -> str:
+        note = ", spurious (near-singular)" if self.spurious else ""
+        return (
+            f"objective {self.objective:.6f} per row, reached by {self.n_starts} start{'s' * (self.n_starts != 1)}, smallest "
+            f"component {self.smallest_count:.1f} rows, smallest relative eigenvalue {self.smallest_eigenvalue:.2g}{note}"
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class EMFit:
+    """What a multi-start fit found: the best run and every distinct mode, best first."""
+
+    best: EMRun
+    modes: tuple[Mode, ...]
+    failures: tuple[str, ...] = ()
+
+
+class DegenerateFitError(ValueError):
+    """No start led to a mixture with positive definite covariances."""
+
+
+@dataclass(frozen=True, eq=False)
+class Problem:
+    """Everything about a fit but its starting point.
+
+    Parameters
+    ----------
+    X : ndarray of shape (N, D)
+    kind : CovarianceStructure
+    prior : ConjugatePrior or None
+        Resolved. None is maximum likelihood.
+    sample_weight : ndarray of shape (N,) or None
+    reg_covar : float
+        Added to the variances under maximum likelihood; a prior makes it needless, and it is not used then.
+    tol : float
+        The climb ends when the objective changes by less.
+    max_iter : int
+    n_threads : int or None
+    """
+
+    X: FloatArray
+    kind: CovarianceStructure
+    prior: ConjugatePrior | None = None
+    sample_weight: FloatArray | None = None
+    reg_covar: float = 0.0
+    tol: float = 1e-6
+    max_iter: int = 1000
+    n_threads: int | None = None
+    total_weight: float = field(init=False)
+
+    def __post_init__(self) -> None:
+        total = float(len(self.X)) if self.sample_weight is None else float(np.sum(self.sample_weight))
+        object.__setattr__(self, "total_weight", total)
+
+    def e_step(self, parameters: MixtureParameters) -> SufficientStatistics:
+        """Sums of one pass at the parameters."""
+        return kernel.accumulate(self.X, parameters, self.sample_weight, self.n_threads)
+
+    def m_step(self, statistics: SufficientStatistics, means: FloatArray) -> tuple[MixtureParameters, FloatArray]:
+        """Parameters and packed covariances that maximise the expected complete-data objective.
+
+        Raises
+        ------
+        numpy.linalg.LinAlgError
+            If a component has lost its rows or its variance (maximum likelihood alone).
+        """
+        if self.prior is not None:
+            weights, new_means, packed = covariance.maximise_with_prior(statistics, means, self.kind, self.prior)
+        else:
+            if np.min(statistics.counts) < 1e-10 * self.total_weight:
+                raise np.linalg.LinAlgError("a component is empty")
+            weights, new_means, packed = covariance.maximise(statistics, means, self.kind, self.reg_covar)
+        K, D = new_means.shape
+        return MixtureParameters(weights, new_means, self.kind.factors(packed, K, D)), packed
+
+    def objective(self, statistics: SufficientStatistics, parameters: MixtureParameters, packed: FloatArray) -> float:
+        """Mean log-likelihood (plus log prior density) per unit of weight."""
+        total = statistics.log_likelihood
+        if self.prior is not None:
+            total += float(self.prior.log_density(parameters.weights, parameters.means, packed, self.kind.name))
+        return total / self.total_weight
+
+
+def climb(
+    problem: Problem,
+    parameters: MixtureParameters,
+    packed: FloatArray,
+    rng: np.random.Generator,
+    callback: Callback | None = None,
+    keep_history: bool = False,
+) -> EMRun:
+    """EM from given parameters until the objective changes by less than ``tol`` (Dempster, Laird & Rubin 1977).
+
+    Parameters
+    ----------
+    problem : Problem
+    parameters : MixtureParameters
+        The start.
+    packed : ndarray
+        Its covariances in packed shape.
+    rng : numpy.random.Generator
+        Chooses the row at which a lost component is started anew.
+    callback : callable, optional
+        Called as ``callback(iteration, parameters, objective)`` at the start (iteration 0) and after each iteration.
+    keep_history : bool, default False
+
+    Returns
+    -------
+    EMRun
+
+    Raises
+    ------
+    DegenerateFitError
+        If components keep losing their rows or their variance.
+    """
+    bounds: list[float] = []
+    history: list[MixtureParameters] = []
+    reseeded, last_reseed, converged, iteration = 0, 0, False, 0
+    while True:
+        statistics = problem.e_step(parameters)
+        objective = problem.objective(statistics, parameters, packed)
+        if not np.isfinite(objective):
+            raise DegenerateFitError("the log-likelihood left the range of float64: rescale the data")
+        bounds.append(objective)
+        if keep_history:
+            history.append(parameters)
+        if callback is not None:
+            callback(iteration, parameters, objective)
+        converged = iteration > last_reseed and abs(bounds[-1] - bounds[-2]) < problem.tol
+        if converged or iteration >= problem.max_iter:
+            break
+        try:
+            parameters, packed = problem.m_step(statistics, parameters.means)
+        except np.linalg.LinAlgError as error:
+            if reseeded == MAX_RESEEDS:
+                raise DegenerateFitError(f"components kept collapsing ({error})") from None
+            reseeded += 1
+            last_reseed = iteration + 1
+            parameters, packed = _reseed(problem, statistics, parameters, rng)
+        iteration += 1
+    return EMRun(
+        parameters,
+        packed,
+        objective,
+        statistics.log_likelihood,
+        statistics.counts,
+        tuple(bounds),
+        iteration,
+        converged,
+        reseeded,
+        tuple(history),
+    )
+
+
+def _reseed(
+    problem: Problem, statistics: SufficientStatistics, parameters: MixtureParameters, rng: np.random.Generator
+) -> tuple[MixtureParameters, FloatArray]:
+    """Start lost components anew at badly fitted rows, with the pooled covariance of the others."""
+    means, scatter = covariance.centred_moments(statistics, parameters.means)
+    counts = statistics.counts.copy()
+    K, D = means.shape
+    lost = counts < 1e-10 * problem.total_weight
+    variances = np.var(problem.X, axis=0) + np.finfo(float).tiny
+    for k in range(K):
+        relative = scatter[k] / max(counts[k], 1e-300) / np.sqrt(variances) / np.sqrt(variances)[:, None]
+        lost[k] |= bool(np.linalg.eigvalsh(relative)[0] < 1e-12)
+    if not lost.any():
+        lost[np.argmin(counts)] = True
+    density = kernel.log_density(problem.X, parameters, problem.n_threads)
+    worst = np.argsort(density)[: max(10 * K, len(density) // 20)]
+    means[lost] = problem.X[rng.choice(worst, size=int(lost.sum()))]
+    counts[lost] = problem.total_weight / K
+    return _from_scatter(problem, counts, means, np.where(lost[:, None, None], 0.0, scatter), lost)
+
+
+def _from_scatter(
+    problem: Problem, counts: FloatArray, means: FloatArray, scatter: FloatArray, thin: BoolArray | None = None
+) -> tuple[MixtureParameters, FloatArray]:
+    """Parameters from groups of rows; groups too thin for a covariance of their own borrow the pooled one."""
+    K, D = means.shape
+    borrowed = np.full(K, float(D + 2))
+    if thin is not None:
+        borrowed[thin] = np.maximum(counts[thin], D + 2)
+    enough = counts > 2 * (D + 1)
+    if thin is not None:
+        enough &= ~thin
+    _, spread = weighted_covariance(problem.X, problem.sample_weight)
+    floor = 1e-6 * np.diag(np.maximum(np.diagonal(spread), np.finfo(float).tiny))
+    pooled = scatter.sum(axis=0) / problem.total_weight + floor
+    smoothed = np.where(enough[:, None, None], scatter, scatter + borrowed[:, None, None] * pooled)
+    divisor = np.where(enough, counts, counts * (thin is None or ~thin) + borrowed)
+    statistics = SufficientStatistics(0.0, problem.total_weight, np.maximum(divisor, 1e-12), np.zeros((K, D)), smoothed)
+    solo = replace(problem, prior=None)
+    try:
+        parameters, packed = solo.m_step(statistics, means)
+    except np.linalg.LinAlgError:
+        smoothed = smoothed + divisor[:, None, None] * (pooled + floor)
+        parameters, packed = solo.m_step(replace(statistics, second=smoothed), means)
+    weights = np.maximum(counts, 1e-3 * problem.total_weight / K)
+    return replace(parameters, weights=weights / weights.sum()), packed
+
+
+def start_from_labels(problem: Problem, labels: IntArray, n_components: int) -> tuple[MixtureParameters, FloatArray]:
+    """Parameters from a hard assignment of the rows.
+
+    Parameters
+    ----------
+    problem : Problem
+    labels : ndarray of shape (N,)
+        Group of each row, 0 … K − 1.
+    n_components : int
+        K.
+
+    Returns
+    -------
+    parameters : MixtureParameters
+    covariances : ndarray
+        Packed.
+    """
+    D = problem.X.shape[1]
+    v = problem.sample_weight
+    weight = np.ones(len(labels)) if v is None else v
+    counts = np.bincount(labels, weights=weight, minlength=n_components)
+    sums = np.stack(
+        [np.bincount(labels, weights=column * weight, minlength=n_components) for column in problem.X.T],
+        axis=1,
+    )
+    centre = np.average(problem.X, axis=0, weights=v)
+    means = np.where(counts[:, None] > 0, sums / np.maximum(counts, 1e-300)[:, None], centre)
+    scatter = np.zeros((n_components, D, D))
+    for k in range(n_components):
+        member = np.flatnonzero(labels == k)
+        for start in range(0, len(member), 65536):
+            rows = member[start : start + 65536]
+            centred = problem.X[rows] - means[k]
+            scatter[k] += (centred if v is None else centred * v[rows, None]).T @ centred
+    return _from_scatter(problem, counts, means, scatter)
+
+
+def start_from_responsibilities(problem: Problem, resp: FloatArray) -> tuple[MixtureParameters, FloatArray]:
+    """Parameters from a soft assignment (N, K) of the rows: one M-step."""
+    weighted = resp if problem.sample_weight is None else resp * problem.sample_weight[:, None]
+    counts = weighted.sum(axis=0)
+    K, D = resp.shape[1], problem.X.shape[1]
+    centre = np.average(problem.X, axis=0, weights=problem.sample_weight)
+    means = np.where(counts[:, None] > 0, (weighted.T @ problem.X) / np.maximum(counts, 1e-300)[:, None], centre)
+    scatter = np.zeros((K, D, D))
+    for k in range(K):
+        for start in range(0, len(resp), 65536):
+            centred = problem.X[start : start + 65536] - means[k]
+            scatter[k] += (centred * weighted[start : start + 65536, k, None]).T @ centred
+    return _from_scatter(problem, counts, means, scatter)
+
+
+def start(
+    problem: Problem, n_components: int, method: str, rng: np.random.Generator
+) -> tuple[MixtureParameters, FloatArray]:
+    """Parameters of a start by a method of :mod:`bayesgmm.core.seeding`."""
+    seeded = seeding.initial_assignment(method, problem.X, n_components, problem.sample_weight, rng)
+    if seeded.ndim == 1:
+        return start_from_labels(problem, seeded, n_components)
+    return start_from_responsibilities(problem, seeded)
+
+
+def fit(
+    X: FloatArray,
+    n_components: int,
+    covariance_type: str = "full",
+    *,
+    prior: ConjugatePrior | None = None,
+    sample_weight: FloatArray | None = None,
+    reg_covar: float = 0.0,
+    tol: float = 1e-6,
+    max_iter: int = 1000,
+    n_init: int = 10,
+    init_params: str = "kmeans",
+    rng: np.random.Generator,
+    starts: Sequence[tuple[MixtureParameters, FloatArray]] | None = None,
+    n_threads: int | None = None,
+    callback: Callback | None = None,
+    keep_history: bool = False,
+) -> EMFit:
+    """Fit a mixture from several starts and report the distinct optima.
+
+    All starts are climbed to a loose tolerance first; those that arrive at the same place go on as one.
+
+    Parameters
+    ----------
+    X : ndarray of shape (N, D)
+        C-contiguous float64, finite.
+    n_components : int
+        K.
+    covariance_type : {"full", "tied", "diag", "spherical"}, default "full"
+    prior : ConjugatePrior, optional
+        Resolved; None is maximum likelihood.
+    sample_weight : ndarray of shape (N,), optional
+        Frequency weights.
+    reg_covar : float, default 0.0
+        Added to every variance; not used under a prior.
+    tol : float, default 1e-6
+        Absolute change of the objective (per unit of weight) at which a climb ends.
+    max_iter : int, default 1000
+    n_init : int, default 10
+        Number of starts, mixed over the methods of :mod:`bayesgmm.core.seeding`.
+    init_params : str, default "kmeans"
+        Method of the first start.
+    rng : numpy.random.Generator
+    starts : sequence of (MixtureParameters, packed covariances), optional
+        Given starts instead of seeded ones.
+    n_threads : int, optional
+    callback : callable, optional
+        ``callback(iteration, parameters, objective)`` on every iteration of every climb.
+    keep_history : bool, default False
+
+    Returns
+    -------
+    EMFit
+
+    Raises
+    ------
+    DegenerateFitError
+        If no start led to positive definite covariances.
+    ValueError
+        If the prior has a weight concentration below 1: its mode is at weight 0, where the density is unbounded.
+    """
+    if prior is not None and np.min(prior.resolved_concentration) < 1:
+        raise ValueError("a mode needs weight_concentration ≥ 1: below 1 the prior density is unbounded at weight 0")
+    kind = structure(covariance_type)
+    problem = Problem(X, kind, prior, sample_weight, reg_covar, tol, max_iter, n_threads)
+    if starts is None:
+        methods = seeding.mixed_starts(init_params, n_init, X.shape[1])
+        if n_components == 1:
+            methods = methods[:1]
+        seeds = rng.spawn(len(methods))
+    else:
+        methods, seeds = [""] * len(starts), rng.spawn(len(starts))
+    several = len(methods) > 1
+    loose = replace(problem, tol=max(tol, LOOSE_TOL)) if several else problem
+    found: list[tuple[EMRun, int]] = []
+    failures: list[str] = []
+    for index, (method, seed) in enumerate(zip(methods, seeds, strict=True)):
+        try:
+            begin = start(problem, n_components, method, seed) if starts is None else starts[index]
+            found.append((climb(loose, *begin, seed, callback, keep_history), 1))
+        except (DegenerateFitError, np.linalg.LinAlgError) as error:
+            failures.append(f"{method or 'given'} start: {error}")
+    scale = np.sqrt(np.var(X, axis=0) + np.finfo(float).tiny)
+    if several and tol < loose.tol:
+        finished: list[tuple[EMRun, int]] = []
+        for run, reached in _distinct(found, scale, problem.total_weight):
+            try:
+                finished.append((_continued(problem, run, rng, callback, keep_history), reached))
+            except DegenerateFitError as error:
+                failures.append(str(error))
+        found = finished
+    if not found:
+        raise DegenerateFitError(
+            "no start led to positive definite covariances: "
+            + "; ".join(sorted(set(failures)))
+            + ". Use fewer components, a simpler covariance_type, reg_covar > 0 or a prior"
+        )
+    modes = [_describe(problem, run, reached, scale) for run, reached in _distinct(found, scale, problem.total_weight)]
+    modes.sort(key=lambda mode: (mode.spurious, -mode.objective))
+    return EMFit(modes[0].run, tuple(modes), tuple(failures))
+
+
+def _continued(
+    problem: Problem, run: EMRun, rng: np.random.Generator, callback: Callback | None, keep_history: bool
+) -> EMRun:
+    """Climb on from where a run ended."""
+    left = replace(problem, max_iter=max(0, problem.max_iter - run.n_iter))
+    more = climb(left, run.parameters, run.covariances, rng, callback, keep_history)
+    return replace(
+        more,
+        lower_bounds=run.lower_bounds + more.lower_bounds[1:],
+        n_iter=run.n_iter + more.n_iter,
+        n_reseeded=run.n_reseeded + more.n_reseeded,
+        history=run.history + more.history[1:],
+    )
+
+
+def _distinct(found: Sequence[tuple[EMRun, int]], scale: FloatArray, total_weight: float) -> list[tuple[EMRun, int]]:
+    """Merge runs that ended at the same optimum up to the order of the components; the best run of each stays."""
+    kept: list[tuple[EMRun, int]] = []
+    for run, reached in sorted(found, key=lambda pair: -pair[0].objective):
+        for position, (other, count) in enumerate(kept):
+            if same_optimum(run, other, scale, total_weight):
+                kept[position] = (other, count + reached)
+                break
+        else:
+            kept.append((run, reached))
+    return kept
+
+
+def same_optimum(a: EMRun, b: EMRun, scale: FloatArray, total_weight: float) -> bool:
+    """Whether two runs differ by less than 0.5 nats in all and 2 % of a feature's spread in any matched mean."""
+    if abs(a.objective - b.objective) * total_weight > 0.5:
+        return False
+    return matched_distance(a.parameters, b.parameters, scale) < 0.02
+
+
+def matched_distance(a: MixtureParameters, b: MixtureParameters, scale: FloatArray) -> float:
+    """Largest difference of means (in units of ``scale``), root variances and weights after the best matching."""
+    spread_a = np.sqrt(np.diagonal(a.covariances, axis1=1, axis2=2)) / scale
+    spread_b = np.sqrt(np.diagonal(b.covariances, axis1=1, axis2=2)) / scale
+    features_a = np.column_stack([a.means / scale, spread_a, a.weights])
+    features_b = np.column_stack([b.means / scale, spread_b, b.weights])
+    distance = np.max(np.abs(features_a[:, None] - features_b[None]), axis=2)
+    rows, columns = linear_sum_assignment(distance)
+    return float(distance[rows, columns].max())
+
+
+def _describe(problem: Problem, run: EMRun, reached: int, scale: FloatArray) -> Mode:
+    matrices = run.parameters.covariances
+    relative = matrices / scale / scale[:, None]
+    smallest = np.linalg.eigvalsh(relative)[:, 0]
+    # Within-scale as well: clusters a thousand spreads apart are all small against the data, and none is spurious.
+    within = np.sqrt(np.einsum("k,kjj->j", run.parameters.weights, matrices))
+    against_within = np.linalg.eigvalsh(matrices / within / within[:, None])[:, 0]
+    few = run.counts < max(10 * (len(scale) + 1), 0.05 * problem.total_weight)
+    spurious = problem.prior is None and bool(
+        np.any((smallest < NEAR_SINGULAR) & (against_within < 10 * NEAR_SINGULAR) & few)
+    )
+    return Mode(run, reached, float(run.counts.min()), float(smallest.min()), spurious)
