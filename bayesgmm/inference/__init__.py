@@ -1,0 +1,1 @@
+"""From a mode to a posterior: the PyMC model, the Laplace approximation, NUTS, relabelling."""

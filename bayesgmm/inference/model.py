@@ -1,0 +1,367 @@
+"""The PyMC model of a Gaussian mixture with the labels summed out.
+
+    π ~ Dirichlet(α)
+    P_k = V A_k,  V Vᵀ = Λ₀⁻¹,  A_k lower: squared diagonal ~ χ², below it ~ Normal(0, 1)   (Σ_k⁻¹ = P_k P_kᵀ)
+    μ_k given Σ_k ~ Normal(m₀, Σ_k / κ₀)
+    x_n given π, μ, P ~ Σ_k π_k Normal(μ_k, Σ_k)
+
+The second line is Bartlett's decomposition of Σ_k ~ inverse-Wishart(ν₀, Λ₀); the diagonal structures have χ² variables
+alone. Every size, the data and the prior's values are shared variables, so nothing of a data set is part of the graph.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pymc as pm
+import pytensor
+import pytensor.tensor as pt
+from numpy.typing import ArrayLike
+from pymc.logprob.transforms import SimplexTransform
+
+from bayesgmm.core.covariance import CovarianceStructure, structure
+from bayesgmm.core.parameters import FloatArray, factors_from_covariances
+from bayesgmm.core.priors import ConjugatePrior
+from bayesgmm.inference.op import mixture_log_likelihood
+from bayesgmm.inference.posterior import feature_pairs
+from bayesgmm.inference.prior_ops import LogWeights, MeansLogDensity, PrecisionFactors
+
+
+@dataclass(frozen=True)
+class BartlettLayout:
+    """Shapes and dims of the variables behind a covariance structure; all follow from what the structure shares.
+
+    The χ² variables ``bartlett_diagonal`` form a matrix (K or 1) × (D or 1), the Normal ones ``bartlett_offdiagonal`` a matrix
+    (K or 1) × (D(D − 1)/2 or 0); an axis of length 1 is left out of the variable's dims.
+
+    Parameters
+    ----------
+    by_component : bool
+        Whether each component has variables of its own.
+    by_feature : bool
+        Whether each feature has a χ² variable of its own.
+    off_diagonal : bool
+        Whether features covary.
+    """
+
+    by_component: bool
+    by_feature: bool
+    off_diagonal: bool
+
+    @classmethod
+    def of(cls, kind: CovarianceStructure) -> BartlettLayout:
+        """Layout of a covariance structure."""
+        return cls("component" in kind.free_dims, "feature" in kind.free_dims, "feature_bis" in kind.free_dims)
+
+    def dims(self, last: str | None) -> tuple[str, ...]:
+        """Dims of a variable over ``last`` (None: over components alone)."""
+        return (("component",) if self.by_component else ()) + ((last,) if last else ())
+
+    def squares_shape(self, n_components: int, n_features: int) -> tuple[int, int]:
+        """Shape of the χ² variables as a matrix."""
+        return (n_components if self.by_component else 1, n_features if self.by_feature else 1)
+
+    def below_shape(self, n_components: int, n_features: int) -> tuple[int, int]:
+        """Shape of the Normal variables as a matrix."""
+        pairs = n_features * (n_features - 1) // 2 if self.off_diagonal else 0
+        return (n_components if self.by_component else 1, pairs)
+
+    def degrees_of_freedom(self, prior: ConjugatePrior) -> FloatArray:
+        """Degrees of freedom of the χ² variables: ν₀ − j, or those of the inverse-Wishart's marginals; (D,) or (1,)."""
+        D = len(prior.resolved_mean)
+        if self.off_diagonal:
+            return prior.resolved_degrees_of_freedom - np.arange(D, dtype=float)
+        return np.full(D if self.by_feature else 1, prior.marginal_degrees_of_freedom)
+
+    def scale_factor(self, prior: ConjugatePrior) -> FloatArray:
+        """V, lower (D, D), with V Vᵀ the inverse of the part of Λ₀ that the structure uses."""
+        scale = prior.resolved_scale
+        if not self.off_diagonal:
+            variances = np.diag(scale)
+            scale = np.diag(variances if self.by_feature else np.full(len(scale), variances.mean()))
+        return factors_from_covariances(scale)
+
+    def covariances(self, factors: Any) -> Any:
+        """Covariances of symbolic precision factors (K, D, D), packed by the structure's dims."""
+        if not self.off_diagonal:
+            variances = pt.diagonal(factors, axis1=-2, axis2=-1) ** -2.0
+            return variances if self.by_feature else variances[:, 0]
+        inverse = pt.linalg.solve_triangular(factors, pt.eye(factors.shape[-1]), lower=True, b_ndim=2)
+        matrices = inverse.mT @ inverse
+        return matrices if self.by_component else matrices[0]
+
+
+@dataclass(frozen=True, eq=False)
+class ModelInputs:
+    """Everything of a data set and a resolved prior that the model's graph reads, as C-contiguous float64 arrays.
+
+    Parameters
+    ----------
+    X : ndarray of shape (N, D)
+    sample_weight : ndarray of shape (N,) or (0,)
+        Empty for all ones.
+    weight_concentration : ndarray of shape (K,)
+    mean_prior : ndarray of shape (D,)
+    mean_precision : ndarray of shape ()
+    degrees_of_freedom : ndarray of shape (D,) or (1,)
+        Of the χ² variables.
+    scale_factor : ndarray of shape (D, D)
+        V, lower, with V Vᵀ the inverse of the prior's scale.
+    """
+
+    X: FloatArray
+    sample_weight: FloatArray
+    weight_concentration: FloatArray
+    mean_prior: FloatArray
+    mean_precision: FloatArray
+    degrees_of_freedom: FloatArray
+    scale_factor: FloatArray
+
+    @classmethod
+    def resolve(
+        cls,
+        X: ArrayLike,
+        n_components: int,
+        covariance_type: str = "full",
+        prior: str | ConjugatePrior = "default",
+        sample_weight: ArrayLike | None = None,
+    ) -> ModelInputs:
+        """Check the arguments and resolve the prior on the data.
+
+        Raises
+        ------
+        ValueError
+            If the table is not two-dimensional and finite, weights do not match it, or an option is unknown.
+        TypeError
+            If ``prior`` is neither "default" nor a ConjugatePrior.
+        """
+        table = np.ascontiguousarray(X, dtype=np.float64)
+        if table.ndim != 2 or not table.size or not np.all(np.isfinite(table)):
+            raise ValueError(f"X must be a finite table of rows × features, got an array of shape {table.shape}")
+        structure(covariance_type)  # an unknown name is refused before any work
+        weights = np.empty(0) if sample_weight is None else np.ascontiguousarray(sample_weight, dtype=np.float64)
+        if sample_weight is not None and (
+            weights.shape != table.shape[:1] or not np.all(np.isfinite(weights)) or np.any(weights < 0)
+        ):
+            raise ValueError(f"sample_weight must be {len(table)} finite non-negative numbers, one for each row of X")
+        if isinstance(prior, str):
+            if prior != "default":
+                raise ValueError(f'prior must be "default" or a ConjugatePrior, got {prior!r}')
+            prior = ConjugatePrior()
+        if not isinstance(prior, ConjugatePrior):
+            raise TypeError(f'prior must be "default" or a ConjugatePrior, got {type(prior).__name__}')
+        resolved = prior.resolve(table, n_components, covariance_type, None if sample_weight is None else weights)
+        return cls.from_prior(table, covariance_type, resolved, weights)
+
+    @classmethod
+    def from_prior(
+        cls, X: FloatArray, covariance_type: str, prior: ConjugatePrior, sample_weight: FloatArray | None = None
+    ) -> ModelInputs:
+        """Inputs from clean data and a resolved prior, without checks.
+
+        Parameters
+        ----------
+        X : ndarray of shape (N, D)
+        covariance_type : {"full", "tied", "diag", "spherical"}
+        prior : ConjugatePrior
+            Resolved.
+        sample_weight : ndarray of shape (N,) or (0,), optional
+        """
+        layout = BartlettLayout.of(structure(covariance_type))
+        arrays = (
+            X,
+            np.empty(0) if sample_weight is None else sample_weight,
+            prior.resolved_concentration,
+            prior.resolved_mean,
+            prior.mean_precision,
+            layout.degrees_of_freedom(prior),
+            layout.scale_factor(prior),
+        )
+        # Contiguous and writeable: Numba compiles anew for any other layout. asarray keeps zero dimensions.
+        return cls(*(np.require(array, np.float64, ["C", "A", "W"]) for array in arrays))
+
+    @property
+    def n_components(self) -> int:
+        """Number of components K."""
+        return len(self.weight_concentration)
+
+    @property
+    def n_features(self) -> int:
+        """Number of features D."""
+        return self.X.shape[1]
+
+
+class _Simplex(SimplexTransform):
+    """PyMC's simplex transform through the log weights: the same numbers from fewer nodes, and no underflow."""
+
+    def backward(self, value: Any, *inputs: Any) -> Any:
+        return pt.exp(LogWeights()(value))
+
+    def log_jac_det(self, value: Any, *inputs: Any) -> Any:
+        log_weights = LogWeights()(value)
+        return pt.log(log_weights.shape[0].astype("float64")) + pt.sum(log_weights)
+
+
+def _means_dist(mean_prior: Any, mean_precision: Any, factors: Any, size: Any) -> Any:
+    noise = pm.Normal.dist(0.0, 1.0, size=factors.shape[:2])
+    deviation = pt.linalg.solve_triangular(factors.mT, noise[..., None], lower=False, b_ndim=2)[..., 0]
+    return mean_prior + deviation / pt.sqrt(mean_precision)
+
+
+def _means_logp(value: Any, mean_prior: Any, mean_precision: Any, factors: Any) -> Any:
+    return MeansLogDensity()(value, mean_prior, mean_precision, factors)[0]
+
+
+def _table_dist(n_rows: Any, sample_weight: Any, weights: Any, means: Any, factors: Any, size: Any) -> Any:
+    n_features = means.shape[1]
+    labels = pm.Categorical.dist(weights, size=(n_rows,))
+    noise = pm.Normal.dist(0.0, 1.0, size=(n_rows, n_features))
+    roots = pt.linalg.solve_triangular(factors.mT, pt.eye(n_features), lower=False, b_ndim=2)
+    return means[labels] + (noise[:, None, :] * roots[labels]).sum(axis=-1)
+
+
+def _table_logp(value: Any, n_rows: Any, sample_weight: Any, weights: Any, means: Any, factors: Any) -> Any:
+    return mixture_log_likelihood(value, sample_weight, pt.log(weights), means, factors)[0]
+
+
+def _spread_means(X: FloatArray, n_components: int) -> FloatArray:
+    """Means of K slices of the data across their first principal axis: components start apart."""
+    scale = np.std(X, axis=0)
+    standard = (X - np.mean(X, axis=0)) / np.where(scale > 0, scale, 1.0)
+    axis = np.linalg.eigh(standard.T @ standard)[1][:, -1]
+    order = np.argsort(standard @ axis, kind="stable")
+    bounds = np.linspace(0, len(X), n_components + 1).astype(int)
+    return np.stack([X[order[a : max(a + 1, b)]].mean(axis=0) for a, b in zip(bounds[:-1], bounds[1:], strict=True)])
+
+
+def model_from_inputs(
+    inputs: ModelInputs, covariance_type: str, feature_names: Sequence[Any] | None = None
+) -> pm.Model:
+    """Build the PyMC model of given inputs.
+
+    Parameters
+    ----------
+    inputs : ModelInputs
+    covariance_type : {"full", "tied", "diag", "spherical"}
+    feature_names : sequence, optional
+        Labels of the dims ``feature`` and ``feature_bis``; 0 … D − 1 when None.
+
+    Returns
+    -------
+    pymc.Model
+    """
+    kind = structure(covariance_type)
+    layout = BartlettLayout.of(kind)
+    K, D = inputs.n_components, inputs.n_features
+    names = list(range(D)) if feature_names is None else list(feature_names)
+    if len(names) != D:
+        raise ValueError(f"feature_names has {len(names)} names for {D} features")
+    start = _spread_means(inputs.X, K)
+    with pm.Model(coords={"component": range(K), "feature": names, "feature_bis": names}) as model:
+        model.add_coord("obs_id", length=len(inputs.X))
+        X = pm.Data("X", inputs.X, dims=("obs_id", "feature"))
+        concentration = pm.Data("weight_concentration", inputs.weight_concentration, dims="component")
+        mean_prior = pm.Data("mean_prior", inputs.mean_prior, dims="feature")
+        mean_precision = pm.Data("mean_precision", inputs.mean_precision)
+        degrees = pm.Data("degrees_of_freedom", inputs.degrees_of_freedom)
+        scale_factor = pm.Data("scale_factor", inputs.scale_factor, dims=("feature", "feature_bis"))
+        if len(inputs.sample_weight):
+            sample_weight = pm.Data("sample_weight", inputs.sample_weight, dims="obs_id")
+        else:
+            sample_weight = pytensor.shared(inputs.sample_weight, name="sample_weight")
+
+        weights = pm.Dirichlet("weights", concentration, dims="component", default_transform=_Simplex())
+        squares = pm.ChiSquared(
+            "bartlett_diagonal",
+            degrees if layout.by_feature else degrees[0],
+            dims=layout.dims("feature" if layout.by_feature else None),
+        )
+        below: Any = np.empty((1, 0))
+        if layout.off_diagonal:
+            model.add_coord("feature_pair", feature_pairs(names))
+            below = pm.Normal("bartlett_offdiagonal", 0.0, 1.0, dims=layout.dims("feature_pair"))
+            below = below if layout.by_component else below[None, :]
+        squares = squares if layout.by_component else squares[None, :]
+        squares = squares if layout.by_feature else squares[:, None]
+        factors = PrecisionFactors()(scale_factor, squares, below, concentration.shape[0])
+        means = pm.CustomDist(
+            "means",
+            mean_prior,
+            mean_precision,
+            factors,
+            dist=_means_dist,
+            logp=_means_logp,
+            support_point=lambda rv, size, *parameters: pt.constant(start),
+            signature="(d),(),(k,d,d)->(k,d)",
+            dims=("component", "feature"),
+        )
+        pm.Deterministic("covariances", layout.covariances(factors), dims=kind.free_dims)
+        pm.CustomDist(
+            "x",
+            X.shape[0],
+            sample_weight,
+            weights,
+            means,
+            factors,
+            dist=_table_dist,
+            logp=_table_logp,
+            signature="(),(w),(k),(k,d),(k,d,d)->(n,d)",
+            observed=X,
+            dims=("obs_id", "feature"),
+        )
+    return model
+
+
+def build_model(
+    X: ArrayLike,
+    n_components: int,
+    covariance_type: str = "full",
+    prior: str | ConjugatePrior = "default",
+    sample_weight: ArrayLike | None = None,
+    feature_names: Sequence[Any] | None = None,
+) -> pm.Model:
+    r"""Build the PyMC model of a Bayesian Gaussian mixture, labels summed out.
+
+    The model samples with plain ``pm.sample``; ``BayesianGaussianMixture`` samples the same posterior faster.
+
+    Parameters
+    ----------
+    X : array-like of shape (N, D)
+        Observations, finite.
+    n_components : int
+        K.
+    covariance_type : {"full", "tied", "diag", "spherical"}, default="full"
+        Structure of the covariances, with scikit-learn's meaning.
+    prior : "default" or ConjugatePrior, default="default"
+        Prior; values that it leaves open are scaled by the data.
+    sample_weight : array-like of shape (N,), optional
+        Weights of the observations in the log-likelihood; predictive draws ignore them.
+    feature_names : sequence of length D, optional
+        Labels of the dims ``feature`` and ``feature_bis``; the columns of a DataFrame, else 0 … D − 1.
+
+    Returns
+    -------
+    pymc.Model
+        Free variables ``weights`` (component), ``bartlett_diagonal``, ``bartlett_offdiagonal`` (full and tied) and
+        ``means`` (component, feature); deterministic ``covariances``; observed ``x`` (obs_id, feature), whose log
+        density is one number, that of the whole table.
+
+    Raises
+    ------
+    ValueError
+        If the data, weights or an option are not usable.
+
+    Examples
+    --------
+    >>> import numpy as np, pymc as pm, bayesgmm
+    >>> model = bayesgmm.build_model(np.random.default_rng(0).normal(size=(50, 2)), n_components=2)
+    >>> [variable.name for variable in model.free_RVs]
+    ['weights', 'bartlett_diagonal', 'bartlett_offdiagonal', 'means']
+    """
+    if feature_names is None and hasattr(X, "columns"):
+        feature_names = list(X.columns)
+    inputs = ModelInputs.resolve(X, n_components, covariance_type, prior, sample_weight)
+    return model_from_inputs(inputs, covariance_type, feature_names)

@@ -1,0 +1,339 @@
+"""Operations of the prior that would be dozens of nodes each if written in PyTensor's own.
+
+A graph of a few nodes compiles in seconds instead of a minute and runs in microseconds. Each operation is a Numba
+function over small arrays: log weights from their unconstrained form, precision factors from Bartlett's decomposition, and
+the Normal density of the means given those factors.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numba as nb
+import numpy as np
+import pytensor.tensor as pt
+from pytensor.gradient import DisconnectedType, disconnected_type, grad_not_implemented
+from pytensor.graph.basic import Apply, Variable
+from pytensor.graph.op import Op
+from pytensor.link.numba.dispatch.basic import numba_njit, register_funcify_default_op_cache_key
+
+_SOURCE_VERSION = int.from_bytes(hashlib.sha256(Path(__file__).read_bytes()).digest()[:8])
+_options = {"cache": True, "nogil": True, "error_model": "numpy"}
+
+
+@nb.njit(**_options)
+def log_weights_forward(free):
+    """Logarithm of the simplex point with log π_k − mean(log π) = free_k; shape (K − 1,) to (K,)."""
+    K = free.shape[0] + 1
+    out = np.empty(K)
+    last = 0.0
+    for k in range(K - 1):
+        out[k] = free[k]
+        last -= free[k]
+    out[K - 1] = last
+    high = out.max()
+    total = 0.0
+    for k in range(K):
+        total += math.exp(out[k] - high)
+    shift = high + math.log(total)
+    for k in range(K):
+        out[k] -= shift
+    return out
+
+
+@nb.njit(**_options)
+def log_weights_pullback(log_weights, g):
+    """Gradient with respect to the free form, from that with respect to the log weights."""
+    K = log_weights.shape[0]
+    total = g.sum()
+    out = np.empty(K - 1)
+    last = g[K - 1] - math.exp(log_weights[K - 1]) * total
+    for k in range(K - 1):
+        out[k] = g[k] - math.exp(log_weights[k]) * total - last
+    return out
+
+
+@nb.njit(**_options)
+def precision_factors_forward(V, squares, below, n_components):
+    """P_k = V A_k with A_k lower, its diagonal the roots of ``squares`` and ``below`` beneath (rows first)."""
+    D = V.shape[0]
+    R, C = squares.shape
+    out = np.zeros((n_components, D, D))
+    A = np.zeros((D, D))
+    for k in range(n_components):
+        r = k if R > 1 else 0
+        for i in range(D):
+            A[i, i] = math.sqrt(squares[r, i if C > 1 else 0])
+        if below.shape[1] == 0:
+            for i in range(D):
+                for j in range(i + 1):
+                    out[k, i, j] = V[i, j] * A[j, j]
+            continue
+        q = below[k if below.shape[0] > 1 else 0]
+        for i in range(1, D):
+            for j in range(i):
+                A[i, j] = q[i * (i - 1) // 2 + j]
+        for i in range(D):
+            for m in range(i + 1):
+                a = V[i, m]
+                for j in range(m + 1):
+                    out[k, i, j] += a * A[m, j]
+    return out
+
+
+@nb.njit(**_options)
+def precision_factors_pullback(V, squares, below, g):
+    """Gradients with respect to ``squares`` and ``below``, summed where they were broadcast."""
+    D = V.shape[0]
+    K = g.shape[0]
+    R, C = squares.shape
+    g_squares, g_below = np.zeros(squares.shape), np.zeros(below.shape)
+    row = np.empty(D)
+    for k in range(K):
+        r = k if R > 1 else 0
+        for m in range(D):
+            width = m + 1
+            start = 0 if below.shape[1] > 0 else m
+            for j in range(start, width):
+                row[j] = 0.0
+            for i in range(m, D):
+                a = V[i, m]
+                for j in range(start, width):
+                    row[j] += a * g[k, i, j]
+            c = m if C > 1 else 0
+            g_squares[r, c] += 0.5 * row[m] / math.sqrt(squares[r, c])
+            if below.shape[1] > 0:
+                q = g_below[k if below.shape[0] > 1 else 0]
+                for j in range(m):
+                    q[m * (m - 1) // 2 + j] += row[j]
+    return g_squares, g_below
+
+
+@nb.njit(**_options)
+def means_log_density_and_gradients(means, centre, precision, P):
+    """Log N(μ_k; m₀, (κ₀ P_k P_kᵀ)⁻¹) of each component and its gradients with respect to μ_k and P_k."""
+    K, D = means.shape
+    kappa = precision[()]
+    value, g_means, g_factors = np.empty(K), np.zeros((K, D)), np.zeros((K, D, D))
+    constant = 0.5 * D * math.log(kappa / (2.0 * math.pi))
+    z, y = np.empty(D), np.empty(D)
+    for k in range(K):
+        total = constant
+        for j in range(D):
+            z[j] = means[k, j] - centre[j]
+            y[j] = 0.0
+        for i in range(D):
+            for j in range(i + 1):
+                y[j] += P[k, i, j] * z[i]
+        for j in range(D):
+            total += math.log(P[k, j, j]) - 0.5 * kappa * y[j] * y[j]
+        for i in range(D):
+            for j in range(i + 1):
+                g_means[k, i] -= kappa * P[k, i, j] * y[j]
+                g_factors[k, i, j] = -kappa * z[i] * y[j]
+            g_factors[k, i, i] += 1.0 / P[k, i, i]
+        value[k] = total
+    return value, g_means, g_factors
+
+
+class _FirstDerivativeOnly(Op):
+    """Base of the operations here: float64 inputs of fixed dimensions, one Numba function, no second derivatives."""
+
+    __props__ = ()
+    kernel: Callable[..., Any]
+    input_ndims: tuple[int, ...]
+
+    def as_inputs(self, inputs: Sequence[Any]) -> list[Variable]:
+        """Convert inputs to variables of the expected dimensions."""
+        variables = [pt.as_tensor_variable(value) for value in inputs]
+        if tuple(variable.ndim for variable in variables) != self.input_ndims:
+            found = tuple(variable.ndim for variable in variables)
+            raise TypeError(f"{self} expects inputs of {self.input_ndims} dimensions, got {found}")
+        return [v if v.dtype.startswith("int") else pt.cast(v, "float64") for v in variables]
+
+    def perform(self, node: Apply, inputs: Sequence[Any], output_storage: Any) -> None:
+        """Evaluate on arrays, for the backends that call Python."""
+        values = type(self).kernel(*(np.ascontiguousarray(v) if np.ndim(v) else np.asarray(v) for v in inputs))
+        for storage, value in zip(output_storage, values if len(output_storage) > 1 else (values,), strict=True):
+            storage[0] = value
+
+    def pullback(
+        self, inputs: Sequence[Variable], outputs: Sequence[Variable], cotangents: Sequence[Variable]
+    ) -> list[Variable]:
+        """Refuse: what has no rule here is not differentiated."""
+        raise NotImplementedError(f"{self} has no derivative; for a Hessian take finite differences of the gradient")
+
+
+class LogWeightsPullback(_FirstDerivativeOnly):
+    """Gradient of :class:`LogWeights`."""
+
+    kernel = staticmethod(log_weights_pullback)
+    input_ndims = (1, 1)
+
+    def make_node(self, *inputs: Any) -> Apply:
+        """Build the node: log weights and the gradient with respect to them."""
+        return Apply(self, self.as_inputs(inputs), [pt.dvector()])
+
+    def infer_shape(self, node: Apply, shapes: Sequence[Any]) -> list[Any]:
+        """One less than the number of components."""
+        return [(shapes[0][0] - 1,)]
+
+
+class LogWeights(_FirstDerivativeOnly):
+    """Log weights (K,) from PyMC's unconstrained simplex coordinates (K − 1,): exact where a weight underflows."""
+
+    kernel = staticmethod(log_weights_forward)
+    input_ndims = (1,)
+
+    def make_node(self, *inputs: Any) -> Apply:
+        """Build the node."""
+        return Apply(self, self.as_inputs(inputs), [pt.dvector()])
+
+    def infer_shape(self, node: Apply, shapes: Sequence[Any]) -> list[Any]:
+        """One more than the number of free coordinates."""
+        return [(shapes[0][0] + 1,)]
+
+    def pullback(
+        self, inputs: Sequence[Variable], outputs: Sequence[Variable], cotangents: Sequence[Variable]
+    ) -> list[Variable]:
+        """Gradient with respect to the free coordinates."""
+        return [LogWeightsPullback()(outputs[0], cotangents[0])]
+
+
+class PrecisionFactorsPullback(_FirstDerivativeOnly):
+    """Gradient of :class:`PrecisionFactors`."""
+
+    kernel = staticmethod(precision_factors_pullback)
+    input_ndims = (2, 2, 2, 3)
+
+    def make_node(self, *inputs: Any) -> Apply:
+        """Build the node: V, squares, below and the gradient with respect to the factors."""
+        variables = self.as_inputs(inputs)
+        return Apply(self, variables, [pt.dmatrix(), pt.dmatrix()])
+
+    def infer_shape(self, node: Apply, shapes: Sequence[Any]) -> list[Any]:
+        """Shapes of the variables."""
+        return [shapes[1], shapes[2]]
+
+
+class PrecisionFactors(_FirstDerivativeOnly):
+    r"""Precision factors by Bartlett's decomposition, :math:`P_k = V A_k`.
+
+    Inputs are ``V`` (D, D) lower with :math:`V V^\top = \Lambda_0^{-1}`; ``squares`` (K or 1, D or 1), the squared diagonal
+    of A; ``below`` (K or 1, D(D − 1)/2 or 0), what stands beneath it, in the order of ``numpy.tril_indices(D, -1)``; and
+    the number of components. Axes of length 1 are shared: by all components (tied), by all features (spherical).
+
+    References
+    ----------
+    Bartlett (1933), On the theory of statistical regression, Proceedings of the Royal Society of Edinburgh 53, 260–283.
+    """
+
+    kernel = staticmethod(precision_factors_forward)
+    input_ndims = (2, 2, 2, 0)
+
+    def make_node(self, *inputs: Any) -> Apply:
+        """Build the node."""
+        return Apply(self, self.as_inputs(inputs), [pt.dtensor3()])
+
+    def infer_shape(self, node: Apply, shapes: Sequence[Any]) -> list[Any]:
+        """Number of components × features × features."""
+        return [(node.inputs[3], *shapes[0])]
+
+    def connection_pattern(self, node: Apply) -> list[list[bool]]:
+        """The number of components is no quantity to differentiate by."""
+        return [[True], [True], [True], [False]]
+
+    def pullback(
+        self, inputs: Sequence[Variable], outputs: Sequence[Variable], cotangents: Sequence[Variable]
+    ) -> list[Variable]:
+        """Gradients with respect to ``squares`` and ``below``; the scale is held fixed."""
+        g_squares, g_below = PrecisionFactorsPullback()(*inputs[:3], cotangents[0])
+        scale = grad_not_implemented(self, 0, inputs[0], "the prior's scale is held fixed")
+        return [scale, g_squares, g_below, disconnected_type()]
+
+
+class MeansLogDensity(_FirstDerivativeOnly):
+    r"""Log density of each mean, :math:`\log \mathcal{N}(\mu_k;\, m_0,\, (\kappa_0 P_k P_k^\top)^{-1})`, and its gradients.
+
+    Inputs are ``means`` (K, D), ``mean_prior`` (D,), ``mean_precision`` () and ``precision_factors`` (K, D, D). The first
+    output (K,) can be differentiated with respect to means and factors, by the other two outputs.
+    """
+
+    kernel = staticmethod(means_log_density_and_gradients)
+    input_ndims = (2, 1, 0, 3)
+
+    def make_node(self, *inputs: Any) -> Apply:
+        """Build the node."""
+        return Apply(self, self.as_inputs(inputs), [pt.dvector(), pt.dmatrix(), pt.dtensor3()])
+
+    def infer_shape(self, node: Apply, shapes: Sequence[Any]) -> list[Any]:
+        """Number of components, and the shapes of means and factors."""
+        return [(shapes[0][0],), shapes[0], shapes[3]]
+
+    def pullback(
+        self, inputs: Sequence[Variable], outputs: Sequence[Variable], cotangents: Sequence[Variable]
+    ) -> list[Variable]:
+        """Gradients of the log densities, each component's by its own cotangent."""
+        if any(not isinstance(cotangent.type, DisconnectedType) for cotangent in cotangents[1:]):
+            return super().pullback(inputs, outputs, cotangents)
+        fixed = [grad_not_implemented(self, i, inputs[i], "the prior's values are held fixed") for i in (1, 2)]
+        g = cotangents[0]
+        return [g[:, None] * outputs[1], *fixed, g[:, None, None] * outputs[2]]
+
+
+@register_funcify_default_op_cache_key(LogWeights)
+def _numba_log_weights(op: Op, node: Apply | None = None, **kwargs: Any) -> Any:
+    @numba_njit
+    def log_weights(free):
+        return log_weights_forward(np.ascontiguousarray(free))
+
+    return log_weights, _SOURCE_VERSION
+
+
+@register_funcify_default_op_cache_key(LogWeightsPullback)
+def _numba_log_weights_pullback(op: Op, node: Apply | None = None, **kwargs: Any) -> Any:
+    @numba_njit
+    def log_weights_gradient(log_weights, g):
+        return log_weights_pullback(np.ascontiguousarray(log_weights), np.ascontiguousarray(g))
+
+    return log_weights_gradient, _SOURCE_VERSION
+
+
+@register_funcify_default_op_cache_key(PrecisionFactors)
+def _numba_precision_factors(op: Op, node: Apply | None = None, **kwargs: Any) -> Any:
+    @numba_njit
+    def precision_factors(V, squares, below, n_components):
+        return precision_factors_forward(
+            np.ascontiguousarray(V), np.ascontiguousarray(squares), np.ascontiguousarray(below), n_components.item()
+        )
+
+    return precision_factors, _SOURCE_VERSION
+
+
+@register_funcify_default_op_cache_key(PrecisionFactorsPullback)
+def _numba_precision_factors_pullback(op: Op, node: Apply | None = None, **kwargs: Any) -> Any:
+    @numba_njit
+    def precision_factors_gradient(V, squares, below, g):
+        return precision_factors_pullback(
+            np.ascontiguousarray(V), np.ascontiguousarray(squares), np.ascontiguousarray(below), np.ascontiguousarray(g)
+        )
+
+    return precision_factors_gradient, _SOURCE_VERSION
+
+
+@register_funcify_default_op_cache_key(MeansLogDensity)
+def _numba_means_log_density(op: Op, node: Apply | None = None, **kwargs: Any) -> Any:
+    @numba_njit
+    def means_log_density(means, mean_prior, mean_precision, precision_factors):
+        return means_log_density_and_gradients(
+            np.ascontiguousarray(means),
+            np.ascontiguousarray(mean_prior),
+            mean_precision,
+            np.ascontiguousarray(precision_factors),
+        )
+
+    return means_log_density, _SOURCE_VERSION
