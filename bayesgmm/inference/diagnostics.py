@@ -1,0 +1,329 @@
+"""Whether a posterior can be trusted: convergence of what does not depend on labels first, then of the relabelled parameters."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import pandas as pd
+
+from bayesgmm.core.covariance import CovarianceStructure
+from bayesgmm.core.em import matched_distance
+from bayesgmm.core.parameters import FloatArray, MixtureParameters
+from bayesgmm.inference.posterior import PosteriorDraws, derived
+
+R_HAT_LIMIT = 1.01
+ESS_LIMIT = 400
+DIVERGENT_LIMIT = 0.001
+E_BFMI_LIMIT = 0.3
+PARETO_K_LIMIT = 0.7
+
+
+@dataclass(frozen=True, eq=False)
+class Diagnostics:
+    """Convergence diagnostics of a posterior with a verdict in plain words.
+
+    Parameters
+    ----------
+    ok : bool
+        Whether nothing speaks against the draws.
+    labels_identified : bool
+        Whether the relabelled parameters converged: if not, only label-invariant results (densities, co-clustering,
+        anomaly probabilities) can be used.
+    verdict : str
+        One or two sentences.
+    problems : tuple of str
+        What speaks against the draws: the number, and what to do.
+    notes : tuple of str
+        What is worth knowing and no problem.
+    invariants : DataFrame
+        R-hat, bulk and tail ESS of label-invariant quantities.
+    parameters : DataFrame
+        The same for every relabelled parameter.
+    r_hat, ess_bulk, ess_tail : float
+        Worst over both tables.
+    n_divergent : int
+    e_bfmi : ndarray of shape (chains,)
+    permuted_share : float
+        Share of draws whose components had to be put in another order.
+    chain_modes : tuple of int
+        For each chain the mode of EM it stayed nearest to.
+    unvisited_modes : tuple of int
+        Modes within 10 nats of the best that no chain stayed near.
+    pareto_k : float or None
+        Tail index of the importance ratios (method "laplace").
+    """
+
+    ok: bool
+    labels_identified: bool
+    verdict: str
+    problems: tuple[str, ...]
+    notes: tuple[str, ...]
+    invariants: pd.DataFrame
+    parameters: pd.DataFrame
+    r_hat: float
+    ess_bulk: float
+    ess_tail: float
+    n_divergent: int
+    e_bfmi: FloatArray
+    permuted_share: float
+    chain_modes: tuple[int, ...] = ()
+    unvisited_modes: tuple[int, ...] = ()
+    pareto_k: float | None = None
+    settings: Mapping[str, float] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        lines = [self.verdict]
+        lines += [f"- {p}" for p in self.problems]
+        lines += [f"- {n}" for n in self.notes]
+        return "\n".join(lines)
+
+
+def convergence_table(values: Mapping[str, FloatArray]) -> pd.DataFrame:
+    """R-hat, bulk and tail ESS (Vehtari et al. 2021) of named arrays (chains, draws)."""
+    from arviz_stats.base import array_stats
+
+    if not values:
+        return pd.DataFrame(columns=["ess_bulk", "ess_tail", "r_hat"], dtype=float)
+    stacked = np.stack(list(values.values()))
+    constant = np.ptp(stacked, axis=(1, 2)) == 0
+    jitterless = np.where(constant[:, None, None], np.arange(stacked.shape[2]) * 1.0, stacked)
+    table = pd.DataFrame(
+        {
+            "ess_bulk": array_stats.ess(jitterless, method="bulk"),
+            "ess_tail": array_stats.ess(jitterless, method="tail", prob=(0.05, 0.95)),
+            "r_hat": array_stats.rhat(jitterless) if stacked.shape[2] > 3 else np.nan,
+        },
+        index=pd.Index(list(values), name="quantity"),
+    )
+    # A quantity that is the same in every draw by construction (the weight at K = 1) has nothing to converge.
+    table.loc[constant, :] = np.nan
+    return table
+
+
+def label_invariants(draws: PosteriorDraws, log_posterior: FloatArray) -> dict[str, FloatArray]:
+    """Quantities that do not depend on the order of the components, each (chains, draws)."""
+    w, m, P = draws.weights, draws.means, draws.precision_factors
+    log_det = -2 * np.sum(np.log(np.diagonal(P, axis1=-2, axis2=-1)), axis=-1)
+    center = np.einsum("csk,cskj->csj", w, m)
+    within = np.einsum("csk,cskij->csij", w, draws.covariances)
+    deviation = m - center[:, :, None]
+    total = within + np.einsum("csk,cski,cskj->csij", w, deviation, deviation)
+    scale = np.sqrt(np.diagonal(total, axis1=-2, axis2=-1))
+    correlation = total / scale[..., None] / scale[..., None, :]
+    out = {
+        "log_posterior": log_posterior,
+        "log_determinant_within": np.einsum("csk,csk->cs", w, log_det),
+        "log_determinant_total": np.linalg.slogdet(correlation)[1] + 2 * np.log(scale).sum(axis=-1),
+        "overall_mean[0]": center[..., 0],
+    }
+    if w.shape[-1] > 1:
+        out["largest_weight"] = w.max(axis=-1)
+        out["smallest_weight"] = w.min(axis=-1)
+    return out
+
+
+def scalar_parameters(
+    draws: PosteriorDraws, kind: CovarianceStructure, names: Sequence[str], pairs: Sequence[str]
+) -> dict[str, FloatArray]:
+    """Every free quantity of a summary by its name, each (chains, draws): weights, means, deviations, correlations."""
+    labels = {"component": [str(k) for k in range(draws.weights.shape[-1])], "feature": names, "feature_pair": pairs}
+    out: dict[str, FloatArray] = {}
+    for variable, (values, dims) in derived(draws, kind).items():
+        if variable == "covariances":
+            continue
+        for index in np.ndindex(values.shape[2:]):
+            where = ", ".join(labels[d][i] for d, i in zip(dims, index, strict=True))
+            out[f"{variable}[{where}]"] = values[(slice(None), slice(None), *index)]
+    return out
+
+
+def nearest_modes(draws: PosteriorDraws, modes: Sequence[MixtureParameters], scale: FloatArray) -> tuple[int, ...]:
+    """For each chain the mode whose components its average draw matches best."""
+    out = []
+    for c in range(draws.n_chains):
+        average = MixtureParameters(
+            draws.weights[c].mean(axis=0), draws.means[c].mean(axis=0), np.median(draws.precision_factors[c], axis=0)
+        )
+        out.append(int(np.argmin([matched_distance(average, mode, scale) for mode in modes])))
+    return tuple(out)
+
+
+def diagnose(
+    draws: PosteriorDraws,
+    kind: CovarianceStructure,
+    names: Sequence[str],
+    pairs: Sequence[str],
+    log_posterior: FloatArray,
+    *,
+    diverging: FloatArray | None = None,
+    energy: FloatArray | None = None,
+    permuted_share: float = 0.0,
+    modes: Sequence[MixtureParameters] = (),
+    near_modes: int = 0,
+    scale: FloatArray | None = None,
+    pareto_k: float | None = None,
+    effective_size: float | None = None,
+    target_ess: float = ESS_LIMIT,
+    max_draws: int | None = None,
+    stopped_early: str | None = None,
+) -> Diagnostics:
+    """Diagnose relabelled draws.
+
+    Parameters
+    ----------
+    draws : PosteriorDraws
+        Relabelled.
+    kind : CovarianceStructure
+    names, pairs : sequence of str
+        Features and pairs of features.
+    log_posterior : ndarray of shape (chains, draws)
+    diverging : ndarray of shape (chains, draws), optional
+    energy : ndarray of shape (chains, draws), optional
+    permuted_share : float
+    modes : sequence of MixtureParameters
+        Distinct modes of EM, best first.
+    near_modes : int
+        How many of them lie within 10 nats of the best.
+    scale : ndarray of shape (D,), optional
+        Standard deviations of the data.
+    pareto_k, effective_size : float, optional
+        Of the importance resampling, for method "laplace": draws are then independent, and R-hat is not what decides.
+    target_ess : float
+        Effective sample size that was asked for.
+    max_draws : int, optional
+        Draws per chain at which sampling ends all the same.
+    stopped_early : str, optional
+        Why sampling ended before its time.
+
+    Returns
+    -------
+    Diagnostics
+    """
+    from arviz_stats.base import array_stats
+
+    invariants = convergence_table(label_invariants(draws, log_posterior))
+    parameters = convergence_table(scalar_parameters(draws, kind, names, pairs))
+    problems: list[str] = []
+    notes: list[str] = []
+    limit = min(ESS_LIMIT, target_ess)
+    chain_modes: tuple[int, ...] = ()
+    unvisited: tuple[int, ...] = ()
+    e_bfmi = np.empty(0)
+    n_divergent = 0
+    identified = True
+    if stopped_early:
+        problems.append(stopped_early)
+    if pareto_k is not None:
+        size = float(effective_size or 0.0)
+        if not pareto_k <= PARETO_K_LIMIT:
+            problems.append(
+                f"the Laplace approximation does not fit the posterior (Pareto k̂ = {pareto_k:.2f} > {PARETO_K_LIMIT}): "
+                "use method='nuts'"
+            )
+        if size < limit:
+            problems.append(
+                f"the importance weights leave an effective sample size of {size:.0f} (< {limit:.0f}): raise draws, or use "
+                "method='nuts'"
+            )
+    else:
+        bad = invariants[invariants["r_hat"] > R_HAT_LIMIT]
+        if len(bad):
+            problems.append(
+                f"chains disagree on {bad['r_hat'].idxmax()} (R-hat = {bad['r_hat'].max():.3f} > {R_HAT_LIMIT}), which does not "
+                "depend on labels: they sit on different modes or are too short; look at modes_, raise draws and tune, "
+                "or use fewer components"
+            )
+        worst = float(np.nanmax(parameters["r_hat"].to_numpy()))
+        few = float(np.nanmin(parameters[["ess_bulk", "ess_tail"]].to_numpy()))
+        smallest = min(few, float(np.nanmin(invariants[["ess_bulk", "ess_tail"]].to_numpy())))
+        # Fewer than 100 effective draws of a component's parameter where the invariants mix: its label wanders.
+        identified = worst <= R_HAT_LIMIT and few >= min(100, limit)
+        if not identified and not len(bad):
+            name = parameters["r_hat"].idxmax()
+            problems.append(
+                f"the components cannot be told apart from draw to draw ({name}: R-hat = {worst:.3f}, smallest ESS "
+                f"{few:.0f}): values per component mean little; densities, co-clustering and anomaly probabilities do not "
+                "depend on it. Use fewer components"
+            )
+        elif smallest < limit:
+            problems.append(f"the smallest effective sample size is {smallest:.0f} (< {limit:.0f}): raise draws")
+        n_draws = draws.n_draws
+        if smallest >= target_ess > 0:
+            notes.append(
+                f"the asked effective sample size ({target_ess:.0f}) was reached with {n_draws} draws per chain"
+            )
+        elif target_ess > 0 and max_draws is not None and not stopped_early:
+            notes.append(
+                f"sampling ended at the budget of {n_draws} draws per chain (max_draws = {max_draws}) with the smallest "
+                f"effective sample size at {smallest:.0f}, short of the {target_ess:.0f} asked for"
+            )
+        if diverging is not None:
+            n_divergent = int(np.sum(diverging))
+            share = n_divergent / diverging.size
+            if share > DIVERGENT_LIMIT:
+                problems.append(
+                    f"{n_divergent} divergent transitions ({share:.2%}): parts of the posterior may be missed; raise tune or "
+                    "use a stronger prior"
+                )
+        if energy is not None and energy.shape[1] > 3:
+            e_bfmi = np.atleast_1d(np.asarray(array_stats.bfmi(energy)))
+            if np.min(e_bfmi) < E_BFMI_LIMIT:
+                problems.append(
+                    f"E-BFMI = {np.min(e_bfmi):.2f} (< {E_BFMI_LIMIT}): the tails are explored slowly; raise draws"
+                )
+        if len(modes) and scale is not None:
+            chain_modes = nearest_modes(draws, modes, scale)
+            unvisited = tuple(m for m in range(near_modes) if m not in chain_modes)
+            if len(set(chain_modes)) > 1 and len(bad):
+                where = ", ".join(f"chain {c} near mode {m}" for c, m in enumerate(chain_modes))
+                problems.append(f"chains ended near different modes of EM ({where})")
+            if unvisited:
+                notes.append(
+                    f"EM found mode{'s' * (len(unvisited) > 1)} {', '.join(map(str, unvisited))} within 10 nats of the best; "
+                    "no chain stayed there (see modes_)"
+                )
+    if permuted_share > 0:
+        notes.append(f"{permuted_share:.1%} of the draws had their components put back in order")
+    both = pd.concat([invariants, parameters])
+    r_hat = float(np.nanmax(both["r_hat"].to_numpy()))
+    bulk, tail = float(np.nanmin(both["ess_bulk"].to_numpy())), float(np.nanmin(both["ess_tail"].to_numpy()))
+    return Diagnostics(
+        ok=not problems,
+        labels_identified=identified,
+        verdict=_verdict(problems, r_hat, bulk, tail, pareto_k, effective_size, identified),
+        problems=tuple(problems),
+        notes=tuple(notes),
+        invariants=invariants,
+        parameters=parameters,
+        r_hat=r_hat,
+        ess_bulk=bulk,
+        ess_tail=tail,
+        n_divergent=n_divergent,
+        e_bfmi=e_bfmi,
+        permuted_share=permuted_share,
+        chain_modes=chain_modes,
+        unvisited_modes=unvisited,
+        pareto_k=pareto_k,
+    )
+
+
+def _verdict(
+    problems: Sequence[str],
+    r_hat: float,
+    bulk: float,
+    tail: float,
+    pareto_k: float | None,
+    effective_size: float | None,
+    identified: bool,
+) -> str:
+    if pareto_k is not None:
+        numbers = f"Pareto k̂ = {pareto_k:.2f}, effective sample size {effective_size:.0f}"
+    else:
+        numbers = f"largest R-hat {r_hat:.3f}, smallest ESS {bulk:.0f} (bulk) and {tail:.0f} (tail)"
+    if not problems:
+        return f"The draws can be trusted: {numbers}."
+    if not identified:
+        return f"The draws cannot be trusted component by component: {numbers}."
+    return f"The draws are not to be trusted yet: {numbers}."

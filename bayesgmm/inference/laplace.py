@@ -1,0 +1,285 @@
+"""From a mode of EM to a Gaussian approximation of the posterior around it, and draws corrected by importance resampling."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
+from scipy.linalg import cholesky, solve_triangular
+from scipy.optimize import minimize
+from scipy.special import logsumexp
+
+from bayesgmm.core.covariance import structure
+from bayesgmm.core.parameters import FloatArray, covariances_from_factors
+
+if TYPE_CHECKING:
+    from bayesgmm.inference.compiled import CompiledPosterior
+
+FULL_HESSIAN_LIMIT = 1500
+"""Largest number of parameters for which the Hessian is taken whole, by differences of the gradient."""
+
+SMALLEST_CURVATURE = 1e-2
+"""Curvature, in units of the start's own scale, below which a direction counts as flat."""
+
+
+class LogPosterior(Protocol):
+    """What the approximation needs of a compiled posterior."""
+
+    @property
+    def ndim(self) -> int:
+        """Number of unconstrained parameters."""
+
+    def logp_and_grad(self, theta: FloatArray) -> tuple[float, FloatArray]:
+        """Log posterior density and its gradient at a point."""
+
+
+@dataclass(frozen=True, eq=False)
+class LaplaceApproximation:
+    """Normal approximation around one mode in the unconstrained coordinates of the PyMC model.
+
+    Parameters
+    ----------
+    center : ndarray of shape (P,)
+        The mode θ*.
+    log_density : float
+        Log posterior density (unnormalised) there.
+    factor : ndarray of shape (P, P)
+        L with L Lᵀ = H⁻¹, lower triangular.
+    gradient_norm : float
+        Newton decrement √(gᵀ H⁻¹ g) at the mode: 0 at an exact one, in units of posterior standard deviations.
+    flat_directions : int
+        Directions with no curvature to speak of, whose variance was bounded.
+    """
+
+    center: FloatArray
+    log_density: float
+    factor: FloatArray
+    gradient_norm: float
+    flat_directions: int
+
+    @property
+    def log_evidence(self) -> float:
+        """Laplace approximation of the log integral around this mode: log p(θ*) + P/2 log 2π + ½ log det H⁻¹."""
+        P = len(self.center)
+        return self.log_density + 0.5 * P * float(np.log(2 * np.pi)) + float(np.sum(np.log(np.diagonal(self.factor))))
+
+    def log_normal_density(self, theta: FloatArray) -> FloatArray:
+        """Log density of the approximation at points (S, P)."""
+        y = solve_triangular(self.factor, (theta - self.center).T, lower=True)
+        constant = 0.5 * len(self.center) * np.log(2 * np.pi) + np.sum(np.log(np.diagonal(self.factor)))
+        return -0.5 * np.sum(y * y, axis=0) - constant
+
+
+def rough_scales(compiled: CompiledPosterior, theta: FloatArray, counts: FloatArray) -> FloatArray:
+    """Posterior standard deviations as they would be if the labels were known, to about a factor of 3.
+
+    Parameters
+    ----------
+    compiled : CompiledPosterior
+    theta : ndarray of shape (P,)
+        Near a mode.
+    counts : ndarray of shape (K,)
+        N_k there.
+
+    Returns
+    -------
+    ndarray of shape (P,)
+    """
+    parameters = compiled.constrain(theta)
+    log_squares, below = (theta[compiled.slices[name]] for name in ("bartlett_diagonal_log__", "bartlett_offdiagonal"))
+    K, D = parameters["means"].shape
+    owners = 1 if "component" not in structure(compiled.covariance_type).free_dims else K
+    rows = counts if owners == K else counts.sum(keepdims=True)
+    roots = np.exp(0.5 * log_squares).reshape(owners, -1)
+    per_square = rows * D / roots.shape[1] + D + 2.0
+    scales = np.empty_like(theta)
+    scales[compiled.slices["weights_simplex__"]] = 1 / np.sqrt(counts[:-1] + 1.0)
+    scales[compiled.slices["bartlett_diagonal_log__"]] = np.repeat(np.sqrt(2.0 / per_square), roots.shape[1])
+    if len(below):
+        lower = np.tril_indices(D, -1)[0]
+        scales[compiled.slices["bartlett_offdiagonal"]] = (roots[:, lower] / np.sqrt(rows + 1.0)[:, None]).ravel()
+    variances = np.diagonal(covariances_from_factors(parameters["precision_factors"]), axis1=1, axis2=2)
+    scales[compiled.slices["means"]] = np.sqrt(variances / (counts + 1.0)[:, None]).ravel()
+    return scales
+
+
+def polish(posterior: LogPosterior, start: FloatArray, scale: FloatArray) -> FloatArray:
+    """Climb to the mode by a quasi-Newton method (L-BFGS) in coordinates scaled to about unit variance.
+
+    Parameters
+    ----------
+    posterior : LogPosterior
+    start : ndarray of shape (P,)
+    scale : ndarray of shape (P,)
+        Rough posterior standard deviations.
+
+    Returns
+    -------
+    ndarray of shape (P,)
+        At least as good as the start.
+    """
+
+    def negative(u: FloatArray) -> tuple[float, FloatArray]:
+        value, gradient = posterior.logp_and_grad(start + scale * u)
+        if not np.isfinite(value):
+            return 1e300, np.zeros_like(u)
+        return -value, -gradient * scale
+
+    result = minimize(
+        negative,
+        np.zeros(posterior.ndim),
+        jac=True,
+        method="L-BFGS-B",
+        options={"maxiter": 500, "maxcor": 30, "ftol": 1e-14, "gtol": 1e-4},
+    )
+    theta = start + scale * result.x
+    return theta if posterior.logp_and_grad(theta)[0] >= posterior.logp_and_grad(start)[0] else start
+
+
+def hessian(posterior: LogPosterior, theta: FloatArray, scale: FloatArray) -> FloatArray:
+    """Negative Hessian of the log posterior, in units of ``scale``, by central differences of the gradient.
+
+    Parameters
+    ----------
+    posterior : LogPosterior
+    theta : ndarray of shape (P,)
+    scale : ndarray of shape (P,)
+
+    Returns
+    -------
+    ndarray of shape (P, P)
+        −∂² log p / ∂u ∂uᵀ with θ = θ* + scale · u.
+    """
+    P = posterior.ndim
+    step = 1e-4  # of a standard deviation: error about step² against a rounding error of about 1e-16 |logp| / step
+    out = np.empty((P, P))
+    for i in range(P):
+        shifted = theta.copy()
+        shifted[i] += step * scale[i]
+        upper = posterior.logp_and_grad(shifted)[1]
+        shifted[i] = theta[i] - step * scale[i]
+        out[i] = -(upper - posterior.logp_and_grad(shifted)[1]) * scale / (2 * step)
+    return 0.5 * (out + out.T)
+
+
+def laplace(posterior: LogPosterior, start: FloatArray, scale: FloatArray) -> LaplaceApproximation:
+    """Polish a start and approximate the posterior by a normal around the mode.
+
+    Parameters
+    ----------
+    posterior : LogPosterior
+    start : ndarray of shape (P,)
+        Unconstrained parameters near a mode.
+    scale : ndarray of shape (P,)
+        Rough posterior standard deviations, from the counts of the components.
+
+    Returns
+    -------
+    LaplaceApproximation
+    """
+    theta = polish(posterior, start, scale)
+    if posterior.ndim > FULL_HESSIAN_LIMIT:
+        log_density, gradient = posterior.logp_and_grad(theta)
+        return LaplaceApproximation(theta, log_density, np.diag(scale), float(np.linalg.norm(gradient * scale)), 0)
+    factor, flat, decrement = np.diag(scale), 0, np.inf
+    for _ in range(3):
+        log_density, gradient = posterior.logp_and_grad(theta)
+        factor, flat = _inverse_root(hessian(posterior, theta, scale), scale)
+        newton = factor @ (factor.T @ gradient)
+        decrement = float(np.linalg.norm(factor.T @ gradient))
+        if decrement < 1e-4:
+            break
+        step = 1.0
+        while step > 1e-3 and not posterior.logp_and_grad(theta + step * newton)[0] > log_density:
+            step *= 0.5
+        if step <= 1e-3:
+            break
+        theta = theta + step * newton
+        if decrement * step < 1e-2 and step == 1.0:
+            # Quadratic convergence: the Hessian has not moved, and the decrement is now about its square.
+            log_density, gradient = posterior.logp_and_grad(theta)
+            decrement = float(np.linalg.norm(factor.T @ gradient))
+            break
+    return LaplaceApproximation(theta, float(log_density), factor, decrement, flat)
+
+
+def _inverse_root(information: FloatArray, scale: FloatArray) -> tuple[FloatArray, int]:
+    """Lower L with L Lᵀ = H⁻¹; directions of little or negative curvature get a bounded variance."""
+    values, vectors = np.linalg.eigh(information)
+    flat = int(np.sum(values < SMALLEST_CURVATURE))
+    bounded = np.where(values < SMALLEST_CURVATURE, np.clip(np.abs(values), SMALLEST_CURVATURE, 1.0), values)
+    covariance = (vectors / bounded) @ vectors.T * scale * scale[:, None]
+    return cholesky(covariance, lower=True), flat
+
+
+@dataclass(frozen=True, eq=False)
+class ImportanceDraws:
+    """Draws resampled to the posterior.
+
+    Parameters
+    ----------
+    theta : ndarray of shape (S, P)
+        Equally weighted.
+    pareto_k : float
+        Tail index k̂ of the importance ratios: above 0.7 the draws are not to be trusted.
+    effective_size : float
+        1 / Σ w² of the smoothed weights.
+    n_proposed : int
+    n_unique : int
+    """
+
+    theta: FloatArray
+    pareto_k: float
+    effective_size: float
+    n_proposed: int
+    n_unique: int
+
+
+def importance_draws(
+    posterior: LogPosterior, modes: Sequence[LaplaceApproximation], n_draws: int, rng: np.random.Generator
+) -> ImportanceDraws:
+    """Draw from a mixture of Laplace approximations and resample with Pareto-smoothed importance weights.
+
+    Parameters
+    ----------
+    posterior : LogPosterior
+    modes : sequence of LaplaceApproximation
+        Weighted by their evidence.
+    n_draws : int
+        Number of draws S that come back.
+    rng : numpy.random.Generator
+
+    Returns
+    -------
+    ImportanceDraws
+
+    References
+    ----------
+    Vehtari, Simpson, Gelman, Yao & Gabry (2024), Pareto smoothed importance sampling, JMLR 25(72).
+    """
+    from arviz_stats.base import array_stats
+
+    evidence = np.array([mode.log_evidence for mode in modes])
+    shares = np.exp(evidence - logsumexp(evidence))
+    n_proposed = 2 * n_draws
+    which = np.sort(rng.choice(len(modes), size=n_proposed, p=shares))
+    noise = rng.standard_normal((n_proposed, posterior.ndim))
+    theta = np.empty_like(noise)
+    for m, mode in enumerate(modes):
+        theta[which == m] = mode.center + noise[which == m] @ mode.factor.T
+    proposal = np.stack([mode.log_normal_density(theta) for mode in modes], axis=1) + np.log(shares)
+    ratios = np.array([posterior.logp_and_grad(point)[0] for point in theta]) - logsumexp(proposal, axis=1)
+    ratios[~np.isfinite(ratios)] = -np.inf
+    finite = np.where(np.isfinite(ratios), ratios, ratios[np.isfinite(ratios)].min() - 700)
+    # ArviZ takes the negative log weights.
+    log_weights, pareto_k = array_stats.psislw(-finite, r_eff=1.0)
+    weights = np.exp(log_weights - logsumexp(log_weights))
+    # Systematic resampling: one uniform number, the least variance.
+    positions = (rng.random() + np.arange(n_draws)) / n_draws
+    chosen = np.minimum(np.searchsorted(np.cumsum(weights), positions), n_proposed - 1)
+    rng.shuffle(chosen)
+    return ImportanceDraws(
+        theta[chosen], float(pareto_k), float(1 / np.sum(weights**2)), n_proposed, len(np.unique(chosen))
+    )

@@ -1,0 +1,247 @@
+"""Posterior draws of a mixture: in one order of the components, derived quantities, and ArviZ's DataTree."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from bayesgmm.core import kernel
+from bayesgmm.core.covariance import CovarianceStructure
+from bayesgmm.core.parameters import FloatArray, covariances_from_factors
+from bayesgmm.core.priors import ConjugatePrior
+
+if TYPE_CHECKING:
+    from xarray import DataTree
+
+LOG_LIKELIHOOD_LIMIT = 20_000_000
+"""Draws × rows up to which the pointwise log-likelihood is stored with the posterior (160 MB)."""
+
+
+@dataclass(frozen=True, eq=False)
+class PosteriorDraws:
+    """Draws of a mixture's parameters.
+
+    Parameters
+    ----------
+    weights : ndarray of shape (chains, draws, K)
+    means : ndarray of shape (chains, draws, K, D)
+    precision_factors : ndarray of shape (chains, draws, K, D, D)
+    """
+
+    weights: FloatArray
+    means: FloatArray
+    precision_factors: FloatArray
+
+    @property
+    def n_chains(self) -> int:
+        """Number of chains."""
+        return int(self.weights.shape[0])
+
+    @property
+    def n_draws(self) -> int:
+        """Number of draws per chain."""
+        return int(self.weights.shape[1])
+
+    @property
+    def covariances(self) -> FloatArray:
+        """Covariance matrices (chains, draws, K, D, D)."""
+        return covariances_from_factors(self.precision_factors)
+
+    def flat(self, every: int = 1) -> tuple[FloatArray, FloatArray, FloatArray]:
+        """Weights, means and precision factors with chains joined, every ``every``-th draw."""
+        K, D = self.means.shape[2:]
+        return (
+            np.ascontiguousarray(self.weights.reshape(-1, K)[::every]),
+            np.ascontiguousarray(self.means.reshape(-1, K, D)[::every]),
+            np.ascontiguousarray(self.precision_factors.reshape(-1, K, D, D)[::every]),
+        )
+
+    def permuted(self, permutations: np.ndarray) -> PosteriorDraws:
+        """Draws with the components of each in the order of ``permutations`` (chains · draws, K)."""
+        order = permutations.reshape(self.weights.shape)
+        return PosteriorDraws(
+            np.take_along_axis(self.weights, order, axis=2),
+            np.take_along_axis(self.means, order[..., None], axis=2),
+            np.take_along_axis(self.precision_factors, order[..., None, None], axis=2),
+        )
+
+
+def joined(parts: Sequence[PosteriorDraws], axis: int) -> PosteriorDraws:
+    """Draws put together along chains (axis 0) or draws (axis 1)."""
+    return PosteriorDraws(
+        np.concatenate([p.weights for p in parts], axis=axis),
+        np.concatenate([p.means for p in parts], axis=axis),
+        np.concatenate([p.precision_factors for p in parts], axis=axis),
+    )
+
+
+def derived(draws: PosteriorDraws, kind: CovarianceStructure) -> dict[str, tuple[FloatArray, tuple[str, ...]]]:
+    """The posterior's variables with their dims: weights, means, covariances, standard deviations, correlations.
+
+    Correlations are left out where the structure has none.
+    """
+    matrices = draws.covariances
+    D = matrices.shape[-1]
+    deviations = np.sqrt(np.diagonal(matrices, axis1=-2, axis2=-1))
+    out: dict[str, tuple[FloatArray, tuple[str, ...]]] = {
+        "weights": (draws.weights, ("component",)),
+        "means": (draws.means, ("component", "feature")),
+        "covariances": (kind.pack(matrices), kind.free_dims),
+        "standard_deviations": (_distinct(deviations, "feature", kind.deviation_dims), kind.deviation_dims),
+    }
+    if kind.correlation_dims is not None and D > 1:
+        rows, columns = np.tril_indices(D, -1)
+        correlations = matrices[..., rows, columns] / (deviations[..., rows] * deviations[..., columns])
+        out["correlations"] = (_distinct(correlations, "feature_pair", kind.correlation_dims), kind.correlation_dims)
+    return out
+
+
+def _distinct(values: FloatArray, last: str, dims: tuple[str, ...]) -> FloatArray:
+    """Values (chains, draws, component, last) along the dims in which they differ."""
+    values = values if "component" in dims else values[:, :, 0]
+    return np.ascontiguousarray(values if last in dims else values[..., 0])
+
+
+def feature_pairs(names: Sequence[str]) -> list[str]:
+    """Names of the pairs of features, in the order of the correlations."""
+    rows, columns = np.tril_indices(len(names), -1)
+    return [f"{names[int(j)]}:{names[int(i)]}" for i, j in zip(rows, columns, strict=True)]
+
+
+def pointwise_log_likelihood(draws: PosteriorDraws, X: FloatArray) -> FloatArray:
+    """Log density of every row under every draw, shape (chains, draws, N)."""
+    return kernel.pointwise_log_likelihood(X, *draws.flat()).reshape(draws.n_chains, draws.n_draws, len(X))
+
+
+def log_prior(draws: PosteriorDraws, prior: ConjugatePrior, kind: CovarianceStructure) -> FloatArray:
+    """Log prior density in the coordinates (π, μ, Σ) of every draw, shape (chains, draws)."""
+    packed = kind.pack(draws.covariances)
+    return np.asarray(prior.log_density(draws.weights, draws.means, packed, kind.name))
+
+
+def data_tree(
+    draws: PosteriorDraws,
+    kind: CovarianceStructure,
+    X: FloatArray,
+    sample_weight: FloatArray | None,
+    names: Sequence[str],
+    prior: ConjugatePrior,
+    sample_stats: Mapping[str, FloatArray],
+    attributes: Mapping[str, Any],
+) -> DataTree:
+    """Package a posterior with ArviZ's groups.
+
+    Parameters
+    ----------
+    draws : PosteriorDraws
+        In one order of the components.
+    kind : CovarianceStructure
+    X : ndarray of shape (N, D)
+    sample_weight : ndarray of shape (N,) or None
+    names : sequence of str
+        Feature names.
+    prior : ConjugatePrior
+        Resolved.
+    sample_stats : mapping of str to ndarray of shape (chains, draws)
+    attributes : mapping
+        Attributes of the root.
+
+    Returns
+    -------
+    DataTree
+        Groups posterior, sample_stats, log_prior, observed_data, constant_data; log_likelihood where
+        draws × rows ≤ ``LOG_LIKELIHOOD_LIMIT``.
+    """
+    import arviz_base
+
+    variables = derived(draws, kind)
+    N, D = X.shape
+    K = draws.weights.shape[-1]
+    coords: dict[str, Any] = {
+        "component": np.arange(K),
+        "feature": list(names),
+        "feature_bis": list(names),
+        "obs_id": np.arange(N),
+    }
+    dims: dict[str, list[str]] = {name: list(d) for name, (_, d) in variables.items()}
+    if "correlations" in variables:
+        coords["feature_pair"] = feature_pairs(names)
+    dims |= {
+        "x": ["obs_id", "feature"],
+        "sample_weight": ["obs_id"],
+        "weight_concentration": ["component"],
+        "mean_prior": ["feature"],
+        "scale": ["feature", "feature_bis"],
+    }
+    constant: dict[str, Any] = {
+        "weight_concentration": prior.resolved_concentration,
+        "mean_prior": prior.resolved_mean,
+        "mean_precision": np.asarray(prior.mean_precision),
+        "degrees_of_freedom": np.asarray(prior.resolved_degrees_of_freedom),
+        "scale": prior.resolved_scale,
+    }
+    if sample_weight is not None:
+        constant["sample_weight"] = sample_weight
+    groups: dict[str, dict[str, Any]] = {
+        "posterior": {name: values for name, (values, _) in variables.items()},
+        "sample_stats": dict(sample_stats),
+        "log_prior": {"prior": log_prior(draws, prior, kind)},
+        "observed_data": {"x": X},
+        "constant_data": constant,
+    }
+    tree = arviz_base.from_dict(groups, coords=coords, dims=dims, attrs={"/": dict(attributes)})
+    if draws.n_chains * draws.n_draws * N <= LOG_LIKELIHOOD_LIMIT:
+        add_log_likelihood(tree, draws, X)
+    return tree
+
+
+def add_log_likelihood(tree: DataTree, draws: PosteriorDraws, X: FloatArray) -> None:
+    """Add the group ``log_likelihood`` with one value per chain, draw and row."""
+    import xarray as xr
+
+    posterior = tree["posterior"]
+    values = pointwise_log_likelihood(draws, X)
+    tree["log_likelihood"] = xr.DataTree(
+        xr.Dataset(
+            {"x": (("chain", "draw", "obs_id"), values)},
+            coords={"chain": posterior["chain"].values, "draw": posterior["draw"].values, "obs_id": np.arange(len(X))},
+        )
+    )
+
+
+def add_posterior_predictive(tree: DataTree, draws: PosteriorDraws, n_rows: int, rng: np.random.Generator) -> None:
+    """Add the group ``posterior_predictive``: one simulated table of ``n_rows`` rows for every draw."""
+    import xarray as xr
+
+    posterior = tree["posterior"]
+    K, D = draws.means.shape[2:]
+    weights, means, factors = draws.flat()
+    tables = np.empty((len(weights), n_rows, D))
+    for s in range(len(weights)):
+        tables[s] = simulate(rng, n_rows, weights[s], means[s], factors[s])[0]
+    tree["posterior_predictive"] = xr.DataTree(
+        xr.Dataset(
+            {"x": (("chain", "draw", "obs_id", "feature"), tables.reshape(draws.n_chains, draws.n_draws, n_rows, D))},
+            coords={
+                "chain": posterior["chain"].values,
+                "draw": posterior["draw"].values,
+                "obs_id": np.arange(n_rows),
+                "feature": posterior["feature"].values,
+            },
+        )
+    )
+
+
+def simulate(
+    rng: np.random.Generator, n_rows: int, weights: FloatArray, means: FloatArray, precision_factors: FloatArray
+) -> tuple[FloatArray, np.ndarray]:
+    """Rows and labels from one mixture by the two-stage process."""
+    labels = rng.choice(len(weights), size=n_rows, p=weights / weights.sum())
+    rows = rng.standard_normal((n_rows, means.shape[1]))
+    for k in np.unique(labels):
+        member = labels == k
+        rows[member] = means[k] + np.linalg.solve(precision_factors[k].T, rows[member].T).T
+    return rows, labels

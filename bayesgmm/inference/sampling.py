@@ -1,0 +1,288 @@
+"""From the modes of EM to a diagnosed posterior: Laplace approximations, NUTS or importance resampling, relabelling."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from bayesgmm import __version__
+from bayesgmm.core import covariance, em
+from bayesgmm.core.covariance import CovarianceStructure
+from bayesgmm.core.parameters import FloatArray
+from bayesgmm.core.priors import ConjugatePrior
+from bayesgmm.inference import posterior
+from bayesgmm.inference.diagnostics import Diagnostics, diagnose
+from bayesgmm.inference.laplace import LaplaceApproximation, importance_draws, laplace, rough_scales
+from bayesgmm.inference.nuts import Chains, run_nuts
+from bayesgmm.inference.posterior import PosteriorDraws
+from bayesgmm.inference.relabel import relabel
+
+if TYPE_CHECKING:
+    from xarray import DataTree
+
+    from bayesgmm.inference.compiled import CompiledPosterior
+
+START_DEGREES_OF_FREEDOM = 4
+"""Chains start from Student-t draws with these degrees of freedom around a mode: overdispersed, as R-hat needs."""
+
+
+@dataclass(frozen=True, eq=False)
+class Task:
+    """What is to be sampled.
+
+    Parameters
+    ----------
+    X : ndarray of shape (N, D)
+    sample_weight : ndarray of shape (N,) or None
+    kind : CovarianceStructure
+    prior : ConjugatePrior
+        Resolved.
+    modes : tuple of EMRun
+        Distinct modes of EM in (π, μ, Σ), best first.
+    n_near : int
+        How many of them are within 10 nats of the best.
+    names : tuple of str
+        Feature names.
+    """
+
+    X: FloatArray
+    sample_weight: FloatArray | None
+    kind: CovarianceStructure
+    prior: ConjugatePrior
+    modes: tuple[em.EMRun, ...]
+    n_near: int
+    names: tuple[str, ...]
+
+    @property
+    def problem(self) -> em.Problem:
+        """The same as a problem of EM under the prior."""
+        return em.Problem(self.X, self.kind, self.prior, self.sample_weight)
+
+
+@dataclass(frozen=True, eq=False)
+class Settings:
+    """How it is sampled; see :class:`bayesgmm.BayesianGaussianMixture`."""
+
+    method: str
+    draws: int
+    tune: int
+    chains: int
+    target_ess: float
+    max_draws: int
+    cores: int | None
+    progressbar: bool
+
+
+@dataclass(frozen=True, eq=False)
+class Result:
+    """Relabelled draws, packaged and diagnosed; ``interrupted`` says what was kept where the user stopped it."""
+
+    draws: PosteriorDraws
+    idata: DataTree
+    diagnostics: Diagnostics
+    interrupted: str | None = None
+
+
+def sample_posterior(task: Task, settings: Settings, rng: np.random.Generator) -> Result:
+    """Sample the posterior of a mixture.
+
+    Parameters
+    ----------
+    task : Task
+    settings : Settings
+    rng : numpy.random.Generator
+
+    Returns
+    -------
+    Result
+    """
+    from bayesgmm.inference.compiled import CompiledPosterior
+
+    n_components = len(task.modes[0].counts)
+    compiled = CompiledPosterior.from_data(task.X, n_components, task.kind.name, task.prior, task.sample_weight)
+    approximations = approximate_modes(compiled, task)
+    if settings.method == "laplace":
+        return _by_importance(compiled, task, settings, approximations, rng)
+    return _by_nuts(compiled, task, settings, approximations, rng)
+
+
+def approximate_modes(compiled: CompiledPosterior, task: Task) -> list[LaplaceApproximation]:
+    """Laplace approximations of the modes near the best, each started from its closed-form M-step."""
+    problem = task.problem
+    out = []
+    for run in task.modes[: task.n_near]:
+        statistics = problem.e_step(run.parameters)
+        start = covariance.maximise_unconstrained(statistics, run.parameters.means, task.kind, task.prior)
+        theta = compiled.unconstrain(start.weights, start.means, start.precision_factors)
+        out.append(laplace(compiled, theta, rough_scales(compiled, theta, statistics.counts)))
+    return out
+
+
+def _by_importance(
+    compiled: CompiledPosterior,
+    task: Task,
+    settings: Settings,
+    approximations: Sequence[LaplaceApproximation],
+    rng: np.random.Generator,
+) -> Result:
+    shape = (settings.chains, settings.draws)
+    resampled = importance_draws(compiled, approximations, settings.chains * settings.draws, rng)
+    log_posterior = np.array([compiled.logp_and_grad(point)[0] for point in resampled.theta]).reshape(shape)
+    chains = Chains(resampled.theta.reshape(*shape, -1), {"lp": log_posterior})
+    return _package(
+        compiled, task, chains, settings, pareto_k=resampled.pareto_k, effective_size=resampled.effective_size
+    )
+
+
+def _by_nuts(
+    compiled: CompiledPosterior,
+    task: Task,
+    settings: Settings,
+    approximations: Sequence[LaplaceApproximation],
+    rng: np.random.Generator,
+) -> Result:
+    owners, starts = allot_chains(compiled, task, approximations, settings.chains, rng)
+    whitenings = [(approximations[m].center, approximations[m].factor) for m in owners]
+    seeds = rng.integers(2**31 - 1, size=64)
+    chains = run_nuts(
+        compiled, starts, whitenings, settings.draws, settings.tune, int(seeds[0]), settings.cores, settings.progressbar
+    )
+    result = _package(compiled, task, chains, settings)
+    for round_number in range(1, len(seeds)):
+        drawn = chains.theta.shape[1]
+        smallest = min(result.diagnostics.ess_bulk, result.diagnostics.ess_tail)
+        if result.interrupted or smallest >= settings.target_ess or drawn + settings.draws > settings.max_draws:
+            break
+        more = run_nuts(
+            compiled,
+            chains.theta[:, -1],
+            whitenings,
+            settings.draws,
+            max(100, settings.tune // 2),
+            int(seeds[round_number]),
+            settings.cores,
+            settings.progressbar,
+        )
+        if more.theta.shape[1] == 0:
+            break
+        chains = Chains(
+            np.concatenate([chains.theta, more.theta], axis=1),
+            {name: np.concatenate([values, more.stats[name]], axis=1) for name, values in chains.stats.items()},
+            more.interrupted,
+        )
+        result = _package(compiled, task, chains, settings)
+    return result
+
+
+def allot_chains(
+    compiled: CompiledPosterior,
+    task: Task,
+    approximations: Sequence[LaplaceApproximation],
+    n_chains: int,
+    rng: np.random.Generator,
+) -> tuple[list[int], FloatArray]:
+    """Which mode each chain belongs to, and overdispersed starts.
+
+    Chains go round the modes in order of their density. With two chains or more the last starts from a random partition of
+    the rows: starts within known modes alone would leave R-hat blind to the others.
+
+    Parameters
+    ----------
+    compiled : CompiledPosterior
+    task : Task
+    approximations : sequence of LaplaceApproximation
+    n_chains : int
+    rng : numpy.random.Generator
+
+    Returns
+    -------
+    owners : list of int
+        Index of the mode whose whitening a chain uses.
+    starts : ndarray of shape (chains, P)
+    """
+    order = np.argsort([-a.log_density for a in approximations], kind="stable")
+    owners = [int(order[c % len(order)]) for c in range(n_chains)]
+    starts = []
+    for c, owner in enumerate(owners):
+        if c == n_chains - 1 and n_chains > 1:
+            owners[c] = int(order[0])
+            starts.append(_random_start(compiled, task, rng))
+            continue
+        mode = approximations[owner]
+        stretch = np.sqrt(START_DEGREES_OF_FREEDOM / rng.chisquare(START_DEGREES_OF_FREEDOM))
+        step = stretch * (mode.factor @ rng.standard_normal(compiled.ndim))
+        # A start with no density (an overflow far out) is drawn in towards the mode.
+        while not np.isfinite(compiled.logp_and_grad(mode.center + step)[0]):
+            step *= 0.5
+        starts.append(mode.center + step)
+    return owners, np.array(starts)
+
+
+def _random_start(compiled: CompiledPosterior, task: Task, rng: np.random.Generator) -> FloatArray:
+    """Unconstrained parameters of a random partition of the rows, after one M-step under the prior."""
+    problem = task.problem
+    n_components = len(task.modes[0].counts)
+    parameters, _ = em.start(problem, n_components, "random_from_data", rng)
+    statistics = problem.e_step(parameters)
+    start = covariance.maximise_unconstrained(statistics, parameters.means, task.kind, task.prior)
+    return compiled.unconstrain(start.weights, start.means, start.precision_factors)
+
+
+def _package(
+    compiled: CompiledPosterior,
+    task: Task,
+    chains: Chains,
+    settings: Settings,
+    *,
+    pareto_k: float | None = None,
+    effective_size: float | None = None,
+) -> Result:
+    """Constrain, relabel, diagnose and package draws."""
+    C, S, P = chains.theta.shape
+    parts = compiled.constrain(chains.theta.reshape(-1, P))
+    raw = PosteriorDraws(
+        *(parts[name].reshape(C, S, *parts[name].shape[1:]) for name in ("weights", "means", "precision_factors"))
+    )
+    reference = task.modes[0].parameters
+    weights, means, factors = raw.flat()
+    permutations = relabel(
+        weights,
+        means,
+        raw.covariances.reshape(factors.shape),
+        (reference.weights, reference.means, reference.covariances),
+        covariance_type="full",
+    )
+    draws = raw.permuted(permutations)
+    moved = np.any(permutations != np.arange(permutations.shape[1]), axis=1)
+    interrupted = f"stopped by the user after {S} of {settings.draws} draws per chain" if chains.interrupted else None
+    diagnostics = diagnose(
+        draws,
+        task.kind,
+        task.names,
+        posterior.feature_pairs(task.names),
+        chains.stats["lp"],
+        diverging=chains.stats.get("diverging"),
+        energy=chains.stats.get("energy"),
+        permuted_share=float(np.mean(moved)),
+        modes=[run.parameters for run in task.modes],
+        near_modes=task.n_near,
+        scale=np.std(task.X, axis=0),
+        pareto_k=pareto_k,
+        effective_size=effective_size,
+        target_ess=settings.target_ess,
+        max_draws=settings.max_draws,
+        stopped_early=interrupted,
+    )
+    attributes: dict[str, Any] = {
+        "inference_library": "bayesgmm",
+        "inference_library_version": __version__,
+        "sampler": settings.method,
+        "covariance_type": task.kind.name,
+    }
+    tree = posterior.data_tree(
+        draws, task.kind, task.X, task.sample_weight, task.names, task.prior, chains.stats, attributes
+    )
+    return Result(draws, tree, diagnostics, interrupted)
