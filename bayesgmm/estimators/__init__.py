@@ -1,0 +1,1 @@
+"""Mixtures in the manner of scikit-learn, one class a file."""

@@ -1,0 +1,514 @@
+"""`BayesianGaussianMixture`: the posterior of a Gaussian mixture with the labels summed out."""
+
+from __future__ import annotations
+
+import warnings
+from numbers import Integral, Real
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Self
+
+import numpy as np
+from numpy.typing import ArrayLike
+from sklearn.base import BaseEstimator, ClusterMixin, DensityMixin, _fit_context
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.utils._param_validation import Interval, StrOptions
+from sklearn.utils.validation import check_is_fitted
+
+from bayesgmm.core import em, kernel
+from bayesgmm.core.covariance import STRUCTURES, structure
+from bayesgmm.core.parameters import FloatArray, MixtureParameters
+from bayesgmm.core.priors import ConjugatePrior
+from bayesgmm.estimators.validation import (
+    Labels,
+    check_table,
+    check_weights,
+    feature_names,
+    generator,
+    refuse_degenerate,
+)
+from bayesgmm.exceptions import SamplingInterrupted
+
+if TYPE_CHECKING:
+    import pandas as pd
+    import pymc as pm
+    from xarray import DataTree
+
+    from bayesgmm.inference.diagnostics import Diagnostics
+    from bayesgmm.inference.posterior import PosteriorDraws
+
+NEAR_NATS = 10.0
+"""Modes of EM whose log posterior is within this of the best get chains of their own."""
+
+_SKLEARN_NAMES = {
+    "weight_concentration_prior_type": "a finite mixture has a Dirichlet prior: prior=ConjugatePrior(weight_concentration=...)",
+    "weight_concentration_prior": "prior=ConjugatePrior(weight_concentration=...)",
+    "mean_precision_prior": "prior=ConjugatePrior(mean_precision=...)",
+    "mean_prior": "prior=ConjugatePrior(mean_prior=...)",
+    "degrees_of_freedom_prior": "prior=ConjugatePrior(degrees_of_freedom=...)",
+    "covariance_prior": "prior=ConjugatePrior(scale=...)",
+}
+
+
+class BayesianGaussianMixture(ClusterMixin, DensityMixin, BaseEstimator):
+    """Posterior of a Gaussian mixture by NUTS (or a corrected Laplace approximation), started from the modes of EM.
+
+    EM from several starts finds the modes; each is polished in the unconstrained coordinates of a PyMC model with the labels summed
+    out and approximated by a normal; NUTS runs in the coordinates that this makes round. Draws are put in one order of the
+    components, diagnosed and packaged for ArviZ.
+
+    Parameters
+    ----------
+    n_components : int, default 1
+        Number of components K.
+    covariance_type : {"full", "tied", "diag", "spherical"}, default "full"
+        Structure of the covariances.
+    prior : "default" or ConjugatePrior, default "default"
+        "default" is ``ConjugatePrior()``: κ₀ = 0.01, ν₀ = D + 2, Λ₀ = (D + 2) S_w, resolved from the data once and kept in
+        ``prior_``.
+    method : {"nuts", "laplace"}, default "nuts"
+        "laplace" draws from normal approximations of the modes and resamples with Pareto-smoothed importance weights;
+        fast, and right where ``diagnostics_.pareto_k`` ≤ 0.7.
+    draws : int, default 1000
+        Draws per chain after warm-up.
+    tune : int or "auto", default "auto"
+        Warm-up draws per chain; "auto" is 400, enough in whitened coordinates.
+    chains : int, default 4
+        Number of chains. They are shared out over the modes of EM within 10 nats of the best, overdispersed, and one of
+        them (of two or more) starts from a random partition of the rows.
+    target_ess : float, default 400
+        Sampling goes on, ``draws`` at a time, until the smallest bulk and tail effective sample size of every relabelled
+        parameter reaches this.
+    max_draws : int, default 10000
+        Draws per chain at which it stops all the same, and says so.
+    n_init : int, default 10
+        Starts of EM.
+    init_params : {"kmeans", "k-means++", "random", "random_from_data"}, default "kmeans"
+        Method of EM's first start.
+    tol : float, default 1e-9
+        Tolerance of EM (change of the objective per row).
+    max_iter : int, default 1000
+        Iterations allowed to each start of EM.
+    random_state : int, RandomState, Generator or None, default None
+        The same int gives the same draws, bit for bit.
+    cores : int, optional
+        Chains that run at a time. Default: all cores.
+    progressbar : bool, default True
+        Show the progress of sampling.
+
+    Attributes
+    ----------
+    idata_ : DataTree
+        Groups posterior (weights, means, covariances, standard_deviations, correlations), sample_stats, log_likelihood,
+        log_prior, observed_data, constant_data.
+    diagnostics_ : Diagnostics
+        Convergence, with a verdict in words.
+    map_ : MixtureParameters
+        Mode in (π, μ, Σ) found by EM under the prior.
+    modes_ : tuple of Mode
+        Distinct modes of EM, best first.
+    prior_ : ConjugatePrior
+        The prior with its resolved values.
+    weights_, means_, covariances_ : ndarray
+        Posterior means of the relabelled draws where the components are identified, else the mode (with a warning).
+    n_features_in_ : int
+    feature_names_in_ : ndarray of str
+        When the table has column names.
+
+    References
+    ----------
+    Frühwirth-Schnatter (2006), Finite Mixture and Markov Switching Models, Springer, sections 3.5 and 6.3.
+    Hoffman & Gelman (2014), The No-U-Turn sampler, JMLR 15, 1593–1623.
+    """
+
+    _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
+        "n_components": [Interval(Integral, 1, None, closed="left")],
+        "covariance_type": [StrOptions(set(STRUCTURES))],
+        "prior": [StrOptions({"default"}), ConjugatePrior],
+        "method": [StrOptions({"nuts", "laplace"})],
+        "draws": [Interval(Integral, 4, None, closed="left")],
+        "tune": [StrOptions({"auto"}), Interval(Integral, 10, None, closed="left")],
+        "chains": [Interval(Integral, 1, None, closed="left")],
+        "target_ess": [Interval(Real, 0, None, closed="left")],
+        "max_draws": [Interval(Integral, 1, None, closed="left")],
+        "n_init": [Interval(Integral, 1, None, closed="left")],
+        "init_params": [StrOptions({"kmeans", "random", "random_from_data", "k-means++"})],
+        "tol": [Interval(Real, 0.0, None, closed="left")],
+        "max_iter": [Interval(Integral, 1, None, closed="left")],
+        "random_state": ["random_state", np.random.Generator],
+        "cores": [Interval(Integral, 1, None, closed="left"), None],
+        "progressbar": ["boolean"],
+    }
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> Self:
+        """Refuse scikit-learn's names of the prior's arguments with the names of ours."""
+        for name, ours in _SKLEARN_NAMES.items():
+            if name in kwargs:
+                raise TypeError(f"{name} is scikit-learn's name of a variational prior; here it is {ours}")
+        return super().__new__(cls)
+
+    def __init__(
+        self,
+        n_components: int = 1,
+        *,
+        covariance_type: str = "full",
+        prior: str | ConjugatePrior = "default",
+        method: str = "nuts",
+        draws: int = 1000,
+        tune: int | str = "auto",
+        chains: int = 4,
+        target_ess: float = 400,
+        max_draws: int = 10_000,
+        n_init: int = 10,
+        init_params: str = "kmeans",
+        tol: float = 1e-9,
+        max_iter: int = 1000,
+        random_state: Any = None,
+        cores: int | None = None,
+        progressbar: bool = True,
+    ) -> None:
+        self.n_components = n_components
+        self.covariance_type = covariance_type
+        self.prior = prior
+        self.method = method
+        self.draws = draws
+        self.tune = tune
+        self.chains = chains
+        self.target_ess = target_ess
+        self.max_draws = max_draws
+        self.n_init = n_init
+        self.init_params = init_params
+        self.tol = tol
+        self.max_iter = max_iter
+        self.random_state = random_state
+        self.cores = cores
+        self.progressbar = progressbar
+
+    @_fit_context(prefer_skip_nested_validation=True)
+    def fit(self, X: ArrayLike, y: Any = None, sample_weight: ArrayLike | None = None) -> Self:
+        """Sample the posterior.
+
+        Parameters
+        ----------
+        X : array-like of shape (N, D)
+        y : ignored
+        sample_weight : array-like of shape (N,), optional
+            Frequency weights: a weight of 2 is the row twice.
+
+        Returns
+        -------
+        BayesianGaussianMixture
+
+        Raises
+        ------
+        ValueError
+            If the input is not a finite numeric table, or too degenerate for the prior to be scaled by it.
+        SamplingInterrupted
+            If the user stopped the sampler; what was drawn is in the exception's ``estimator``.
+        """
+        table = check_table(self, X, reset=True, min_rows=2)
+        weights = check_weights(sample_weight, table)
+        own_scale = isinstance(self.prior, ConjugatePrior) and self.prior.scale is not None
+        if not own_scale:
+            refuse_degenerate(table, self.n_components, feature_names(self))
+        prior = ConjugatePrior() if isinstance(self.prior, str) else self.prior
+        self.prior_ = prior.resolve(table, self.n_components, self.covariance_type, weights)
+        rng = generator(self.random_state)
+        em_rng, sampler_rng = rng.spawn(2)
+        found = em.fit(
+            table,
+            self.n_components,
+            self.covariance_type,
+            prior=self.prior_.at_least_uniform(),
+            sample_weight=weights,
+            tol=self.tol,
+            max_iter=self.max_iter,
+            n_init=self.n_init,
+            init_params=self.init_params,
+            rng=em_rng,
+        )
+        self.modes_, self.map_ = found.modes, found.best.parameters
+        self._X, self._sample_weight = table, weights
+        self._sample(sampler_rng)
+        return self
+
+    def _sample(self, rng: np.random.Generator) -> None:
+        from bayesgmm.inference import sampling
+
+        total = float(len(self._X)) if self._sample_weight is None else float(self._sample_weight.sum())
+        near = [m for m in self.modes_ if (self.modes_[0].objective - m.objective) * total <= NEAR_NATS]
+        result = sampling.sample_posterior(
+            sampling.Task(
+                X=self._X,
+                sample_weight=self._sample_weight,
+                kind=structure(self.covariance_type),
+                prior=self.prior_,
+                modes=tuple(m.run for m in self.modes_),
+                n_near=len(near),
+                names=tuple(feature_names(self)),
+            ),
+            sampling.Settings(
+                method=self.method,
+                draws=int(self.draws),
+                tune=400 if isinstance(self.tune, str) else int(self.tune),
+                chains=int(self.chains),
+                target_ess=float(self.target_ess),
+                max_draws=int(max(self.max_draws, self.draws)),
+                cores=self.cores,
+                progressbar=bool(self.progressbar),
+            ),
+            rng,
+        )
+        self._draws: PosteriorDraws = result.draws
+        self.idata_: DataTree = result.idata
+        self.diagnostics_: Diagnostics = result.diagnostics
+        self._set_point_estimates()
+        if result.interrupted is not None:
+            raise SamplingInterrupted(result.interrupted, self)
+        for problem in self.diagnostics_.problems:
+            warnings.warn(problem, ConvergenceWarning, stacklevel=5)
+
+    def _set_point_estimates(self) -> None:
+        kind = structure(self.covariance_type)
+        if self.diagnostics_.labels_identified:
+            weights, means, factors = self._draws.flat()
+            self.weights_, self.means_ = weights.mean(axis=0), means.mean(axis=0)
+            self.covariances_ = kind.pack(self._draws.covariances).mean(axis=(0, 1))
+        else:
+            warnings.warn(
+                "weights_, means_ and covariances_ are the mode's: the draws' components cannot be told apart",
+                ConvergenceWarning,
+                stacklevel=6,
+            )
+            self.weights_, self.means_ = self.map_.weights, self.map_.means
+            self.covariances_ = kind.pack(self.map_.covariances)
+
+    @property
+    def pymc_model_(self) -> pm.Model:
+        """The PyMC model of this fit, with named dims; built when asked for."""
+        check_is_fitted(self)
+        from bayesgmm.inference.model import build_model
+
+        return build_model(
+            self._X,
+            self.n_components,
+            self.covariance_type,
+            self.prior_,
+            self._sample_weight,
+            feature_names=feature_names(self),
+        )
+
+    def _table(self, X: ArrayLike) -> FloatArray:
+        check_is_fitted(self)
+        return check_table(self, X, reset=False)
+
+    def score_samples(self, X: ArrayLike) -> FloatArray:
+        """Log posterior-predictive density of each row: log of the density averaged over draws.
+
+        Parameters
+        ----------
+        X : array-like of shape (N, D)
+
+        Returns
+        -------
+        ndarray of shape (N,)
+        """
+        return kernel.posterior_predictive(self._table(X), *self._draws.flat(), with_responsibilities=False)[0]
+
+    def score(self, X: ArrayLike, y: Any = None, sample_weight: ArrayLike | None = None) -> float:
+        """Mean log posterior-predictive density of the rows.
+
+        Parameters
+        ----------
+        X : array-like of shape (N, D)
+        y : ignored
+        sample_weight : array-like of shape (N,), optional
+
+        Returns
+        -------
+        float
+        """
+        table = self._table(X)
+        return float(np.average(self.score_samples(X), weights=check_weights(sample_weight, table)))
+
+    def predict_proba(self, X: ArrayLike) -> FloatArray:
+        """Responsibilities averaged over the relabelled draws.
+
+        Parameters
+        ----------
+        X : array-like of shape (N, D)
+
+        Returns
+        -------
+        ndarray of shape (N, K)
+        """
+        return kernel.posterior_predictive(self._table(X), *self._draws.flat())[1]
+
+    def predict(self, X: ArrayLike) -> Labels:
+        """Component of highest average responsibility for each row.
+
+        Parameters
+        ----------
+        X : array-like of shape (N, D)
+
+        Returns
+        -------
+        ndarray of shape (N,)
+        """
+        return np.argmax(self.predict_proba(X), axis=1)
+
+    def fit_predict(self, X: ArrayLike, y: Any = None, sample_weight: ArrayLike | None = None) -> Labels:
+        """Fit, and give each row its most probable component.
+
+        Parameters
+        ----------
+        X : array-like of shape (N, D)
+        y : ignored
+        sample_weight : array-like of shape (N,), optional
+
+        Returns
+        -------
+        ndarray of shape (N,)
+        """
+        return self.fit(X, y, sample_weight=sample_weight).predict(X)
+
+    def sample(self, n_samples: int = 1) -> tuple[FloatArray, Labels]:
+        """Draw rows from the posterior predictive: a posterior draw, a component by its weight, then a row from it.
+
+        Parameters
+        ----------
+        n_samples : int, default 1
+
+        Returns
+        -------
+        X : ndarray of shape (n_samples, D)
+        y : ndarray of shape (n_samples,)
+            Component of each row.
+
+        Raises
+        ------
+        ValueError
+            If ``n_samples`` < 1.
+        """
+        check_is_fitted(self)
+        if n_samples < 1:
+            raise ValueError(f"Invalid value for 'n_samples': {n_samples}. The sampling requires at least one sample.")
+        rng = generator(self.random_state)
+        weights, means, factors = self._draws.flat()
+        which = rng.integers(len(weights), size=n_samples)
+        cumulative = np.cumsum(weights[which], axis=1)
+        y = np.minimum(
+            (rng.random(n_samples)[:, None] * cumulative[:, -1:] > cumulative).sum(axis=1), self.n_components - 1
+        )
+        rows = np.empty((n_samples, means.shape[2]))
+        for start in range(0, n_samples, 65536):
+            part = slice(start, start + 65536)
+            P = factors[which[part], y[part]]
+            noise = rng.standard_normal((len(P), means.shape[2], 1))
+            rows[part] = means[which[part], y[part]] + np.linalg.solve(np.swapaxes(P, 1, 2), noise)[..., 0]
+        return rows, y
+
+    def coclustering(self, X: ArrayLike) -> FloatArray:
+        """Posterior probability that two rows come from the same component: Σ_k r_nk r_mk averaged over draws.
+
+        Parameters
+        ----------
+        X : array-like of shape (N, D)
+            At most 5,000 rows: the result has N² entries.
+
+        Returns
+        -------
+        ndarray of shape (N, N)
+
+        Raises
+        ------
+        ValueError
+            If X has more rows.
+
+        Notes
+        -----
+        Rows are taken as independent given the parameters; the diagonal is 1.
+        """
+        table = self._table(X)
+        if len(table) > 5000:
+            raise ValueError(
+                f"co-clustering of {len(table)} rows needs {len(table)} × {len(table)} numbers: give at most 5000 rows"
+            )
+        out = np.zeros((len(table), len(table)))
+        weights, means, factors = self._draws.flat()
+        for parameters in map(MixtureParameters, weights, means, factors):
+            r = kernel.responsibilities(table, parameters)[0]
+            out += r @ r.T
+        out /= len(weights)
+        np.fill_diagonal(out, 1.0)
+        return out
+
+    def compute_log_likelihood(self) -> Self:
+        """Add the pointwise log-likelihood to ``idata_`` where it was too large to be stored at once.
+
+        Returns
+        -------
+        BayesianGaussianMixture
+        """
+        check_is_fitted(self)
+        from bayesgmm.inference import posterior
+
+        if "log_likelihood" not in self.idata_.children:
+            posterior.add_log_likelihood(self.idata_, self._draws, self._X)
+        return self
+
+    def sample_posterior_predictive(self) -> Self:
+        """Add the group ``posterior_predictive`` to ``idata_``: one simulated table for every draw.
+
+        Returns
+        -------
+        BayesianGaussianMixture
+        """
+        check_is_fitted(self)
+        from bayesgmm.inference import posterior
+
+        posterior.add_posterior_predictive(self.idata_, self._draws, len(self._X), generator(self.random_state))
+        return self
+
+    def summary(self, ci_prob: float = 0.9) -> pd.DataFrame:
+        """One table: the mode found by EM beside posterior mean, sd, interval, effective sample sizes and R-hat.
+
+        Parameters
+        ----------
+        ci_prob : float, default 0.9
+            Probability of the equal-tailed interval.
+
+        Returns
+        -------
+        DataFrame
+            One row per weight, mean, standard deviation and correlation.
+
+        Raises
+        ------
+        ValueError
+            If ``ci_prob`` lies outside (0, 1).
+        """
+        check_is_fitted(self)
+        from bayesgmm.inference.summary import posterior_summary
+
+        kind = structure(self.covariance_type)
+        return posterior_summary(self._draws, self.map_, kind, feature_names(self), self.diagnostics_, ci_prob)
+
+    def save(self, path: str | Path) -> Path:
+        """Write the fit to a folder: ``posterior.nc`` and ``fit.json``, no pickle.
+
+        Parameters
+        ----------
+        path : str or path
+            Folder; made if needed.
+
+        Returns
+        -------
+        path
+        """
+        check_is_fitted(self)
+        from bayesgmm.persistence import save
+
+        return save(self, path)
+
+    def __sklearn_is_fitted__(self) -> bool:
+        return hasattr(self, "_draws")

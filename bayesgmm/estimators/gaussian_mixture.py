@@ -1,0 +1,686 @@
+"""`GaussianMixture`: maximum likelihood or maximum a posteriori by EM, in scikit-learn's manners."""
+
+from __future__ import annotations
+
+import time
+import warnings
+from collections.abc import Callable
+from numbers import Integral, Real
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Self
+
+import numpy as np
+from numpy.typing import ArrayLike
+from sklearn.base import BaseEstimator, ClusterMixin, DensityMixin, _fit_context
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.utils._param_validation import Interval, StrOptions
+from sklearn.utils.validation import check_is_fitted
+
+from bayesgmm.core import em, kernel
+from bayesgmm.core.covariance import STRUCTURES, CovarianceStructure, structure
+from bayesgmm.core.parameters import FloatArray, MixtureParameters
+from bayesgmm.core.priors import ConjugatePrior
+from bayesgmm.estimators.validation import (
+    Labels,
+    check_parameter_arrays,
+    check_table,
+    check_weights,
+    column_names,
+    feature_names,
+    generator,
+    n_distinct_rows,
+    number_of_features,
+    warn_degenerate,
+)
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from bayesgmm.core.information import BootstrapReplicates, StandardErrors
+
+
+class GaussianMixture(ClusterMixin, DensityMixin, BaseEstimator):
+    """Gaussian mixture fitted by expectation–maximisation.
+
+    A drop-in for ``sklearn.mixture.GaussianMixture``: the same parameters, fitted attributes and methods, and beside them a
+    conjugate prior, frequency weights, ICL, standard errors, and a report of every optimum that the starts found. Two
+    defaults differ because speed pays for them: ``n_init=10`` (scikit-learn: 1) and ``tol=1e-6`` (1e-3).
+
+    Parameters
+    ----------
+    n_components : int, default 1
+        Number of components K.
+    covariance_type : {"full", "tied", "diag", "spherical"}, default "full"
+        Structure of the covariances.
+    tol : float, default 1e-6
+        EM ends when the mean log-likelihood per row (plus log prior per row under a prior) changes by less. The same
+        meaning as scikit-learn's.
+    reg_covar : float, default 1e-6
+        Added to every variance. Not used when there is a prior, which makes it needless. EM is monotone at 0.
+    max_iter : int, default 1000
+        Iterations allowed to each start.
+    n_init : int, default 10
+        Number of starts. The first uses ``init_params``; the others mix the methods (with a model-based hierarchical start, and
+        quantiles for one feature). The best optimum is kept; one that is near-singular on few rows only if there is
+        no other. All distinct optima stand in ``modes_``.
+    init_params : {"kmeans", "k-means++", "random", "random_from_data"}, default "kmeans"
+        Method of the first start. Centres chosen by "k-means++" and "random_from_data" get the rows nearest to them.
+    weights_init : array-like of shape (K,), optional
+        Starting weights. When weights, means or precisions are given there is one start.
+    means_init : array-like of shape (K, D), optional
+        Starting means.
+    precisions_init : array-like, optional
+        Starting precisions (inverse covariances), in the shape that ``covariance_type`` has.
+    random_state : int, RandomState, Generator or None, default None
+        Seed; an int gives the same fit every time, on any number of threads.
+    warm_start : bool, default False
+        Go on from the last fit, with one start.
+    verbose : int, default 0
+        1 prints the progress, 2 also the change and the time, every ``verbose_interval`` iterations.
+    verbose_interval : int, default 10
+        Iterations between two lines of progress.
+    prior : None, "default" or ConjugatePrior, default None
+        None is maximum likelihood. "default" is ``ConjugatePrior.fraley_raftery``, made to regularise EM; a
+        :class:`ConjugatePrior` is resolved on the data. The fit is then the mode in (π, μ, Σ).
+    keep_history : bool, default False
+        Keep the parameters of every iteration of the best start in ``history_``.
+
+    Attributes
+    ----------
+    weights_ : ndarray of shape (K,)
+    means_ : ndarray of shape (K, D)
+    covariances_ : ndarray
+        (K, D, D) full, (D, D) tied, (K, D) diag, (K,) spherical.
+    precisions_ : ndarray
+        Inverse covariances, same shape.
+    precisions_cholesky_ : ndarray
+        Upper triangular C with Σ⁻¹ = C Cᵀ, same shape, as scikit-learn has it.
+    converged_ : bool
+    n_iter_ : int
+        Iterations of the best start.
+    lower_bound_ : float
+        Mean log-likelihood per row at the fitted parameters (plus log prior per row under a prior).
+    lower_bounds_ : list of float
+        That at the start and after every iteration of the best start.
+    modes_ : tuple of Mode
+        Distinct optima, best first: objective, how many starts reached each, smallest component, smallest relative eigenvalue, and
+        whether it is a spurious near-singular one.
+    prior_ : ConjugatePrior or None
+        The prior with its resolved values.
+    history_ : tuple of MixtureParameters
+        With ``keep_history``: the parameters at the start and after every iteration.
+    n_features_in_ : int
+    feature_names_in_ : ndarray of str
+        When the table has column names.
+
+    References
+    ----------
+    Dempster, Laird & Rubin (1977), Maximum likelihood from incomplete data via the EM algorithm, JRSS B 39, 1–38.
+    Fraley & Raftery (2007), Bayesian regularization for normal mixture estimation, Journal of Classification 24, 155–181.
+    """
+
+    _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
+        "n_components": [Interval(Integral, 1, None, closed="left")],
+        "covariance_type": [StrOptions(set(STRUCTURES))],
+        "tol": [Interval(Real, 0.0, None, closed="left")],
+        "reg_covar": [Interval(Real, 0.0, None, closed="left")],
+        "max_iter": [Interval(Integral, 0, None, closed="left")],
+        "n_init": [Interval(Integral, 1, None, closed="left")],
+        "init_params": [StrOptions({"kmeans", "random", "random_from_data", "k-means++"})],
+        "weights_init": ["array-like", None],
+        "means_init": ["array-like", None],
+        "precisions_init": ["array-like", None],
+        "random_state": ["random_state", np.random.Generator],
+        "warm_start": ["boolean"],
+        "verbose": ["verbose"],
+        "verbose_interval": [Interval(Integral, 1, None, closed="left")],
+        "prior": [StrOptions({"default"}), ConjugatePrior, None],
+        "keep_history": ["boolean"],
+    }
+
+    def __init__(
+        self,
+        n_components: int = 1,
+        *,
+        covariance_type: str = "full",
+        tol: float = 1e-6,
+        reg_covar: float = 1e-6,
+        max_iter: int = 1000,
+        n_init: int = 10,
+        init_params: str = "kmeans",
+        weights_init: ArrayLike | None = None,
+        means_init: ArrayLike | None = None,
+        precisions_init: ArrayLike | None = None,
+        random_state: Any = None,
+        warm_start: bool = False,
+        verbose: int = 0,
+        verbose_interval: int = 10,
+        prior: str | ConjugatePrior | None = None,
+        keep_history: bool = False,
+    ) -> None:
+        self.n_components = n_components
+        self.covariance_type = covariance_type
+        self.tol = tol
+        self.reg_covar = reg_covar
+        self.max_iter = max_iter
+        self.n_init = n_init
+        self.init_params = init_params
+        self.weights_init = weights_init
+        self.means_init = means_init
+        self.precisions_init = precisions_init
+        self.random_state = random_state
+        self.warm_start = warm_start
+        self.verbose = verbose
+        self.verbose_interval = verbose_interval
+        self.prior = prior
+        self.keep_history = keep_history
+
+    @classmethod
+    def from_parameters(
+        cls,
+        weights: ArrayLike,
+        means: ArrayLike,
+        covariances: ArrayLike,
+        *,
+        covariance_type: str = "full",
+        **parameters: Any,
+    ) -> Self:
+        """A mixture with known parameters, ready to score, classify and sample.
+
+        Parameters
+        ----------
+        weights : array-like of shape (K,)
+            On the simplex.
+        means : array-like of shape (K, D)
+        covariances : array-like
+            In the shape that ``covariance_type`` has.
+        covariance_type : {"full", "tied", "diag", "spherical"}, default "full"
+        **parameters
+            Further constructor parameters, such as ``random_state``.
+
+        Returns
+        -------
+        GaussianMixture
+
+        Raises
+        ------
+        ValueError
+            If a shape is wrong, the weights do not sum to 1, or a covariance is not positive definite.
+        """
+        centres = np.asarray(means, dtype=float)
+        if centres.ndim != 2:
+            raise ValueError(f"means must have the shape (components, features), but got {centres.shape}")
+        K, D = centres.shape
+        kind = structure(covariance_type)
+        proportions, checked = check_parameter_arrays(weights, centres, K, D)
+        packed = _checked_matrices(covariances, kind, K, D, "covariances")
+        mixture = cls(K, covariance_type=covariance_type, **parameters)
+        mixture.n_features_in_ = D
+        mixture.converged_, mixture.n_iter_ = True, 0
+        mixture._set(
+            MixtureParameters(np.asarray(proportions), np.asarray(checked), kind.factors(packed, K, D)), packed
+        )
+        return mixture
+
+    @_fit_context(prefer_skip_nested_validation=True)
+    def fit(
+        self,
+        X: ArrayLike,
+        y: Any = None,
+        sample_weight: ArrayLike | None = None,
+        callback: Callable[[int, MixtureParameters, float], None] | None = None,
+    ) -> Self:
+        """Fit by EM from several starts.
+
+        Parameters
+        ----------
+        X : array-like of shape (N, D)
+        y : ignored
+        sample_weight : array-like of shape (N,), optional
+            Frequency weights: a weight of 2 is the row twice.
+        callback : callable, optional
+            ``callback(iteration, parameters, objective)`` at the start and after every iteration of every start.
+
+        Returns
+        -------
+        GaussianMixture
+
+        Raises
+        ------
+        ValueError
+            If the input is not a finite numeric table with at least K rows, or no start gives positive definite covariances.
+        """
+        table = check_table(self, X, reset=True, min_rows=2)
+        N, D = table.shape
+        K = self.n_components
+        weights = check_weights(sample_weight, table)
+        if N < K:
+            raise ValueError(f"Expected n_samples >= n_components but got n_components = {K}, n_samples = {N}")
+        names = column_names(X, number_of_features(X))
+        reg_covar = self.reg_covar
+        self.prior_ = self._resolve_prior(table, weights)
+        if self.prior_ is None:
+            warn_degenerate(table, K, names, reg_covar)
+            distinct = n_distinct_rows(table, K)
+            if distinct < K:
+                warnings.warn(
+                    f"Number of distinct rows ({distinct}) found smaller than n_components ({K}): components coincide",
+                    ConvergenceWarning,
+                    stacklevel=2,
+                )
+                if reg_covar == 0:
+                    raise ValueError(f"{distinct} distinct rows cannot carry {K} components at reg_covar=0")
+        rng = generator(self.random_state)
+        found = em.fit(
+            table,
+            K,
+            self.covariance_type,
+            prior=self.prior_,
+            sample_weight=weights,
+            reg_covar=reg_covar,
+            tol=self.tol,
+            max_iter=self.max_iter,
+            n_init=self.n_init,
+            init_params=self.init_params,
+            rng=rng,
+            starts=self._given_starts(table, weights, rng),
+            callback=self._reporter(callback),
+            keep_history=self.keep_history,
+        )
+        best = found.best
+        self.modes_ = found.modes
+        self.converged_, self.n_iter_ = bool(best.converged), int(best.n_iter)
+        self.lower_bound_, self.lower_bounds_ = best.objective, list(best.lower_bounds)
+        if self.keep_history:
+            self.history_ = best.history
+        self._set(best.parameters, best.covariances)
+        self._warn(found)
+        return self
+
+    def _resolve_prior(self, X: FloatArray, weights: FloatArray | None) -> ConjugatePrior | None:
+        if self.prior is None:
+            return None
+        if isinstance(self.prior, str):
+            return ConjugatePrior.fraley_raftery(X, self.n_components, weights)
+        return self.prior.resolve(X, self.n_components, self.covariance_type, weights)
+
+    def _given_starts(
+        self, X: FloatArray, v: FloatArray | None, rng: np.random.Generator
+    ) -> list[tuple[MixtureParameters, FloatArray]] | None:
+        kind, K, D = structure(self.covariance_type), self.n_components, X.shape[1]
+        if self.warm_start and hasattr(self, "_parameters") and self.means_.shape == (K, D):
+            return [(self._parameters, self.covariances_)]
+        weights, means = check_parameter_arrays(self.weights_init, self.means_init, K, D)
+        if weights is None and means is None and self.precisions_init is None:
+            return None
+        problem = em.Problem(X, kind, None, v, max(self.reg_covar, 1e-12))
+        seeded, packed = em.start(problem, K, self.init_params, rng)
+        if self.precisions_init is not None:
+            precisions = _checked_matrices(self.precisions_init, kind, K, D, "precisions")
+            packed = kind.covariances_from_precisions(precisions)
+        parameters = MixtureParameters(
+            seeded.weights if weights is None else weights,
+            seeded.means if means is None else means,
+            kind.factors(packed, K, D),
+        )
+        return [(parameters, packed)]
+
+    def _reporter(
+        self, callback: Callable[[int, MixtureParameters, float], None] | None
+    ) -> Callable[[int, MixtureParameters, float], None] | None:
+        if not self.verbose:
+            return callback
+        state = {"start": 0, "objective": -np.inf, "time": time.perf_counter()}
+
+        def report(iteration: int, parameters: MixtureParameters, objective: float) -> None:
+            if iteration == 0:
+                state["start"] += 1
+                print(f"Initialization {state['start']:.0f}")
+            elif iteration % self.verbose_interval == 0:
+                now = time.perf_counter()
+                detail = f"\t time lapse {now - state['time']:.5f}s\t ll change {objective - state['objective']:.5f}"
+                print(f"  Iteration {iteration}" + (detail if self.verbose >= 2 else ""))
+                state["time"] = now
+            state["objective"] = objective
+            if callback is not None:
+                callback(iteration, parameters, objective)
+
+        return report
+
+    def _set(self, parameters: MixtureParameters, packed: FloatArray) -> None:
+        kind = structure(self.covariance_type)
+        self._parameters = parameters
+        self.weights_, self.means_, self.covariances_ = parameters.weights, parameters.means, packed
+        self.precisions_cholesky_ = kind.precisions_cholesky(packed)
+        P = parameters.precision_factors
+        self.precisions_ = kind.pack(P @ np.swapaxes(P, -1, -2))
+
+    def _warn(self, found: em.EMFit) -> None:
+        best = found.modes[0]
+        if not self.converged_ and self.max_iter > 0:
+            warnings.warn(
+                f"EM did not converge in {self.n_iter_} iterations: raise max_iter (now {self.max_iter}) or tol (now {self.tol:g})",
+                ConvergenceWarning,
+                stacklevel=4,
+            )
+        if best.spurious:
+            warnings.warn(
+                f"every start ended near a singularity (smallest relative eigenvalue {best.smallest_eigenvalue:.1g}): the "
+                "likelihood is unbounded there. Use prior='default', fewer components or a simpler covariance_type",
+                ConvergenceWarning,
+                stacklevel=4,
+            )
+        if best.run.n_reseeded:
+            warnings.warn(
+                f"components of the best fit had to be started anew {best.run.n_reseeded} times: K = {self.n_components} may be "
+                "more than the data carry",
+                ConvergenceWarning,
+                stacklevel=4,
+            )
+
+    def fit_predict(self, X: ArrayLike, y: Any = None, sample_weight: ArrayLike | None = None) -> Labels:
+        """Fit, and give each row the component of highest responsibility.
+
+        Parameters
+        ----------
+        X : array-like of shape (N, D)
+        y : ignored
+        sample_weight : array-like of shape (N,), optional
+
+        Returns
+        -------
+        ndarray of shape (N,)
+        """
+        return self.fit(X, y, sample_weight=sample_weight).predict(X)
+
+    def _table(self, X: ArrayLike) -> FloatArray:
+        check_is_fitted(self)
+        return check_table(self, X, reset=False)
+
+    def score_samples(self, X: ArrayLike) -> FloatArray:
+        """Log density of each row.
+
+        Parameters
+        ----------
+        X : array-like of shape (N, D)
+
+        Returns
+        -------
+        ndarray of shape (N,)
+        """
+        return kernel.log_density(self._table(X), self._parameters)
+
+    def score(self, X: ArrayLike, y: Any = None, sample_weight: ArrayLike | None = None) -> float:
+        """Mean log density of the rows.
+
+        Parameters
+        ----------
+        X : array-like of shape (N, D)
+        y : ignored
+        sample_weight : array-like of shape (N,), optional
+
+        Returns
+        -------
+        float
+        """
+        table = self._table(X)
+        return float(
+            np.average(kernel.log_density(table, self._parameters), weights=check_weights(sample_weight, table))
+        )
+
+    def predict_proba(self, X: ArrayLike) -> FloatArray:
+        """Responsibilities: the probability of each component for each row.
+
+        Parameters
+        ----------
+        X : array-like of shape (N, D)
+
+        Returns
+        -------
+        ndarray of shape (N, K)
+        """
+        return kernel.responsibilities(self._table(X), self._parameters)[0]
+
+    def predict(self, X: ArrayLike) -> Labels:
+        """Component of highest responsibility for each row.
+
+        Parameters
+        ----------
+        X : array-like of shape (N, D)
+
+        Returns
+        -------
+        ndarray of shape (N,)
+        """
+        return np.argmax(self.predict_proba(X), axis=1)
+
+    def sample(self, n_samples: int = 1) -> tuple[FloatArray, Labels]:
+        """Draw rows from the mixture by the two-stage process: a component by its weight, then a row from it.
+
+        Parameters
+        ----------
+        n_samples : int, default 1
+
+        Returns
+        -------
+        X : ndarray of shape (n_samples, D)
+            Grouped by component, as scikit-learn does.
+        y : ndarray of shape (n_samples,)
+            Component of each row.
+
+        Raises
+        ------
+        ValueError
+            If ``n_samples`` < 1.
+        """
+        check_is_fitted(self)
+        if n_samples < 1:
+            raise ValueError(f"Invalid value for 'n_samples': {n_samples}. The sampling requires at least one sample.")
+        rng = generator(self.random_state)
+        y = np.repeat(np.arange(len(self.weights_)), rng.multinomial(n_samples, self.weights_))
+        return draw_rows(rng, y, self.means_, self._parameters.precision_factors), y
+
+    def aic(self, X: ArrayLike, sample_weight: ArrayLike | None = None) -> float:
+        """Akaike's criterion −2 loglik + 2 p; smaller is better (Akaike 1974).
+
+        Parameters
+        ----------
+        X : array-like of shape (N, D)
+        sample_weight : array-like of shape (N,), optional
+
+        Returns
+        -------
+        float
+        """
+        return -2 * self._log_likelihood(X, sample_weight)[0] + 2 * self._n_parameters()
+
+    def bic(self, X: ArrayLike, sample_weight: ArrayLike | None = None) -> float:
+        """Schwarz's criterion −2 loglik + p log Σv; smaller is better (Schwarz 1978).
+
+        Parameters
+        ----------
+        X : array-like of shape (N, D)
+        sample_weight : array-like of shape (N,), optional
+
+        Returns
+        -------
+        float
+        """
+        log_likelihood, total = self._log_likelihood(X, sample_weight)
+        return -2 * log_likelihood + self._n_parameters() * float(np.log(total))
+
+    def icl(self, X: ArrayLike, sample_weight: ArrayLike | None = None) -> float:
+        """Integrated completed likelihood BIC − 2 Σ_n v_n log max_k r_nk; smaller is better.
+
+        The hard assignment stands in for the labels, as in mclust (whose sign is the opposite).
+
+        Parameters
+        ----------
+        X : array-like of shape (N, D)
+        sample_weight : array-like of shape (N,), optional
+
+        Returns
+        -------
+        float
+
+        References
+        ----------
+        Biernacki, Celeux & Govaert (2000), Assessing a mixture model for clustering with the integrated completed likelihood.
+        """
+        table = self._table(X)
+        r = kernel.responsibilities(table, self._parameters)[0]
+        logs = np.log(r.max(axis=1))
+        v = check_weights(sample_weight, table)
+        return self.bic(X, sample_weight) - 2 * float(logs.sum() if v is None else v @ logs)
+
+    def _log_likelihood(self, X: ArrayLike, sample_weight: ArrayLike | None) -> tuple[float, float]:
+        table = self._table(X)
+        v = check_weights(sample_weight, table)
+        density = kernel.log_density(table, self._parameters)
+        return (float(density.sum()), float(len(table))) if v is None else (float(v @ density), float(v.sum()))
+
+    def _n_parameters(self) -> int:
+        """Number of free parameters."""
+        return structure(self.covariance_type).n_parameters(*self.means_.shape)
+
+    def standard_errors(
+        self,
+        X: ArrayLike,
+        method: str = "information",
+        sample_weight: ArrayLike | None = None,
+        n_bootstrap: int = 999,
+    ) -> StandardErrors:
+        """Standard errors of weights, means and covariances.
+
+        Parameters
+        ----------
+        X : array-like of shape (N, D)
+            The data of the fit.
+        method : {"information", "sandwich", "bootstrap"}, default "information"
+            Inverse observed information (Louis 1982); the sandwich, right also where the model is not (White 1982); or the spread
+            of refits to resampled rows.
+        sample_weight : array-like of shape (N,), optional
+        n_bootstrap : int, default 999
+            Number of resamples for "bootstrap".
+
+        Returns
+        -------
+        StandardErrors
+            ``weights`` (K,), ``means`` (K, D), ``covariances`` (packed).
+
+        Raises
+        ------
+        ValueError
+            If the method is unknown.
+        """
+        from bayesgmm.core import information
+
+        table = self._table(X)
+        kind = structure(self.covariance_type)
+        v = check_weights(sample_weight, table)
+        if method == "bootstrap":
+            return self.bootstrap(X, n_bootstrap, sample_weight).standard_errors
+        problem = em.Problem(table, kind, self.prior_ if hasattr(self, "prior_") else None, v, self.reg_covar)
+        return information.standard_errors(problem, self._parameters, self.covariances_, method)
+
+    def bootstrap(
+        self, X: ArrayLike, n_bootstrap: int = 999, sample_weight: ArrayLike | None = None
+    ) -> BootstrapReplicates:
+        """Refit to resampled rows, from this fit as the start, and put the components in its order.
+
+        Parameters
+        ----------
+        X : array-like of shape (N, D)
+            The data of the fit.
+        n_bootstrap : int, default 999
+            Number of resamples B.
+        sample_weight : array-like of shape (N,), optional
+
+        Returns
+        -------
+        BootstrapReplicates
+            ``weights`` (B, K), ``means`` (B, K, D), ``covariances`` (B, ...), and their standard errors and intervals.
+        """
+        from bayesgmm.core import information
+
+        table = self._table(X)
+        kind = structure(self.covariance_type)
+        v = check_weights(sample_weight, table)
+        prior = getattr(self, "prior_", None)
+        problem = em.Problem(table, kind, prior, v, self.reg_covar, max(self.tol, 1e-6), max(self.max_iter, 100))
+        return information.bootstrap(
+            problem, self._parameters, self.covariances_, n_bootstrap, generator(self.random_state)
+        )
+
+    def summary(self, X: ArrayLike | None = None, method: str = "information") -> pd.DataFrame:
+        """Weights, means, standard deviations and correlations in one table.
+
+        Parameters
+        ----------
+        X : array-like of shape (N, D), optional
+            The data of the fit: adds a column of standard errors.
+        method : {"information", "sandwich", "bootstrap"}, default "information"
+            Of the standard errors.
+
+        Returns
+        -------
+        DataFrame
+            One row per parameter, columns ``em`` and, with X, ``standard_error``.
+        """
+        check_is_fitted(self)
+        import pandas as pd
+
+        from bayesgmm.inference.summary import parameter_values
+
+        kind = structure(self.covariance_type)
+        table = pd.DataFrame({"em": parameter_values(self._parameters, kind, feature_names(self))})
+        if X is not None:
+            errors = self.standard_errors(X, method).by_name(feature_names(self))
+            table["standard_error"] = pd.Series(errors)
+        return table.rename_axis("parameter")
+
+    def save(self, path: str | Path) -> Path:
+        """Write the fit to a folder as ``fit.json``, no pickle.
+
+        Parameters
+        ----------
+        path : str or path
+            Folder; made if needed.
+
+        Returns
+        -------
+        path
+        """
+        check_is_fitted(self)
+        from bayesgmm.persistence import save
+
+        return save(self, path)
+
+    def __sklearn_is_fitted__(self) -> bool:
+        return hasattr(self, "_parameters")
+
+
+def draw_rows(rng: np.random.Generator, y: Labels, means: FloatArray, precision_factors: FloatArray) -> FloatArray:
+    """One row for each component label: μ + P⁻ᵀ ε."""
+    noise = rng.standard_normal((len(y), means.shape[1]))
+    for k in range(len(means)):
+        member = y == k
+        noise[member] = means[k] + np.linalg.solve(precision_factors[k].T, noise[member].T).T
+    return noise
+
+
+def _checked_matrices(values: ArrayLike, kind: CovarianceStructure, K: int, D: int, name: str) -> FloatArray:
+    packed = np.ascontiguousarray(values, dtype=float)
+    if packed.shape != kind.shape(K, D):
+        raise ValueError(
+            f"The parameter '{kind.name} {name}' should have the shape of {kind.shape(K, D)}, but got {packed.shape}"
+        )
+    matrices = kind.expand(packed, K, D)
+    symmetric = np.allclose(matrices, np.swapaxes(matrices, -1, -2), rtol=1e-8, atol=0)
+    if not (np.isfinite(packed).all() and symmetric):
+        raise ValueError(f"'{kind.name} {name}' should be symmetric, positive-definite")
+    try:
+        kind.factors(packed, K, D)
+    except np.linalg.LinAlgError:
+        raise ValueError(f"'{kind.name} {name}' should be symmetric, positive-definite") from None
+    return packed

@@ -1,0 +1,248 @@
+"""What comes in at the door of the estimators: tables, weights, seeds. Bad input ends here with one clear error."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import sparse
+from sklearn.base import BaseEstimator
+from sklearn.utils import check_random_state
+from sklearn.utils.validation import _check_sample_weight, _num_features, validate_data
+
+from bayesgmm.core.parameters import FloatArray
+from bayesgmm.exceptions import DataWarning
+
+LARGEST_SCALE = 1e150
+SMALLEST_SCALE = 1e-150
+
+
+def check_table(estimator: BaseEstimator, X: Any, *, reset: bool, min_rows: int = 1) -> FloatArray:
+    """Observations as a C-contiguous float64 array (N, D).
+
+    Parameters
+    ----------
+    estimator : BaseEstimator
+        Gets ``n_features_in_`` and ``feature_names_in_`` when ``reset``; is compared with them otherwise.
+    X : array-like of shape (N, D)
+        Array, DataFrame or nested list of finite numbers.
+    reset : bool
+        True while fitting.
+    min_rows : int, default 1
+
+    Returns
+    -------
+    ndarray of shape (N, D)
+
+    Raises
+    ------
+    TypeError
+        If X is a sparse matrix or a Dask collection.
+    ValueError
+        If X is not a finite numeric table, with the row and the column at fault.
+    """
+    if sparse.issparse(X):
+        raise TypeError(
+            "sparse input is not supported: Gaussian densities need dense rows; use X.toarray() or X.todense() if it fits in "
+            "memory, or reduce the dimension first (for example with TruncatedSVD)"
+        )
+    if type(X).__module__.partition(".")[0] == "dask":
+        raise TypeError("Dask collections are not read directly: call X.compute() first, or fit a sample of the rows")
+    _refuse_text(X)
+    array = validate_data(
+        estimator, X, reset=reset, dtype=np.float64, order="C", ensure_all_finite=False, ensure_min_samples=min_rows
+    )
+    # min and max are finite exactly when every value is, at no memory of the size of X.
+    if not (np.isfinite(array.min()) and np.isfinite(array.max())):
+        raise ValueError(_not_finite(array, column_names(X, array.shape[1])))
+    largest = max(abs(float(array.min())), abs(float(array.max())))
+    if largest > LARGEST_SCALE:
+        raise ValueError(
+            f"X has values of size {largest:.1e}: their squares leave the range of float64. Rescale the columns "
+            "(divide by a typical value) and fit again"
+        )
+    return array
+
+
+def column_names(X: Any, n_features: int) -> list[str]:
+    """Column names of a table, or ``x0, x1, …`` where it has none."""
+    columns = getattr(X, "columns", None)
+    if columns is not None and len(columns) == n_features:
+        return [str(c) for c in columns]
+    return [f"x{j}" for j in range(n_features)]
+
+
+def feature_names(estimator: BaseEstimator) -> list[str]:
+    """Feature names of a fitted estimator, or ``x0, x1, …`` where the table had none."""
+    names = getattr(estimator, "feature_names_in_", None)
+    return [str(n) for n in names] if names is not None else [f"x{j}" for j in range(estimator.n_features_in_)]
+
+
+def _refuse_text(X: Any) -> None:
+    dtypes = getattr(X, "dtypes", None)
+    if dtypes is None or not hasattr(X, "columns"):
+        return
+    text = [
+        str(name)
+        for name, dtype in zip(X.columns, dtypes, strict=False)
+        if str(dtype) in ("object", "str", "string", "category") or "datetime" in str(dtype)
+    ]
+    if not text:
+        return
+    for name in text:
+        try:
+            np.asarray(X[name], dtype=float)
+        except (TypeError, ValueError):
+            raise ValueError(
+                f"could not convert string to float: column{'s' * (len(text) > 1)} {', '.join(map(repr, text))} "
+                "not numeric; select the numeric columns (--columns at the command line)"
+            ) from None
+
+
+def _not_finite(array: FloatArray, names: list[str]) -> str:
+    bad = np.argwhere(~np.isfinite(array))
+    shown = ", ".join(
+        f"row {row}, column {names[column]!r} ({'NaN' if np.isnan(array[row, column]) else 'infinity'})"
+        for row, column in bad[:3]
+    )
+    kind = "NaN" if np.isnan(array).any() else "infinity"
+    return (
+        f"Input X contains {kind}: {shown}{', …' if len(bad) > 3 else ''} ({len(bad)} value{'s' * (len(bad) > 1)} in all). "
+        "Drop or impute these rows"
+    )
+
+
+def check_weights(sample_weight: Any, X: FloatArray) -> FloatArray | None:
+    """Frequency weights as float64 (N,), or None.
+
+    Raises
+    ------
+    ValueError
+        If a weight is negative or not finite, or none is positive.
+    """
+    if sample_weight is None:
+        return None
+    weights = _check_sample_weight(sample_weight, X, dtype=np.float64)
+    if np.any(weights < 0):
+        row = int(np.flatnonzero(weights < 0)[0])
+        raise ValueError(f"sample_weight must not be negative: row {row} has {weights[row]:g}")
+    if not np.any(weights > 0):
+        raise ValueError("sample_weight is zero for every row")
+    return np.ascontiguousarray(weights)
+
+
+def warn_degenerate(X: FloatArray, n_components: int, names: list[str], reg_covar: float) -> None:
+    """Warn of constant columns, and of a ``reg_covar`` that would swamp the data."""
+    low, high = X.min(axis=0), X.max(axis=0)
+    constant = [names[j] for j in np.flatnonzero(low == high)]
+    if constant and len(X) > 1:
+        warnings.warn(
+            f"column{'s' * (len(constant) > 1)} {', '.join(map(repr, constant))} constant: "
+            "the variance there is reg_covar alone",
+            DataWarning,
+            stacklevel=4,
+        )
+    spread = np.array([np.var(X[:, j]) for j in range(X.shape[1])])
+    swamped = [names[j] for j in np.flatnonzero((spread < reg_covar) & (low < high))]
+    if swamped:
+        warnings.warn(
+            f"reg_covar={reg_covar:g} exceeds the variance of column{'s' * (len(swamped) > 1)} "
+            f"{', '.join(map(repr, swamped))}: rescale the data or lower reg_covar",
+            DataWarning,
+            stacklevel=4,
+        )
+
+
+def refuse_degenerate(X: FloatArray, n_components: int, names: list[str]) -> None:
+    """Refuse data that cannot scale a prior.
+
+    Raises
+    ------
+    ValueError
+        If there are fewer distinct rows than components, a constant column, or exactly collinear columns.
+    """
+    remedy = "or give the prior's scale: prior=ConjugatePrior(scale=...)"
+    distinct = n_distinct_rows(X, max(2, n_components))
+    if distinct < max(2, n_components):
+        raise ValueError(
+            f"X has {distinct} distinct rows for {n_components} components: use fewer components, {remedy}"
+        )
+    low, high = X.min(axis=0), X.max(axis=0)
+    constant = [names[j] for j in np.flatnonzero(low == high)]
+    if constant:
+        raise ValueError(
+            f"column{'s' * (len(constant) > 1)} {', '.join(map(repr, constant))} constant: drop "
+            f"{'them' if len(constant) > 1 else 'it'}, {remedy}"
+        )
+    standard = np.zeros((X.shape[1], X.shape[1]))
+    center = X.mean(axis=0)
+    size = np.max(np.abs(np.stack([low - center, high - center])), axis=0)
+    for start in range(0, len(X), 65536):
+        part = (X[start : start + 65536] - center) / size
+        standard += part.T @ part
+    deviation = np.sqrt(np.diagonal(standard))
+    values, vectors = np.linalg.eigh(standard / deviation / deviation[:, None])
+    if values[0] < 1e-12:
+        involved = [names[j] for j in np.flatnonzero(np.abs(vectors[:, 0]) > 1e-4)]
+        why = "fewer rows than columns" if len(X) <= X.shape[1] else "exactly collinear (or duplicate)"
+        raise ValueError(f"columns {', '.join(map(repr, involved))} are {why}: drop one of them, {remedy}")
+
+
+def n_distinct_rows(X: FloatArray, enough: int) -> int:
+    """Number of distinct rows, counted no further than ``enough``."""
+    seen: set[bytes] = set()
+    for row in X:
+        seen.add((row + 0.0).tobytes())
+        if len(seen) >= enough:
+            break
+    return len(seen)
+
+
+def generator(random_state: Any) -> np.random.Generator:
+    """A NumPy generator from scikit-learn's ``random_state`` (None, an int, a RandomState) or a Generator."""
+    if isinstance(random_state, np.random.Generator):
+        return random_state
+    if isinstance(random_state, (int, np.integer)):
+        return np.random.default_rng(int(random_state))
+    return np.random.default_rng(check_random_state(random_state).randint(2**31 - 1, size=4))
+
+
+def check_parameter_arrays(
+    weights: Any, means: Any, n_components: int, n_features: int
+) -> tuple[FloatArray | None, FloatArray | None]:
+    """Given weights and means with their shapes and ranges checked.
+
+    Raises
+    ------
+    ValueError
+        If a shape is wrong, a weight lies outside [0, 1], or the weights do not sum to 1.
+    """
+    if weights is not None:
+        weights = np.asarray(weights, dtype=float)
+        if weights.shape != (n_components,):
+            raise ValueError(
+                f"The parameter 'weights' should have the shape of ({n_components},), but got {weights.shape}"
+            )
+        if np.any(weights < 0) or np.any(weights > 1) or not np.isfinite(weights).all():
+            raise ValueError(f"weights must lie in [0, 1]; got {weights.min():g} to {weights.max():g}")
+        if abs(weights.sum() - 1) > 1e-8:
+            raise ValueError(f"weights must sum to 1; they sum to {weights.sum():.6g}")
+    if means is not None:
+        means = np.ascontiguousarray(means, dtype=float)
+        if means.shape != (n_components, n_features):
+            raise ValueError(
+                f"The parameter 'means' should have the shape of ({n_components}, {n_features}), but got {means.shape}"
+            )
+        if not np.isfinite(means).all():
+            raise ValueError("means must be finite")
+    return weights, means
+
+
+def number_of_features(X: Any) -> int:
+    """Number of columns of a table."""
+    return int(_num_features(X))
+
+
+Labels = NDArray[np.int64]

@@ -1,0 +1,339 @@
+"""Fits saved and loaded: ``fit.json`` with everything small, ``posterior.nc`` with the draws. No pickle."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from bayesgmm import __version__
+from bayesgmm.core.covariance import structure
+from bayesgmm.core.em import EMRun, Mode
+from bayesgmm.core.parameters import FloatArray, MixtureParameters
+from bayesgmm.core.priors import ConjugatePrior
+from bayesgmm.exceptions import DataError
+from bayesgmm.io import atomic_path, write_text
+
+if TYPE_CHECKING:
+    from bayesgmm.estimators.bayesian_gaussian_mixture import BayesianGaussianMixture
+    from bayesgmm.estimators.gaussian_mixture import GaussianMixture
+    from bayesgmm.inference.diagnostics import Diagnostics
+
+FORMAT = "bayesgmm fit"
+FORMAT_VERSION = 1
+MANIFEST, DRAWS = "fit.json", "posterior.nc"
+
+
+def data_hash(X: FloatArray, sample_weight: FloatArray | None = None) -> str:
+    """SHA-256 of a table and its weights."""
+    digest = hashlib.sha256(repr(X.shape).encode())
+    digest.update(np.ascontiguousarray(X).data)
+    if sample_weight is not None:
+        digest.update(np.ascontiguousarray(sample_weight).data)
+    return digest.hexdigest()
+
+
+def save(estimator: GaussianMixture | BayesianGaussianMixture, path: str | Path) -> Path:
+    """Write a fit to a folder, each file under a temporary name first.
+
+    Parameters
+    ----------
+    estimator : GaussianMixture or BayesianGaussianMixture
+        Fitted.
+    path : str or path
+        Folder; made if needed.
+
+    Returns
+    -------
+    path
+
+    Raises
+    ------
+    OSError
+        If the folder cannot be written.
+    """
+    folder = Path(path)
+    folder.mkdir(parents=True, exist_ok=True)
+    names = getattr(estimator, "feature_names_in_", None)
+    manifest: dict[str, Any] = {
+        "format": FORMAT,
+        "format_version": FORMAT_VERSION,
+        "package_version": __version__,
+        "estimator": type(estimator).__name__,
+        "settings": _settings(estimator),
+        "n_features": int(estimator.n_features_in_),
+        "feature_names": None if names is None else [str(n) for n in names],
+        "prior": _prior_to_json(getattr(estimator, "prior_", None)),
+        "modes": [_mode_to_json(mode) for mode in getattr(estimator, "modes_", ())],
+    }
+    if manifest["estimator"] == "GaussianMixture":
+        manifest["fit"] = _plain(
+            {
+                "parameters": _parameters_to_json(estimator._parameters),
+                "covariances": estimator.covariances_,
+                "converged": estimator.converged_,
+                "n_iter": estimator.n_iter_,
+                "lower_bounds": getattr(estimator, "lower_bounds_", None),
+            }
+        )
+    else:
+        manifest |= _save_draws(estimator, folder)
+    write_text(folder / MANIFEST, json.dumps(manifest, indent=1) + "\n")
+    return folder
+
+
+def _save_draws(estimator: BayesianGaussianMixture, folder: Path) -> dict[str, Any]:
+    import xarray as xr
+
+    tree = estimator.idata_.copy()
+    tree["precision_factors"] = xr.DataTree(
+        xr.Dataset(
+            {"precision_factors": (("chain", "draw", "component", "row", "column"), estimator._draws.precision_factors)}
+        )
+    )
+    with atomic_path(folder / DRAWS) as temporary:
+        tree.to_netcdf(temporary, engine="netcdf4")
+        digest = _file_hash(Path(temporary))
+    return {
+        "data_hash": data_hash(estimator._X, estimator._sample_weight),
+        "n_rows": len(estimator._X),
+        "draws_hash": digest,
+        "map": _parameters_to_json(estimator.map_),
+        "diagnostics": _diagnostics_to_json(estimator.diagnostics_),
+    }
+
+
+def load(path: str | Path) -> GaussianMixture | BayesianGaussianMixture:
+    """Read a fit that :func:`save` wrote.
+
+    Parameters
+    ----------
+    path : str or path
+        Folder with ``fit.json`` (and ``posterior.nc`` for a posterior).
+
+    Returns
+    -------
+    GaussianMixture or BayesianGaussianMixture
+
+    Raises
+    ------
+    DataError
+        If a file is missing, truncated or altered, or the format is newer than this version reads.
+    """
+    folder = Path(path)
+    manifest = _read_manifest(folder)
+    prior = _prior_from_json(manifest["prior"])
+    kind = manifest["settings"]["covariance_type"]
+    try:
+        estimator = _empty_estimator(manifest, prior)
+        estimator.n_features_in_ = manifest["n_features"]
+        if manifest["feature_names"] is not None:
+            estimator.feature_names_in_ = np.array(manifest["feature_names"], dtype=object)
+        estimator.prior_ = prior
+        estimator.modes_ = tuple(_mode_from_json(mode, kind) for mode in manifest["modes"])
+        if "fit" in manifest:
+            fit = manifest["fit"]
+            estimator.converged_, estimator.n_iter_ = fit["converged"], fit["n_iter"]
+            if fit["lower_bounds"] is not None:
+                estimator.lower_bounds_, estimator.lower_bound_ = fit["lower_bounds"], fit["lower_bounds"][-1]
+            estimator._set(_parameters_from_json(fit["parameters"]), np.array(fit["covariances"]))
+        else:
+            _load_draws(estimator, manifest, folder)
+    except (KeyError, TypeError, IndexError) as error:
+        raise DataError(f"{folder / MANIFEST} is not a complete fit: {error}") from None
+    return estimator
+
+
+def _read_manifest(folder: Path) -> dict[str, Any]:
+    file = folder / MANIFEST
+    try:
+        manifest = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise DataError(f"{folder} holds no saved fit: {MANIFEST} is missing") from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise DataError(f"{file} is truncated or altered: {error}") from None
+    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
+        raise DataError(f"{file} is not a fit saved by bayesgmm")
+    if not isinstance(manifest.get("format_version"), int) or manifest["format_version"] > FORMAT_VERSION:
+        raise DataError(
+            f"{file} has format version {manifest.get('format_version')}, written by bayesgmm {manifest.get('package_version')}; "
+            f"this version reads up to {FORMAT_VERSION}: upgrade bayesgmm"
+        )
+    return manifest
+
+
+def _empty_estimator(manifest: dict[str, Any], prior: ConjugatePrior | None) -> Any:
+    import bayesgmm
+
+    settings = dict(manifest["settings"])
+    if settings.get("prior") == "resolved":
+        settings["prior"] = prior
+    for name in ("weights_init", "means_init", "precisions_init"):
+        if settings.get(name) is not None:
+            settings[name] = np.array(settings[name])
+    classes = {
+        "GaussianMixture": bayesgmm.GaussianMixture,
+        "BayesianGaussianMixture": bayesgmm.BayesianGaussianMixture,
+    }
+    return classes[manifest["estimator"]](**settings)
+
+
+def _load_draws(estimator: Any, manifest: dict[str, Any], folder: Path) -> None:
+    import xarray as xr
+
+    from bayesgmm.inference.posterior import PosteriorDraws
+
+    file = folder / DRAWS
+    if not file.exists():
+        raise DataError(f"{folder} holds no draws: {DRAWS} is missing")
+    if _file_hash(file) != manifest["draws_hash"]:
+        raise DataError(f"{file} is truncated or altered: it is not the file that {MANIFEST} was written with")
+    tree = xr.load_datatree(file, engine="netcdf4")
+    factors = tree["precision_factors"]["precision_factors"].values
+    posterior = tree["posterior"]
+    draws = PosteriorDraws(posterior["weights"].values, posterior["means"].values, factors)
+    if not all(np.isfinite(a).all() for a in (draws.weights, draws.means, draws.precision_factors)):
+        raise DataError(f"{file} has draws that are not finite")
+    del tree["precision_factors"]
+    estimator.idata_ = tree
+    estimator._draws = draws
+    estimator._X = np.ascontiguousarray(tree["observed_data"]["x"].values)
+    constant = tree["constant_data"]
+    estimator._sample_weight = constant["sample_weight"].values if "sample_weight" in constant else None
+    estimator.map_ = _parameters_from_json(manifest["map"])
+    estimator.diagnostics_ = _diagnostics_from_json(manifest["diagnostics"])
+    if data_hash(estimator._X, estimator._sample_weight) != manifest["data_hash"]:
+        raise DataError(f"{file} holds other data than the fit was made with")
+    estimator._set_point_estimates()
+
+
+def _file_hash(file: Path) -> str:
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {str(k): _plain(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(v) for v in value]
+    if isinstance(value, np.ndarray):
+        return _plain(value.tolist())
+    if isinstance(value, np.generic):
+        return value.item()
+    return value
+
+
+def _settings(estimator: Any) -> dict[str, Any]:
+    settings = estimator.get_params(deep=False)
+    if isinstance(settings["prior"], ConjugatePrior):
+        settings["prior"] = "resolved"
+    if not isinstance(settings["random_state"], (int, np.integer)):
+        settings["random_state"] = None
+    return {
+        name: _plain(np.asarray(v) if name.endswith("_init") and v is not None else v) for name, v in settings.items()
+    }
+
+
+def _prior_to_json(prior: ConjugatePrior | None) -> dict[str, Any] | None:
+    if prior is None:
+        return None
+    return {
+        "weight_concentration": prior.resolved_concentration.tolist(),
+        "mean_prior": prior.resolved_mean.tolist(),
+        "mean_precision": prior.mean_precision,
+        "degrees_of_freedom": prior.resolved_degrees_of_freedom,
+        "scale": prior.resolved_scale.tolist(),
+    }
+
+
+def _prior_from_json(values: dict[str, Any] | None) -> ConjugatePrior | None:
+    if values is None:
+        return None
+    arrays = {name: np.array(values[name]) for name in ("weight_concentration", "mean_prior", "scale")}
+    return ConjugatePrior(
+        mean_precision=values["mean_precision"], degrees_of_freedom=values["degrees_of_freedom"], **arrays
+    )
+
+
+def _parameters_to_json(parameters: MixtureParameters) -> dict[str, Any]:
+    return {name: array.tolist() for name, array in vars(parameters).items()}
+
+
+def _parameters_from_json(values: dict[str, Any]) -> MixtureParameters:
+    return MixtureParameters(**{name: np.array(array, dtype=float) for name, array in values.items()})
+
+
+def _mode_to_json(mode: Mode) -> dict[str, Any]:
+    run = mode.run
+    return _plain(
+        {
+            "parameters": _parameters_to_json(run.parameters),
+            "covariances": run.covariances,
+            "objective": run.objective,
+            "log_likelihood": run.log_likelihood,
+            "counts": run.counts,
+            "n_iter": run.n_iter,
+            "converged": run.converged,
+            "n_reseeded": run.n_reseeded,
+            "n_starts": mode.n_starts,
+            "smallest_count": mode.smallest_count,
+            "smallest_eigenvalue": mode.smallest_eigenvalue,
+            "spurious": mode.spurious,
+        }
+    )
+
+
+def _mode_from_json(values: dict[str, Any], covariance_type: str) -> Mode:
+    parameters = _parameters_from_json(values["parameters"])
+    covariances = np.array(values["covariances"]).reshape(structure(covariance_type).shape(*parameters.means.shape))
+    run = EMRun(
+        parameters,
+        covariances,
+        values["objective"],
+        values["log_likelihood"],
+        np.array(values["counts"]),
+        (values["objective"],),
+        values["n_iter"],
+        values["converged"],
+        values["n_reseeded"],
+    )
+    return Mode(run, values["n_starts"], values["smallest_count"], values["smallest_eigenvalue"], values["spurious"])
+
+
+def _diagnostics_to_json(diagnostics: Diagnostics) -> dict[str, Any]:
+    values = {name: v for name, v in vars(diagnostics).items() if name not in ("invariants", "parameters")}
+    tables = {
+        name: {"index": list(table.index), "columns": {c: table[c].tolist() for c in table.columns}}
+        for name, table in (("invariants", diagnostics.invariants), ("parameters", diagnostics.parameters))
+    }
+    return _plain(values | {name: _nan_to_none(t) for name, t in tables.items()})
+
+
+def _nan_to_none(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {k: _nan_to_none(v) for k, v in value.items()}
+    if isinstance(value, list):
+        return [_nan_to_none(v) for v in value]
+    return None if isinstance(value, float) and np.isnan(value) else value
+
+
+def _diagnostics_from_json(values: dict[str, Any]) -> Diagnostics:
+    import pandas as pd
+
+    from bayesgmm.inference.diagnostics import Diagnostics
+
+    values = dict(values)
+    for name in ("invariants", "parameters"):
+        table = values[name]
+        values[name] = pd.DataFrame(
+            {c: np.array(v, dtype=float) for c, v in table["columns"].items()},
+            index=pd.Index(table["index"], name="quantity"),
+        )
+    for name in ("problems", "notes", "chain_modes", "unvisited_modes"):
+        values[name] = tuple(values[name])
+    values["e_bfmi"] = np.array(values["e_bfmi"], dtype=float)
+    return Diagnostics(**values)
