@@ -13,7 +13,7 @@ from scipy.optimize import linear_sum_assignment
 from bayesgmm.core import covariance, kernel, seeding
 from bayesgmm.core.covariance import CovarianceStructure, structure
 from bayesgmm.core.parameters import FloatArray, MixtureParameters, SufficientStatistics
-from bayesgmm.core.priors import ConjugatePrior, weighted_covariance
+from bayesgmm.core.priors import ConjugatePrior
 
 MAX_RESEEDS = 3
 LOOSE_TOL = 1e-4
@@ -146,6 +146,13 @@ class Problem:
         total = float(len(self.X)) if self.sample_weight is None else float(np.sum(self.sample_weight))
         object.__setattr__(self, "total_weight", total)
 
+    def feature_scale(self) -> FloatArray:
+        """Standard deviation (D,) of each feature under the weights; tiny where it is constant."""
+        v = self.sample_weight
+        center = np.average(self.X, axis=0, weights=v)
+        squares = [np.average((column - m) ** 2, weights=v) for column, m in zip(self.X.T, center, strict=True)]
+        return np.sqrt(np.array(squares) + np.finfo(float).tiny)
+
     def e_step(self, parameters: MixtureParameters) -> SufficientStatistics:
         """Sums of one pass at the parameters."""
         return kernel.accumulate(self.X, parameters, self.sample_weight, self.n_threads)
@@ -167,11 +174,14 @@ class Problem:
         K, D = new_means.shape
         return MixtureParameters(weights, new_means, self.kind.factors(packed, K, D)), packed
 
-    def objective(self, statistics: SufficientStatistics, parameters: MixtureParameters, packed: FloatArray) -> float:
+    def objective(self, statistics: SufficientStatistics, parameters: MixtureParameters) -> float:
         """Mean log-likelihood (plus log prior density) per unit of weight."""
         total = statistics.log_likelihood
         if self.prior is not None:
-            total += float(self.prior.log_density(parameters.weights, parameters.means, packed, self.kind.name))
+            theta = parameters
+            total += float(
+                self.prior.log_density_from_factors(theta.weights, theta.means, theta.precision_factors, self.kind.name)
+            )
         return total / self.total_weight
 
 
@@ -212,7 +222,7 @@ def climb(
     reseeded, last_reseed, converged, iteration = 0, 0, False, 0
     while True:
         statistics = problem.e_step(parameters)
-        objective = problem.objective(statistics, parameters, packed)
+        objective = problem.objective(statistics, parameters)
         if not np.isfinite(objective):
             raise DegenerateFitError("the log-likelihood left the range of float64: rescale the data")
         bounds.append(objective)
@@ -254,9 +264,9 @@ def _reseed(
     counts = statistics.counts.copy()
     K, D = means.shape
     lost = counts < 1e-10 * problem.total_weight
-    variances = np.var(problem.X, axis=0) + np.finfo(float).tiny
+    scale = problem.feature_scale()
     for k in range(K):
-        relative = scatter[k] / max(counts[k], 1e-300) / np.sqrt(variances) / np.sqrt(variances)[:, None]
+        relative = scatter[k] / max(counts[k], 1e-300) / scale / scale[:, None]
         lost[k] |= bool(np.linalg.eigvalsh(relative)[0] < 1e-12)
     if not lost.any():
         lost[np.argmin(counts)] = True
@@ -278,8 +288,7 @@ def _from_scatter(
     enough = counts > 2 * (D + 1)
     if thin is not None:
         enough &= ~thin
-    _, spread = weighted_covariance(problem.X, problem.sample_weight)
-    floor = 1e-6 * np.diag(np.maximum(np.diagonal(spread), np.finfo(float).tiny))
+    floor = 1e-6 * np.diag(problem.feature_scale() ** 2)
     pooled = scatter.sum(axis=0) / problem.total_weight + floor
     smoothed = np.where(enough[:, None, None], scatter, scatter + borrowed[:, None, None] * pooled)
     divisor = np.where(enough, counts, counts * (thin is None or ~thin) + borrowed)
@@ -438,7 +447,7 @@ def fit(
             found.append((climb(loose, *begin, seed, callback, keep_history), 1))
         except (DegenerateFitError, np.linalg.LinAlgError) as error:
             failures.append(f"{method or 'given'} start: {error}")
-    scale = np.sqrt(np.var(X, axis=0) + np.finfo(float).tiny)
+    scale = problem.feature_scale()
     if several and tol < loose.tol:
         finished: list[tuple[EMRun, int]] = []
         for run, reached in _distinct(found, scale, problem.total_weight):

@@ -11,8 +11,8 @@ How it is made fast. Rows are taken in blocks of ``BLOCK``; a block is turned fe
 runs over its rows with unit stride, so that LLVM vectorises it. Whitening (y = Pᵀ(x − μ)) and the second moments
 are matrix products in tiles of 4 × 4, sixteen multiply-adds for eight loads, over the lower triangles alone. The
 exponential and the logarithm are range-reduced polynomials, since libm's do not vectorise. Sums centred at μ_k do not
-cancel for data far from the origin. Where features are many, rows with a responsibility below ``NEGLIGIBLE`` are left out of the
-second moments of a component: they are below the last bit of any sum that matters.
+cancel for data far from the origin. Where features are many, rows with less than 1e-24 of a component's count in their block are
+left out of its moments: they lie below the last bit of the sum.
 
 Everything here releases the GIL and is cached on disk. Work is cut into chunks whose number depends on the problem alone
 and whose sums are added in a fixed order: the same numbers, bit for bit, on any number of threads.
@@ -23,7 +23,7 @@ from __future__ import annotations
 import hashlib
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from pathlib import Path
@@ -37,7 +37,7 @@ BLOCK = 256
 """Rows of a block: its columns and log densities stay in the first cache levels."""
 
 NEGLIGIBLE = 1e-24
-"""Responsibilities below this are left out of the moments of a component when there are COMPACT_FROM features or more."""
+"""With COMPACT_FROM features or more, rows with less than this share of a component's count in the block are left out."""
 
 COMPACT_FROM = 6
 CHUNK_ROWS = 8192
@@ -56,14 +56,18 @@ _options = {
     "fastmath": {"contract", "reassoc", "nsz", "arcp"},
 }
 
+# Without reassociation: it would undo the two-part range reductions.
+_exact_options = {**_options, "fastmath": {"contract", "nsz"}}
 
-@nb.njit(**_options)
+
+@nb.njit(**_exact_options)
 def exp_nonpositive(x):
     """exp(x) for x ≤ 0, within 1 ulp, by operations that vectorise; 0 below −708 (and for −inf)."""
     bounded = max(x, -708.0)
     n = math.floor(bounded * LOG2E + 0.5)
     r = (bounded - n * LN2_HIGH) - n * LN2_LOW
-    p = 1.0 / 479001600.0
+    p = 1.0 / 6227020800.0
+    p = p * r + 1.0 / 479001600.0
     p = p * r + 1.0 / 39916800.0
     p = p * r + 1.0 / 3628800.0
     p = p * r + 1.0 / 362880.0
@@ -74,14 +78,13 @@ def exp_nonpositive(x):
     p = p * r + 1.0 / 24.0
     p = p * r + 1.0 / 6.0
     p = p * r + 0.5
-    p = p * r + 1.0
-    p = p * r + 1.0
+    p = (r * r) * p + r + 1.0
     # Through int32: conversion from float64 to int64 has no vector instruction before AVX-512.
     power = np.int64((np.int64(np.int32(n)) + 1023) << 52).view(np.float64)
     return p * power if x > -708.0 else 0.0
 
 
-@nb.njit(**_options)
+@nb.njit(**_exact_options)
 def log_positive(x):
     """log(x) for normal x > 0, within 2 ulp, by operations that vectorise; −inf for x = 0."""
     bits = np.float64(x).view(np.int64)
@@ -406,14 +409,14 @@ def _moments_large(x, mean, r, b, S1, S2, z, q, kept):
     n = 0.0
     for i in range(b):
         n += r[i]
+    if n == 0.0:
+        return n
     m = b
     if D >= COMPACT_FROM:
-        m = 0
+        m, least = 0, NEGLIGIBLE * n
         for i in range(b):
             kept[m] = i
-            m += r[i] > NEGLIGIBLE
-        if m == 0:
-            return n
+            m += r[i] > least
     if m > (3 * b) // 4:
         m = b
         _centre(x, mean, b, z)
@@ -465,7 +468,8 @@ def _pass_rows(X, v, start, stop, constants, means, P, counts, first, second):
         partial = 0.0
         if v.shape[0] > 0:
             for i in range(b):
-                partial += v[block + i] * top[i]
+                # A row of weight 0 counts for nothing even where its density is 0.
+                partial += v[block + i] * top[i] if v[block + i] > 0.0 else 0.0
             weight = v[block : block + b]
             for k in range(K):
                 r = lp[k * BLOCK :]
@@ -788,10 +792,18 @@ def responsibilities(
     """
     out, r = np.empty(X.shape[0]), np.empty((X.shape[0], parameters.n_components))
     _density(X, parameters, out, r, n_threads)
-    beyond = np.flatnonzero(~np.isfinite(out))
-    if len(beyond):
-        r[beyond] = _nearest_beyond_range(X[beyond], parameters)
+    _complete_beyond_range(X, r, [parameters])
     return r, out
+
+
+def _complete_beyond_range(X: FloatArray, r: FloatArray, mixtures: Iterable[MixtureParameters]) -> None:
+    """Give rows so far away that a density is 0 the responsibilities that it leaves out."""
+    missing = 1 - r.sum(axis=1)
+    beyond = np.flatnonzero(missing > 1e-6)
+    if len(beyond) == 0:
+        return
+    nearest = np.mean([_nearest_beyond_range(X[beyond], parameters) for parameters in mixtures], axis=0)
+    r[beyond] += missing[beyond, None] * nearest
 
 
 def _nearest_beyond_range(X: FloatArray, parameters: MixtureParameters) -> FloatArray:
@@ -846,6 +858,8 @@ def posterior_predictive(
         _predictive_rows(X, start, stop, constants, means, precision_factors, out, r)
 
     _over_chunks(N, BLOCK, S * _work(N, K, D), n_threads, task)
+    if with_responsibilities:
+        _complete_beyond_range(X, r, map(MixtureParameters, weights, means, precision_factors))
     return out, r
 
 

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.linalg import lapack
 
 FloatArray = NDArray[np.float64]
 
@@ -104,22 +103,32 @@ def factors_from_covariances(covariances: FloatArray) -> FloatArray:
     numpy.linalg.LinAlgError
         If a matrix is not positive definite.
     """
-    shape = covariances.shape
-    flat = np.ascontiguousarray(covariances, dtype=np.float64).reshape(-1, shape[-1], shape[-1])
-    factors = np.empty_like(flat)
-    for index, matrix in enumerate(flat):
-        # Correlation scale first, so that the factor of [[1e-200, 0], [0, 1e200]] is as exact as that of the identity.
-        scale = np.sqrt(np.diagonal(matrix))
-        if not (np.all(np.isfinite(matrix)) and np.all(scale > 0)):
-            raise np.linalg.LinAlgError(f"covariance matrix {index} is not positive definite")
-        correlation = matrix / scale / scale[:, None]
-        # With the order of the features reversed, the upper factor of Σ gives the lower factor of its inverse.
-        lower, info = lapack.dpotrf(correlation[::-1, ::-1], lower=1)
-        if info != 0:
-            raise np.linalg.LinAlgError(f"covariance matrix {index} is not positive definite")
-        inverse, _ = lapack.dtrtri(lower, lower=1)
-        factors[index] = np.tril(inverse[::-1, ::-1].T) / scale[:, None]
-    return factors.reshape(shape)
+    matrices = np.asarray(covariances, dtype=np.float64)
+    # Correlation scale first, so that the factor of [[1e-200, 0], [0, 1e200]] is as exact as that of the identity.
+    with np.errstate(invalid="ignore", divide="ignore"):
+        scale = np.sqrt(np.diagonal(matrices, axis1=-2, axis2=-1))
+        correlation = matrices / scale[..., None, :] / scale[..., :, None]
+    good = np.isfinite(correlation).all(axis=(-2, -1)) & (scale > 0).all(axis=-1)
+    if not np.all(good):
+        raise np.linalg.LinAlgError(f"covariance matrix {int(np.argmin(np.ravel(good)))} is not positive definite")
+    # With the order of the features reversed, the upper factor of Σ gives the lower factor of its inverse.
+    reversed_order = correlation[..., ::-1, ::-1]
+    try:
+        lower = np.linalg.cholesky(reversed_order)
+    except np.linalg.LinAlgError:
+        first = _first_not_definite(reversed_order.reshape(-1, *reversed_order.shape[-2:]))
+        raise np.linalg.LinAlgError(f"covariance matrix {first} is not positive definite") from None
+    inverse = np.linalg.inv(lower)[..., ::-1, ::-1]
+    return np.tril(np.swapaxes(inverse, -1, -2)) / scale[..., :, None]
+
+
+def _first_not_definite(matrices: FloatArray) -> int:
+    for index, matrix in enumerate(matrices):
+        try:
+            np.linalg.cholesky(matrix)
+        except np.linalg.LinAlgError:
+            return index
+    return 0
 
 
 def upper_factors_from_covariances(covariances: FloatArray) -> FloatArray:

@@ -246,16 +246,37 @@ class ConjugatePrior:
         ndarray or float
             One value per leading index.
         """
+        K, D = np.shape(means)[-2:]
+        matrices = structure(covariance_type).expand(np.asarray(covariances, dtype=float), K, D)
+        return self.log_density_from_factors(weights, means, factors_from_covariances(matrices), covariance_type)
+
+    def log_density_from_factors(
+        self, weights: FloatArray, means: FloatArray, precision_factors: FloatArray, covariance_type: str = "full"
+    ) -> FloatArray | float:
+        """Return :meth:`log_density` of covariances given by their precision factors.
+
+        Parameters
+        ----------
+        weights : ndarray of shape (..., K)
+        means : ndarray of shape (..., K, D)
+        precision_factors : ndarray of shape (..., K, D, D)
+            Lower triangular P with Σ⁻¹ = P Pᵀ, of the structure.
+        covariance_type : {"full", "tied", "diag", "spherical"}, default "full"
+
+        Returns
+        -------
+        ndarray or float
+            One value per leading index.
+        """
         kind = structure(covariance_type)
         weights, means = np.asarray(weights, dtype=float), np.asarray(means, dtype=float)
-        K, D = means.shape[-2:]
-        matrices = kind.expand(np.asarray(covariances, dtype=float), K, D)
-        factors = factors_from_covariances(matrices)
+        factors, D = precision_factors, means.shape[-1]
         log_det = -2 * np.sum(np.log(np.diagonal(factors, axis1=-2, axis2=-1)), axis=-1)
         alpha, kappa, m0 = self.resolved_concentration, self.mean_precision, self.resolved_mean
-        terms = (alpha - 1) * np.log(np.where(alpha == 1, 1.0, weights))
+        with np.errstate(divide="ignore"):
+            terms = (alpha - 1) * np.log(np.where(alpha == 1, 1.0, weights))
         total = terms.sum(axis=-1) + gammaln(alpha.sum()) - gammaln(alpha).sum()
-        y = np.einsum("...ji,...j->...i", factors, means - m0)
+        y = ((means - m0)[..., None, :] @ factors)[..., 0, :]
         normal = -0.5 * (kappa * np.sum(y * y, axis=-1) + log_det + D * (LOG_2PI - np.log(kappa)))
         total = total + normal.sum(axis=-1)
         return total + self._log_covariance_density(kind.name, factors, log_det)
@@ -264,7 +285,7 @@ class ConjugatePrior:
         scale, D = self.resolved_scale, factors.shape[-1]
         if name in ("full", "tied"):
             nu = self.resolved_degrees_of_freedom
-            trace = np.einsum("...ij,ik,...kj->...", factors, scale, factors)
+            trace = np.sum(factors * (scale @ factors), axis=(-2, -1))
             constant = 0.5 * nu * np.linalg.slogdet(scale)[1] - 0.5 * nu * D * np.log(2) - multigammaln(0.5 * nu, D)
             each = constant - 0.5 * (nu + D + 1) * log_det - 0.5 * trace
             return each[..., 0] if name == "tied" else each.sum(axis=-1)
@@ -331,14 +352,16 @@ class ConjugatePrior:
 
 def weighted_covariance(X: FloatArray, sample_weight: FloatArray | None = None) -> tuple[FloatArray, FloatArray]:
     """Mean (D,) and unbiased covariance (D, D) of the rows under frequency weights."""
-    total = len(X) if sample_weight is None else float(sample_weight.sum())
+    total = float(len(X) if sample_weight is None else sample_weight.sum())
+    if sample_weight is not None and total <= 1:
+        raise ValueError(f"sample_weight sums to {total:g}: frequency weights must sum to more than one observation")
     mean = np.average(X, axis=0, weights=sample_weight)
     covariance = np.zeros((X.shape[1], X.shape[1]))
     for start in range(0, len(X), 65536):
         centred = X[start : start + 65536] - mean
         weighted = centred if sample_weight is None else centred * sample_weight[start : start + 65536, None]
         covariance += weighted.T @ centred
-    return mean, covariance / max(total - 1, np.finfo(float).tiny if total <= 1 else 1e-300)
+    return mean, covariance / (total - 1 if total != 1 else 1.0)
 
 
 def _correlation(covariance: FloatArray) -> FloatArray:

@@ -51,7 +51,8 @@ class _NogilLinker(NumbaLinker):
         if key is not None:
             # Numba names the cache file after the source file, here a temporary one, and leaves flags out of its key.
             python_function.__code__ = python_function.__code__.replace(co_filename="<string>")
-            CACHED_SRC_FUNCTIONS[python_function] = f"{key}_nogil_fastmath{int(pytensor.config.numba__fastmath)}"
+            flags = f"nogil_fastmath{int(pytensor.config.numba__fastmath)}_{pytensor.__version__}"
+            CACHED_SRC_FUNCTIONS[python_function] = f"{key}_{flags}"
         return numba_njit(python_function, final_function=True, nogil=True, cache=key is not None)
 
 
@@ -80,7 +81,7 @@ def _compile() -> Callable[..., Any]:
             mode=Mode(_NogilLinker(), NUMBA.including("local_remove_check_parameter").provided_optimizer),
             trust_input=True,
         )
-    return function.vm.jit_fn  # type: ignore[no-any-return]
+    return function.vm.jit_fn
 
 
 @cache
@@ -241,11 +242,11 @@ class CompiledPosterior:
         R, C = self._shapes[1]
         A = np.linalg.solve(self.inputs.scale_factor, factors[:R])
         roots = np.diagonal(A, axis1=-2, axis2=-1)[:, :C]
-        lower = np.tril_indices(self.inputs.n_features, -1) if self._layout.off_diagonal else ([], [])
+        rows, columns = np.tril_indices(self.inputs.n_features if self._layout.off_diagonal else 0, -1)
         values = (
             (log_weights - log_weights.mean())[:-1],
             2.0 * np.log(roots),
-            A[:, lower[0], lower[1]],
+            A[:, rows, columns],
             np.asarray(means, dtype=np.float64),
         )
         return np.concatenate([np.ravel(value) for value in values])

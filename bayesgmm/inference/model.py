@@ -281,7 +281,7 @@ def model_from_inputs(
         )
         below: Any = np.empty((1, 0))
         if layout.off_diagonal:
-            model.add_coord("feature_pair", feature_pairs(names))
+            model.add_coord("feature_pair", feature_pairs([str(name) for name in names]))
             below = pm.Normal("bartlett_offdiagonal", 0.0, 1.0, dims=layout.dims("feature_pair"))
             below = below if layout.by_component else below[None, :]
         squares = squares if layout.by_component else squares[None, :]

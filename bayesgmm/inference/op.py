@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -100,14 +101,19 @@ class MixtureLogLikelihood(Op):
         return [*fixed, *(cotangents[0] * gradient for gradient in outputs[1:])]
 
 
-_CACHE_VERSION = int.from_bytes(hashlib.sha256(KERNEL_VERSION.encode()).digest()[:8])
+def cache_version(kernel_version: str) -> int:
+    """Number that PyTensor's cache on disk knows the compiled operation by: other sources, other number."""
+    return int.from_bytes(hashlib.sha256(kernel_version.encode() + Path(__file__).read_bytes()).digest()[:8])
+
+
+_CACHE_VERSION = cache_version(KERNEL_VERSION)
 
 
 @register_funcify_default_op_cache_key(MixtureLogLikelihood)
 def _numba_mixture_log_likelihood(op: MixtureLogLikelihood, node: Apply | None = None, **kwargs: Any) -> Any:
-    # PyTensor's key covers the operation's type and properties alone; the second value ties it to the kernel's source.
+    # PyTensor's own key covers the operation's type and properties, never what the function does.
     @numba_njit
-    def mixture_log_likelihood(X, sample_weight, log_weights, means, precision_factors):
+    def mixture_log_likelihood(X: Any, sample_weight: Any, log_weights: Any, means: Any, precision_factors: Any) -> Any:
         factors = np.ascontiguousarray(precision_factors)
         log_likelihood, counts, first, second = fused_pass(
             np.ascontiguousarray(X),

@@ -20,6 +20,10 @@ LOG_LIKELIHOOD_LIMIT = 20_000_000
 """Draws × rows up to which the pointwise log-likelihood is stored with the posterior (160 MB)."""
 
 
+COMPONENT_DIM = "component_id"
+"""The components' dim in the DataTree. The PyMC model says ``component``, which ``az.psense_summary`` needs for its own use."""
+
+
 @dataclass(frozen=True, eq=False)
 class PosteriorDraws:
     """Draws of a mixture's parameters.
@@ -118,8 +122,7 @@ def pointwise_log_likelihood(draws: PosteriorDraws, X: FloatArray) -> FloatArray
 
 def log_prior(draws: PosteriorDraws, prior: ConjugatePrior, kind: CovarianceStructure) -> FloatArray:
     """Log prior density in the coordinates (π, μ, Σ) of every draw, shape (chains, draws)."""
-    packed = kind.pack(draws.covariances)
-    return np.asarray(prior.log_density(draws.weights, draws.means, packed, kind.name))
+    return np.asarray(prior.log_density_from_factors(draws.weights, draws.means, draws.precision_factors, kind.name))
 
 
 def data_tree(
@@ -161,18 +164,21 @@ def data_tree(
     N, D = X.shape
     K = draws.weights.shape[-1]
     coords: dict[str, Any] = {
-        "component": np.arange(K),
+        COMPONENT_DIM: np.arange(K),
         "feature": list(names),
         "feature_bis": list(names),
         "obs_id": np.arange(N),
     }
-    dims: dict[str, list[str]] = {name: list(d) for name, (_, d) in variables.items()}
+    dims: dict[str, list[str]] = {
+        name: [COMPONENT_DIM if dim == "component" else dim for dim in its_dims]
+        for name, (_, its_dims) in variables.items()
+    }
     if "correlations" in variables:
         coords["feature_pair"] = feature_pairs(names)
     dims |= {
         "x": ["obs_id", "feature"],
         "sample_weight": ["obs_id"],
-        "weight_concentration": ["component"],
+        "weight_concentration": [COMPONENT_DIM],
         "mean_prior": ["feature"],
         "scale": ["feature", "feature_bis"],
     }

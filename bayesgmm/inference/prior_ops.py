@@ -114,10 +114,9 @@ def precision_factors_pullback(V, squares, below, g):
 
 
 @nb.njit(**_options)
-def means_log_density_and_gradients(means, centre, precision, P):
+def means_log_density_and_gradients(means, centre, kappa, P):
     """Log N(μ_k; m₀, (κ₀ P_k P_kᵀ)⁻¹) of each component and its gradients with respect to μ_k and P_k."""
     K, D = means.shape
-    kappa = precision[()]
     value, g_means, g_factors = np.empty(K), np.zeros((K, D)), np.zeros((K, D, D))
     constant = 0.5 * D * math.log(kappa / (2.0 * math.pi))
     z, y = np.empty(D), np.empty(D)
@@ -157,7 +156,7 @@ class _FirstDerivativeOnly(Op):
 
     def perform(self, node: Apply, inputs: Sequence[Any], output_storage: Any) -> None:
         """Evaluate on arrays, for the backends that call Python."""
-        values = type(self).kernel(*(np.ascontiguousarray(v) if np.ndim(v) else np.asarray(v) for v in inputs))
+        values = type(self).kernel(*(np.ascontiguousarray(v) if np.ndim(v) else v.item() for v in inputs))
         for storage, value in zip(output_storage, values if len(output_storage) > 1 else (values,), strict=True):
             storage[0] = value
 
@@ -332,7 +331,7 @@ def _numba_means_log_density(op: Op, node: Apply | None = None, **kwargs: Any) -
         return means_log_density_and_gradients(
             np.ascontiguousarray(means),
             np.ascontiguousarray(mean_prior),
-            mean_precision,
+            mean_precision.item(),
             np.ascontiguousarray(precision_factors),
         )
 

@@ -1,26 +1,27 @@
 """Label switching: put the components of every posterior draw in the order of a reference mixture.
 
-A mixture's likelihood does not change when its components are renumbered, so draws may come with their components in any order,
-and averages over them mean nothing until the order is made common (Stephens 2000). Each draw is put in the order that is
-closest to a reference (the pivotal reordering of Marin, Mengersen & Robert 2005, section 4.3), as an assignment problem: never a search over
-the K! orders, and never an array of draws × observations × components.
+A mixture's likelihood does not change when its components are renumbered, so draws may come with their components in any
+order, and averages over them mean nothing until the order is made common (Stephens 2000). Each draw is put in the order that
+is closest to a reference (the pivotal reordering of Marin, Mengersen & Robert 2005, section 4.3), as an assignment problem:
+never a search over the K! orders, and never an array of draws × observations × components.
 
-The distance is the symmetrised Kullback–Leibler divergence between the completed-data distributions p(z, x) of the draw, renumbered,
-and of the reference. It splits into a cost for each pair of a draw's component j and a reference component k,
+The distance is the symmetrised Kullback–Leibler divergence between the completed-data distributions p(z, x) of the draw,
+renumbered, and of the reference. It splits into a cost for each pair of a draw's component j and a reference component k,
 
     C_jk = (π_j − π*_k) log(π_j / π*_k) + π_j KL(N_j ‖ N*_k) + π*_k KL(N*_k ‖ N_j).
 
-Near the reference, N · C is the quadratic form of the complete-data Fisher information: weights, means and covariances are weighed
-against each other as the data would if the labels were known, so that no scale has to be chosen, and affine changes of the
-features change nothing. Components that hold few rows weigh little. Stephens (2000) minimises the same divergence between the rows' classification
-probabilities, which costs draws × observations × components.
+Near the reference, N · C is the quadratic form of the complete-data Fisher information: weights, means and covariances are
+weighed against each other as the data would if the labels were known, so that no scale has to be chosen, and affine changes
+of the features change nothing. Components that hold few rows weigh little. Stephens (2000) minimises such a divergence between
+the rows' classification probabilities, which needs every row for every draw.
 
 References
 ----------
-Marin, J.-M., Mengersen, K. & Robert, C. P. (2005). Bayesian modelling and inference on mixtures of distributions. Handbook of
-Statistics 25, 459–507.
-Moakher, M. & Batchelor, P. G. (2006). Symmetric positive-definite matrices: from geometry to applications and visualization.
-Stephens, M. (2000). Dealing with label switching in mixture models. J. R. Statist. Soc. B 62, 795–809.
+Marin, J.-M., Mengersen, K. & Robert, C. P. (2005). Bayesian modelling and inference on mixtures of distributions.
+Handbook of Statistics 25, 459–507.
+Moakher, M. & Batchelor, P. G. (2006). Symmetric positive-definite matrices: from geometry to applications and
+visualization. In Visualization and Processing of Tensor Fields, 285–298.
+Stephens, M. (2000). Dealing with label switching in mixture models. Journal of the Royal Statistical Society B 62, 795–809.
 """
 
 from __future__ import annotations
@@ -39,6 +40,9 @@ from bayesgmm.core.parameters import FloatArray
 BLOCK_ELEMENTS = 1_000_000
 """Size of the largest temporary array (draws of a block × K² × D); 8 MB."""
 
+EMPTY_WEIGHT = 1e-8
+"""Weights count as no smaller: a component without rows would otherwise be placed by the logarithm of its weight alone."""
+
 PIVOT_CANDIDATES = 8
 PIVOT_DRAWS = 250
 MAX_PIVOT_ITERATIONS = 20
@@ -51,7 +55,7 @@ class _Draws:
     Parameters
     ----------
     weights : ndarray of shape (S, K)
-        Kept above the smallest normal number, so that logarithms are finite.
+        No smaller than ``EMPTY_WEIGHT``.
     means : ndarray of shape (S, K, D)
     covariances, precisions : ndarray of shape (S, K, D, D)
     log_determinants : ndarray of shape (S, K)
@@ -87,9 +91,9 @@ def relabel(
 ) -> np.ndarray:
     """Permutations that put every draw's components in the order of a reference.
 
-    The cost of a pair of components is the symmetrised Kullback–Leibler divergence of the completed-data distributions (see the
-    module). A draw for which the nearest components already form a permutation needs no solver; the others are solved exactly by
-    ``scipy.optimize.linear_sum_assignment``.
+    The cost of a pair of components is the symmetrised Kullback–Leibler divergence of the completed-data distributions (see
+    the module). A draw for which the nearest components already form a permutation needs no solver; the others are solved
+    exactly by ``scipy.optimize.linear_sum_assignment``.
 
     Parameters
     ----------
@@ -99,10 +103,10 @@ def relabel(
     covariances : ndarray
         Matrices (S, K, D, D), or packed as in scikit-learn: tied (S, D, D), diag (S, K, D), spherical (S, K).
     reference : tuple (weights (K,), means (K, D), covariances) or object, optional
-        The mixture whose order is taken: a tuple, or an object that has ``weights``, ``means`` and ``covariances`` (with or without
-        scikit-learn's trailing underscore); its covariances as matrices (K, D, D) or packed like the draws'. The default is a pivot found from the
-        draws: the most central of a few draws, then again and again the divergence's centre of the relabelled draws until no
-        permutation changes. The pivot's own order is that of the draw it began from.
+        The mixture whose order is taken: a tuple, or an object that has ``weights``, ``means`` and ``covariances`` (with or
+        without scikit-learn's trailing underscore); its covariances as matrices (K, D, D) or packed. The default is a pivot
+        found from the draws: the most central of a few draws, then again and again the divergence's centre of the relabelled
+        draws until no permutation changes. The pivot's own order is that of the draw it began from.
     covariance_type : {"full", "tied", "diag", "spherical"}, optional
         Needed only where the shape does not tell: arrays (S, K, K), which may be tied or diag with K = D.
 
@@ -321,4 +325,4 @@ def _prepared(weights: FloatArray, means: FloatArray, covariances: FloatArray, w
         ) from None
     log_determinants = 2 * np.sum(np.log(np.diagonal(lower, axis1=-2, axis2=-1)), axis=-1)
     precisions = np.linalg.inv(covariances)
-    return _Draws(np.maximum(weights, np.finfo(float).tiny), means, covariances, precisions, log_determinants)
+    return _Draws(np.maximum(weights, EMPTY_WEIGHT), means, covariances, precisions, log_determinants)

@@ -1,0 +1,678 @@
+"""Standard errors of an EM fit: inverse observed information, the sandwich, and the bootstrap.
+
+Louis (1982): with s_nk the score of row n if its label were k, and H_nk the Hessian of the same,
+
+    s_n = Σ_k r_nk s_nk        −∂² log p(x_n) = −Σ_k r_nk H_nk − [Σ_k r_nk s_nk s_nkᵀ − s_n s_nᵀ]
+
+the information of the labelled data less what the missing labels take away. All of it comes from one pass over blocks of rows
+(Gram matrices of scores), exact to rounding, at the cost of about P passes of EM for P parameters; no step size has to be
+chosen, as it must for differences of gradients. The meat of the sandwich, Σ_n v_n s_n s_nᵀ, is a by-product.
+
+The pass works in coordinates in which every component is a unit normal: μ_k + L_k u and L_k (I + E) L_kᵀ with
+L_k = P_k⁻ᵀ. There the information of the labelled data is N_k times a constant diagonal, whatever the scale and the
+correlation of the data. A conjugate prior acts as extra observations of known labels.
+"""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.linalg import block_diag, eigh, solve_triangular
+from scipy.optimize import linear_sum_assignment
+
+from bayesgmm.core import em, kernel
+from bayesgmm.core.covariance import CovarianceStructure, structure
+from bayesgmm.core.parameters import FloatArray, MixtureParameters
+
+BoolArray = NDArray[np.bool_]
+
+METHODS = ("information", "sandwich")
+MAX_PARAMETERS = 4000
+"""Largest number of free parameters whose information matrix is formed (128 MB)."""
+
+BOUNDARY = 1e-8
+"""A weight, or a share of the rows, below this counts as 0."""
+
+SINGULAR = 1e-8
+"""A direction in which less than this share of the labelled data's information is left is not determined."""
+
+OFF_OPTIMUM = 0.5
+"""Standard errors between the parameters and the optimum from which on there is a warning."""
+
+BLOCK_ELEMENTS = 2_000_000
+"""Size of the largest array of scores (rows of a block × P); 16 MB."""
+
+BOOTSTRAP_NATS = 1e-5
+"""A climb of the bootstrap ends when an iteration gains less than this in all: warm starts that stop early would all stay
+close to the fit, and the spread would come out too small."""
+
+
+class InformationWarning(UserWarning):
+    """Some standard errors do not exist or should not be trusted; the message says which."""
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class StandardErrors:
+    """Standard errors of a fitted mixture. What is not determined has the standard error infinity, never NaN.
+
+    Parameters
+    ----------
+    weights : ndarray of shape (K,)
+    means : ndarray of shape (K, D)
+        In the units of the data.
+    covariances : ndarray
+        Packed as the structure; in squared units.
+    standard_deviations : ndarray
+        (K, D) full and diag, (D,) tied, (K,) spherical. Delta method.
+    correlations : ndarray or None
+        (K, D (D − 1) / 2) full, (D (D − 1) / 2,) tied, in the order of ``np.tril_indices(D, -1)``; None where the structure
+        has none. Delta method.
+    method : {"information", "sandwich", "bootstrap"}
+    covariance_matrix : ndarray of shape (P, P)
+        Of the free parameters: weights 1 … K − 1, means row by row, then the free entries of the packed covariances (lower
+        triangles row by row). A parameter that is not determined has an infinite variance and covariances 0.
+    undetermined : tuple of int
+        Components with a parameter that the data do not determine.
+    notes : tuple of str
+        What is wrong, in words.
+    """
+
+    weights: FloatArray
+    means: FloatArray
+    covariances: FloatArray
+    standard_deviations: FloatArray
+    correlations: FloatArray | None
+    method: str
+    covariance_matrix: FloatArray
+    undetermined: tuple[int, ...] = ()
+    notes: tuple[str, ...] = ()
+
+
+class FreeEntries:
+    """The free numbers of packed covariances, read off the structure's dims: for each owner of a covariance, q entries."""
+
+    def __init__(self, kind: CovarianceStructure, n_components: int, n_features: int) -> None:
+        self.kind, self.n_components, self.n_features = kind, n_components, n_features
+        self.symmetric, self.pooled = "feature_bis" in kind.free_dims, "feature" not in kind.free_dims
+        if self.symmetric:
+            self.rows, self.cols = np.tril_indices(n_features)
+        else:
+            self.rows = self.cols = np.arange(1 if self.pooled else n_features)
+        self.size = len(self.rows)
+        self.diagonal = self.rows == self.cols
+        self.multiplicity = np.where(self.diagonal, 1.0, 2.0)
+        self.owners = n_components if "component" in kind.free_dims else 1
+        self.basis = np.zeros((self.size, n_features, n_features))
+        self.basis[np.arange(self.size), self.rows, self.cols] = 1.0
+        self.basis[np.arange(self.size), self.cols, self.rows] = 1.0
+        if self.pooled:
+            self.basis[0] = np.eye(n_features)
+
+    def contract(self, matrices: FloatArray) -> FloatArray:
+        """tr(J_a M) for symmetric M (..., D, D) and every J_a = ∂Σ/∂entry a, shape (..., q)."""
+        if self.pooled:
+            return np.trace(matrices, axis1=-2, axis2=-1)[..., None]
+        return self.multiplicity * matrices[..., self.rows, self.cols]
+
+    def squares(self, z: FloatArray) -> FloatArray:
+        """½ tr(J_a (z zᵀ − I)) of rows z (B, D), shape (B, q): the score of a unit normal's covariance."""
+        if self.pooled:
+            return 0.5 * (np.einsum("bj,bj->b", z, z)[:, None] - self.n_features)
+        return 0.5 * self.multiplicity * (z[:, self.rows] * z[:, self.cols] - self.diagonal)
+
+    def take(self, packed: FloatArray) -> FloatArray:
+        """Free entries (..., owners · q) of packed covariances."""
+        lead = packed.shape[: packed.ndim - len(self.kind.free_dims)]
+        entries = packed[..., self.rows, self.cols] if self.symmetric else packed
+        return entries.reshape(*lead, self.owners * self.size)
+
+    def put(self, entries: FloatArray) -> FloatArray:
+        """Packed covariances of free entries (owners · q)."""
+        packed = np.empty(self.kind.shape(self.n_components, self.n_features))
+        if self.symmetric:
+            values = entries.reshape(*packed.shape[:-2], self.size)
+            packed[..., self.rows, self.cols] = packed[..., self.cols, self.rows] = values
+            return packed
+        packed[...] = entries.reshape(packed.shape)
+        return packed
+
+    def deviations(self, packed: FloatArray) -> FloatArray:
+        """Standard deviations (..., owners, 1 or D) of packed covariances."""
+        entries = self.take(packed)
+        return np.sqrt(entries.reshape(*entries.shape[:-1], self.owners, self.size)[..., self.diagonal])
+
+    def correlations(self, packed: FloatArray) -> FloatArray:
+        """Correlations (..., owners, pairs) of packed covariances."""
+        entries = self.take(packed)
+        entries = entries.reshape(*entries.shape[:-1], self.owners, self.size)[..., ~self.diagonal]
+        deviations = self.deviations(packed)
+        i, j = self.rows[~self.diagonal], self.cols[~self.diagonal]
+        return entries / deviations[..., i] / deviations[..., j]
+
+    def drop_shared(self, values: FloatArray) -> FloatArray:
+        """Values (..., owners, n) without the axes along which they are the same."""
+        values = values if "component" in self.kind.deviation_dims else values[..., 0, :]
+        return values if "feature" in self.kind.deviation_dims else values[..., 0]
+
+
+class _Coordinates:
+    """Coordinates in which every component is a unit normal: weights, then K · D of u, then owners · q of E."""
+
+    def __init__(self, problem: em.Problem, parameters: MixtureParameters, counts: FloatArray) -> None:
+        K, D = parameters.n_components, parameters.n_features
+        self.parameters, self.free = parameters, FreeEntries(problem.kind, K, D)
+        pi = parameters.weights
+        self.active = pi >= BOUNDARY
+        if problem.prior is None:
+            self.active &= counts >= BOUNDARY * problem.total_weight
+        reference = int(np.argmax(np.where(self.active, pi, -1.0)))
+        movable = np.flatnonzero(self.active & (np.arange(K) != reference))
+        self.n_weights = len(movable)
+        self.from_weights = np.zeros((K, self.n_weights))
+        self.from_weights[movable, np.arange(self.n_weights)] = 1.0
+        self.from_weights[reference] = -1.0
+        self.log_weight_gradient = self.from_weights / np.where(self.active, pi, 1.0)[:, None]
+        self.size = self.n_weights + K * D + self.free.owners * self.free.size
+        # What a component without rows and without a prior has of its own cannot be estimated.
+        kept = np.ones(K, dtype=bool) if problem.prior is not None else self.active
+        own = kept if self.free.owners == K else np.ones(1, dtype=bool)
+        self.kept = np.concatenate([np.ones(self.n_weights, bool), np.repeat(kept, D), np.repeat(own, self.free.size)])
+
+    def mean_slots(self, k: int) -> slice:
+        begin = self.n_weights + k * self.free.n_features
+        return slice(begin, begin + self.free.n_features)
+
+    def covariance_slots(self, k: int) -> slice:
+        owner = k if self.free.owners > 1 else 0
+        begin = self.n_weights + self.free.n_components * self.free.n_features + owner * self.free.size
+        return slice(begin, begin + self.free.size)
+
+    def slots(self, k: int) -> np.ndarray:
+        index = np.arange(self.size)
+        return np.concatenate([index[self.mean_slots(k)], index[self.covariance_slots(k)]])
+
+    def add(self, total: FloatArray, k: int, block: FloatArray) -> None:
+        """Add the block (1 + D + q) of component k, its first row and column along ∂log π_k, to a matrix (P, P)."""
+        w, slots = self.log_weight_gradient[k], self.slots(k)
+        W = slice(0, self.n_weights)
+        total[W, W] += block[0, 0] * np.outer(w, w)
+        total[W, slots] += np.outer(w, block[0, 1:])
+        total[slots, W] += np.outer(block[0, 1:], w)
+        total[np.ix_(slots, slots)] += block[1:, 1:]
+
+    def to_natural(self) -> tuple[FloatArray, FloatArray]:
+        """Jacobian of (all K weights, means, free covariance entries) in units of ``scale``, and ``scale``."""
+        free, P = self.free, self.parameters.precision_factors
+        roots = np.linalg.solve(np.swapaxes(P, 1, 2), np.broadcast_to(np.eye(free.n_features), P.shape))
+        deviations = np.linalg.norm(roots, axis=2)
+        scaled = roots / deviations[:, :, None]
+        blocks = [(scaled[k] @ free.basis @ scaled[k].T)[:, free.rows, free.cols].T for k in range(free.owners)]
+        entry_scale = deviations[: free.owners, free.rows] * deviations[: free.owners, free.cols]
+        scale = np.concatenate([np.ones(free.n_components), deviations.ravel(), entry_scale.ravel()])
+        return block_diag(self.from_weights, *scaled, *blocks), scale
+
+
+def standard_errors(
+    problem: em.Problem, parameters: MixtureParameters, packed: FloatArray, method: str = "information"
+) -> StandardErrors:
+    """Standard errors at fitted parameters from the information in the data.
+
+    Parameters
+    ----------
+    problem : Problem
+        Data, structure, weights and prior of the fit. Under a prior the information is that of the log posterior in
+        (π, μ, Σ).
+    parameters : MixtureParameters
+        The fit; should be an optimum of the problem.
+    packed : ndarray
+        Its covariances, packed.
+    method : {"information", "sandwich"}, default "information"
+        "information" is I⁻¹, the inverse observed information (Louis 1982). "sandwich" is I⁻¹ V I⁻¹ with
+        V = Σ_n v_n (s_n − s̄)(s_n − s̄)ᵀ (White 1982, theorem 3.2), right also where the components are not normal; s_n are scores
+        of the likelihood, centred because under a prior they do not sum to 0. Frequency weights count as repeated rows.
+
+    Returns
+    -------
+    StandardErrors
+
+    Raises
+    ------
+    ValueError
+        If the method is unknown or there are more than ``MAX_PARAMETERS`` free parameters.
+
+    Warns
+    -----
+    InformationWarning
+        If the information is singular (the message names the components), a weight is at its boundary 0, or the parameters
+        are not at the optimum.
+
+    References
+    ----------
+    Louis (1982), Finding the observed information matrix when using the EM algorithm, JRSS B 44, 226–233.
+    White (1982), Maximum likelihood estimation of misspecified models, Econometrica 50, 1–25.
+    """
+    if method not in METHODS:
+        raise ValueError(f"method must be 'information', 'sandwich' or 'bootstrap'; got {method!r}")
+    K, D = parameters.n_components, parameters.n_features
+    n_parameters = problem.kind.n_parameters(K, D)
+    if n_parameters > MAX_PARAMETERS:
+        raise ValueError(
+            f"{n_parameters} free parameters are more than the {MAX_PARAMETERS} whose information matrix is formed: use "
+            "method='bootstrap', or a simpler covariance_type"
+        )
+    coordinates = _Coordinates(problem, parameters, problem.e_step(parameters).counts)
+    grams, meat = _score_moments(problem, coordinates)
+    observed, expected, gradient, slope = _information(problem, coordinates, grams, meat)
+
+    kept = np.flatnonzero(coordinates.kept)
+    part = np.ix_(kept, kept)
+    # Where the labelled data's information is the identity, eigenvalues are the shares of it that are left.
+    whiten = solve_triangular(np.linalg.cholesky(expected[part]), np.eye(len(kept)), lower=True).T
+    root, null = _inverse_root(whiten.T @ observed[part] @ whiten)
+    jacobian, scale = coordinates.to_natural()
+    natural = jacobian[:, kept] @ whiten
+    lost = np.sum((natural @ null) ** 2, axis=1) > 1e-6 * np.sum(natural**2, axis=1)
+    lost |= np.concatenate([~coordinates.active, ~coordinates.kept[coordinates.n_weights :]])
+    natural, root = natural @ root, whiten @ root
+    if method == "sandwich":
+        spread = (meat - np.outer(slope, slope) / problem.total_weight)[part]
+        scaled = natural @ (root.T @ spread @ root) @ natural.T
+    else:
+        scaled = natural @ natural.T
+    # Newton's decrement: how far the optimum lies from here, at most, in standard errors of any linear function.
+    distance = float(np.linalg.norm(root.T @ gradient[kept]))
+    undetermined, notes = _report(coordinates, lost, distance)
+    for note in notes:
+        warnings.warn(note, InformationWarning, stacklevel=3)
+    return _collect(coordinates.free, scaled, scale, lost, packed, method, undetermined, notes)
+
+
+def _inverse_root(information: FloatArray) -> tuple[FloatArray, FloatArray]:
+    """R with R Rᵀ the inverse of a symmetric matrix where its eigenvalues exceed ``SINGULAR``; the other eigenvectors."""
+    identity = np.eye(len(information))
+    try:
+        np.linalg.cholesky(information - SINGULAR * identity)
+        lower = np.linalg.cholesky(information)
+    except np.linalg.LinAlgError:
+        values, vectors = eigh(information)
+        determined = values > SINGULAR
+        return vectors[:, determined] / np.sqrt(values[determined]), vectors[:, ~determined]
+    return solve_triangular(lower, identity, lower=True).T, identity[:, :0]
+
+
+def _score_moments(problem: em.Problem, coordinates: _Coordinates) -> tuple[FloatArray, FloatArray]:
+    """Σ_n v_n r_nk a aᵀ with a = (1, score of component k) for every k, and Σ_n v_n s_n s_nᵀ, in blocks of rows."""
+    parameters, free = coordinates.parameters, coordinates.free
+    K, D = parameters.n_components, parameters.n_features
+    grams = np.zeros((K, 1 + D + free.size, 1 + D + free.size))
+    meat = np.zeros((coordinates.size, coordinates.size))
+    rows = max(64, min(8192, BLOCK_ELEMENTS // max(1, coordinates.size)))
+    for start in range(0, len(problem.X), rows):
+        X = problem.X[start : start + rows]
+        r = kernel.responsibilities(X, parameters, problem.n_threads)[0]
+        root = None if problem.sample_weight is None else np.sqrt(problem.sample_weight[start : start + rows])
+        scores = np.zeros((len(X), coordinates.size))
+        scores[:, : coordinates.n_weights] = r @ coordinates.log_weight_gradient
+        for k in map(int, np.flatnonzero(coordinates.active)):
+            member = np.flatnonzero(r[:, k] > kernel.NEGLIGIBLE)
+            z = (X[member] - parameters.means[k]) @ parameters.precision_factors[k]
+            own = np.hstack([np.ones((len(z), 1)), z, free.squares(z)])
+            share = r[member, k, None]
+            scores[:, coordinates.mean_slots(k)][member] = share * own[:, 1 : 1 + D]
+            scores[:, coordinates.covariance_slots(k)][member] += share * own[:, 1 + D :]
+            own *= np.sqrt(share) if root is None else np.sqrt(share) * root[member, None]
+            grams[k] += own.T @ own
+        if root is not None:
+            scores *= root[:, None]
+        meat += scores.T @ scores
+    return grams, meat
+
+
+def _information(
+    problem: em.Problem, coordinates: _Coordinates, grams: FloatArray, meat: FloatArray
+) -> tuple[FloatArray, FloatArray, FloatArray, FloatArray]:
+    """Observed information, that of the labelled data at their optimum, gradients of the objective and of the likelihood."""
+    parameters, free, prior = coordinates.parameters, coordinates.free, problem.prior
+    K, D = parameters.n_components, parameters.n_features
+    identity = np.eye(D)
+    observed, expected = meat.copy(), np.zeros_like(meat)
+    gradient, likelihood_gradient = np.zeros(coordinates.size), np.zeros(coordinates.size)
+    # The prior of a structure that pools over components or axes, shared out over what it pools.
+    pooled_over = problem.kind.divisor(np.ones(K), D)
+    if prior is not None:
+        extra_scatter = problem.kind.expand(
+            np.broadcast_to(problem.kind.prior_scatter(prior) / pooled_over, problem.kind.shape(K, D)), K, D
+        )
+        extra = np.broadcast_to(np.ravel(problem.kind.prior_divisor(prior, K, D) / pooled_over), (K,))
+    for k in range(K):
+        gram, P = grams[k], parameters.precision_factors[k]
+        count, slope, scatter = gram[0, 0], gram[0, 1 : 1 + D], gram[1 : 1 + D, 1 : 1 + D]
+        slots = coordinates.slots(k)
+        likelihood_gradient[: coordinates.n_weights] += count * coordinates.log_weight_gradient[k]
+        likelihood_gradient[slots] += gram[0, 1:]
+        mean_count = covariance_count = weight_count = count
+        if prior is not None:
+            pull = (prior.resolved_mean - parameters.means[k]) @ P
+            weight_count = count + prior.resolved_concentration[k] - 1
+            mean_count, covariance_count = count + prior.mean_precision, count + extra[k]
+            slope = slope + prior.mean_precision * pull
+            scatter = scatter + P.T @ extra_scatter[k] @ P + prior.mean_precision * np.outer(pull, pull)
+        gradient[: coordinates.n_weights] += weight_count * coordinates.log_weight_gradient[k]
+        gradient[slots] += np.concatenate([slope, 0.5 * free.contract(scatter - covariance_count * identity)])
+        coordinates.add(observed, k, _labelled(free, weight_count, mean_count, covariance_count, slope, scatter) - gram)
+        ideal = max(weight_count, np.finfo(float).tiny)
+        coordinates.add(
+            expected, k, _labelled(free, ideal, mean_count, covariance_count, 0 * slope, covariance_count * identity)
+        )
+    return observed, expected, gradient, likelihood_gradient
+
+
+def _labelled(
+    free: FreeEntries,
+    weight_count: float,
+    mean_count: float,
+    covariance_count: float,
+    slope: FloatArray,
+    scatter: FloatArray,
+) -> FloatArray:
+    """Information of labelled rows about (log π_k, u, E), for first and second moments of whitened rows.
+
+    −∂² of −n/2 log|Σ| − ½ tr(Σ⁻¹ S) at Σ = I along J_a and J_b is tr(J_a J_b (S − n I / 2)).
+    """
+    D = free.n_features
+    out = np.zeros((1 + D + free.size, 1 + D + free.size))
+    out[0, 0] = weight_count
+    out[1 : 1 + D, 1 : 1 + D] = mean_count * np.eye(D)
+    out[1 + D :, 1 : 1 + D] = free.basis @ slope
+    out[1 : 1 + D, 1 + D :] = out[1 + D :, 1 : 1 + D].T
+    products = free.basis @ (scatter - 0.5 * covariance_count * np.eye(D))
+    out[1 + D :, 1 + D :] = free.contract(0.5 * (products + np.swapaxes(products, 1, 2)))
+    return out
+
+
+def _report(coordinates: _Coordinates, lost: BoolArray, distance: float) -> tuple[tuple[int, ...], tuple[str, ...]]:
+    """Components with undetermined parameters, and what is wrong in words."""
+    K, D = coordinates.free.n_components, coordinates.free.n_features
+    own = lost[:K] | lost[K : K + K * D].reshape(K, D).any(axis=1)
+    own = own | lost[K + K * D :].reshape(coordinates.free.owners, -1).any(axis=1)
+    singular = list(map(int, np.flatnonzero(own & coordinates.active)))
+    notes = []
+    for k in map(int, np.flatnonzero(~coordinates.active)):
+        also = "; its mean and covariance are the prior's" if coordinates.kept[coordinates.mean_slots(k)].all() else ""
+        notes.append(f"component {k} has no rows (its weight is at the boundary 0), so it has no standard errors{also}")
+    if len(singular):
+        which = f"component{'s' * (len(singular) > 1)} {', '.join(map(str, singular))}"
+        notes.append(
+            f"the observed information is singular (or this is no maximum) in parameters of {which}: the data do not "
+            "determine them, and their standard errors are infinite. Use fewer components, a simpler covariance_type, a "
+            "prior or the bootstrap"
+        )
+    if distance > OFF_OPTIMUM:
+        notes.append(
+            f"the parameters may lie up to {distance:.2g} of their standard errors from the optimum: fit these data with a "
+            "smaller tol (and a reg_covar that is small against the variances)"
+        )
+    return tuple(int(k) for k in np.flatnonzero(own)), tuple(notes)
+
+
+def _collect(
+    free: FreeEntries,
+    scaled: FloatArray,
+    scale: FloatArray,
+    lost: BoolArray,
+    packed: FloatArray,
+    method: str,
+    undetermined: tuple[int, ...],
+    notes: tuple[str, ...],
+) -> StandardErrors:
+    """Standard errors from the covariance matrix of all weights, means and free entries in units of ``scale``."""
+    K, D = free.n_components, free.n_features
+    errors = np.where(lost, np.inf, np.sqrt(np.maximum(np.diagonal(scaled), 0.0)) * scale)
+    with np.errstate(over="ignore"):
+        matrix = scaled * scale * scale[:, None]
+    matrix[lost] = matrix[:, lost] = 0.0
+    matrix[lost, lost] = np.inf
+    estimated = np.arange(len(scale)) != K - 1
+    entries = errors[K + K * D :].reshape(free.owners, free.size)
+    correlations = None
+    if free.symmetric and D > 1:
+        rho = free.correlations(packed).reshape(free.owners, -1)
+        pairs = np.flatnonzero(~free.diagonal)
+        variances = np.flatnonzero(free.diagonal)
+        ends = np.stack([variances[free.rows[pairs]], variances[free.cols[pairs]]])
+        out = np.empty_like(rho)
+        for owner in range(free.owners):
+            slope = np.zeros((len(pairs), free.size))
+            slope[np.arange(len(pairs)), pairs] = 1.0
+            slope[np.arange(len(pairs)), ends] = -0.5 * rho[owner]
+            begin = K + K * D + owner * free.size
+            block = scaled[begin : begin + free.size, begin : begin + free.size]
+            out[owner] = np.sqrt(np.maximum(np.einsum("pi,ij,pj->p", slope, block, slope, optimize=True), 0.0))
+            gone = ~np.isfinite(entries[owner])
+            out[owner, gone[pairs] | gone[ends].any(axis=0)] = np.inf
+        correlations = out if "component" in free.kind.free_dims else out[0]
+    deviations = free.deviations(packed).reshape(free.owners, -1)
+    return StandardErrors(
+        weights=errors[:K],
+        means=errors[K : K + K * D].reshape(K, D),
+        covariances=free.put(entries),
+        standard_deviations=free.drop_shared(entries[:, free.diagonal] / (2 * deviations)),
+        correlations=correlations,
+        method=method,
+        covariance_matrix=matrix[np.ix_(estimated, estimated)],
+        undetermined=undetermined,
+        notes=notes,
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class BootstrapReplicates:
+    """Refits to resampled rows, components in the order of the fit.
+
+    Parameters
+    ----------
+    weights : ndarray of shape (B, K)
+    means : ndarray of shape (B, K, D)
+    covariances : ndarray of shape (B, ...)
+        Packed.
+    n_failed : int
+        Resamples left out because a component lost its rows or its variance in them.
+    covariance_type : str
+        Name of the structure.
+    n_unconverged : int
+        Replicates that are used although EM ended at ``max_iter``.
+    """
+
+    weights: FloatArray
+    means: FloatArray
+    covariances: FloatArray
+    n_failed: int
+    covariance_type: str
+    n_unconverged: int = 0
+
+    @property
+    def _free(self) -> FreeEntries:
+        return FreeEntries(structure(self.covariance_type), *self.means.shape[1:])
+
+    @property
+    def standard_deviations(self) -> FloatArray:
+        """Standard deviations (B, ...), of the shape that :class:`StandardErrors` has."""
+        return self._free.drop_shared(self._free.deviations(self.covariances))
+
+    @property
+    def correlations(self) -> FloatArray | None:
+        """Correlations (B, ...), of the shape that :class:`StandardErrors` has; None where the structure has none."""
+        free = self._free
+        if not free.symmetric or free.n_features == 1:
+            return None
+        values = free.correlations(self.covariances)
+        return values if "component" in free.kind.free_dims else values[:, 0]
+
+    @property
+    def standard_errors(self) -> StandardErrors:
+        """Standard deviations over the replicates (Efron 1979)."""
+        B = len(self.weights)
+        flat = [self.weights[:, :-1], self.means.reshape(B, -1), self._free.take(self.covariances)]
+        estimates = np.concatenate(flat, axis=1)
+        scale = np.maximum(_spread(estimates), np.finfo(float).tiny)
+        standard = (estimates - estimates[0]) / scale
+        correlations = self.correlations
+        with np.errstate(over="ignore"):
+            matrix = np.atleast_2d(np.cov(standard, rowvar=False)) * scale * scale[:, None]
+        return StandardErrors(
+            weights=_spread(self.weights),
+            means=_spread(self.means),
+            covariances=_spread(self.covariances),
+            standard_deviations=_spread(self.standard_deviations),
+            correlations=None if correlations is None else _spread(correlations),
+            method="bootstrap",
+            covariance_matrix=matrix,
+            notes=_bootstrap_notes(B, self.n_failed, self.n_unconverged),
+        )
+
+    def interval(self, prob: float = 0.9) -> dict[str, tuple[FloatArray, FloatArray]]:
+        """Equal-tailed percentile intervals (Efron & Tibshirani 1993, section 13.3).
+
+        Parameters
+        ----------
+        prob : float, default 0.9
+
+        Returns
+        -------
+        dict of str to (lower, upper)
+            For weights, means, covariances, standard_deviations and (where the structure has them) correlations.
+
+        Raises
+        ------
+        ValueError
+            If ``prob`` lies outside (0, 1).
+        """
+        if not 0 < prob < 1:
+            raise ValueError(f"prob must lie between 0 and 1; got {prob}")
+        values = {
+            "weights": self.weights,
+            "means": self.means,
+            "covariances": self.covariances,
+            "standard_deviations": self.standard_deviations,
+        }
+        if self.correlations is not None:
+            values["correlations"] = self.correlations
+        tails = ((1 - prob) / 2, (1 + prob) / 2)
+        return {
+            name: (np.quantile(v, tails[0], axis=0), np.quantile(v, tails[1], axis=0)) for name, v in values.items()
+        }
+
+
+def _spread(values: FloatArray) -> FloatArray:
+    """Standard deviation over the first axis, whatever the scale of the values."""
+    size = np.maximum(np.max(np.abs(values), axis=0), np.finfo(float).tiny)
+    return size * np.std(values / size, axis=0, ddof=1)
+
+
+def bootstrap(
+    problem: em.Problem,
+    parameters: MixtureParameters,
+    packed: FloatArray,
+    n_bootstrap: int,
+    rng: np.random.Generator,
+) -> BootstrapReplicates:
+    """Nonparametric bootstrap: refit to rows drawn with replacement, each time from the fit as the start.
+
+    Resampling draws frequency weights for the same rows, so X is never copied. The prior is held fixed. Frequency
+    weights v are Σ v (rounded) rows, drawn in proportion to v.
+
+    Parameters
+    ----------
+    problem : Problem
+    parameters : MixtureParameters
+        The fit.
+    packed : ndarray
+        Its covariances, packed.
+    n_bootstrap : int
+        Number of resamples B.
+    rng : numpy.random.Generator
+
+    Returns
+    -------
+    BootstrapReplicates
+
+    Raises
+    ------
+    ValueError
+        If ``n_bootstrap`` < 2 or the weights sum to less than 2 rows.
+    DegenerateFitError
+        If fewer than 2 resamples could be fitted.
+
+    Warns
+    -----
+    InformationWarning
+        If more than 5 % of the resamples failed or did not converge.
+
+    References
+    ----------
+    Efron (1979), Bootstrap methods: another look at the jackknife, Annals of Statistics 7, 1–26.
+    O'Hagan, Murphy, Scrucca & Gormley (2019), Investigation of parameter uncertainty in clustering using a Gaussian mixture
+    model via jackknife, bootstrap and weighted likelihood bootstrap, Computational Statistics 34, 1779–1813.
+    """
+    n_rows = round(problem.total_weight)
+    if n_bootstrap < 2:
+        raise ValueError(f"n_bootstrap must be at least 2; got {n_bootstrap}")
+    if n_rows < 2:
+        raise ValueError(f"frequency weights that sum to {problem.total_weight:g} are too few rows to resample")
+    v = problem.sample_weight
+    chances = np.full(len(problem.X), 1 / len(problem.X)) if v is None else v / v.sum()
+    tol = min(problem.tol, max(BOOTSTRAP_NATS / problem.total_weight, 1e-13))
+    found: list[tuple[FloatArray, FloatArray, FloatArray]] = []
+    n_failed = n_unconverged = 0
+    for _ in range(n_bootstrap):
+        drawn = replace(problem, sample_weight=rng.multinomial(n_rows, chances).astype(np.float64), tol=tol)
+        try:
+            run = em.climb(drawn, parameters, packed, rng)
+        except (em.DegenerateFitError, np.linalg.LinAlgError):
+            n_failed += 1
+            continue
+        # A component that was started anew is another one: its replicate says nothing about the fit's.
+        if run.n_reseeded:
+            n_failed += 1
+            continue
+        n_unconverged += not run.converged
+        order = _fit_order(run.parameters, parameters)
+        matrices = problem.kind.expand(run.covariances, *run.parameters.means.shape)
+        found.append((run.parameters.weights[order], run.parameters.means[order], problem.kind.pack(matrices[order])))
+    if len(found) < 2:
+        raise em.DegenerateFitError(
+            f"{n_failed} of {n_bootstrap} resamples lost a component: use fewer components, a simpler covariance_type or "
+            "a prior"
+        )
+    if n_failed + n_unconverged > 0.05 * n_bootstrap:
+        for note in _bootstrap_notes(len(found), n_failed, n_unconverged):
+            warnings.warn(note, InformationWarning, stacklevel=3)
+    weights, means, covariances = (np.stack(part) for part in zip(*found, strict=True))
+    return BootstrapReplicates(weights, means, covariances, n_failed, problem.kind.name, n_unconverged)
+
+
+def _bootstrap_notes(n_used: int, n_failed: int, n_unconverged: int) -> tuple[str, ...]:
+    notes = []
+    if n_failed:
+        notes.append(
+            f"{n_failed} of {n_used + n_failed} resamples lost a component and are left out: the spread of the others is too small"
+        )
+    if n_unconverged:
+        notes.append(f"EM did not converge in {n_unconverged} of {n_used} resamples: raise max_iter")
+    return tuple(notes)
+
+
+def _fit_order(replicate: MixtureParameters, fit: MixtureParameters) -> np.ndarray:
+    """Order of the replicate's components that comes closest to the fit's, in units of the spread within components."""
+    spread = np.sqrt(np.diagonal(fit.covariances, axis1=1, axis2=2))
+    within = np.sqrt(fit.weights @ spread**2)
+
+    def features(mixture: MixtureParameters) -> FloatArray:
+        deviations = np.sqrt(np.diagonal(mixture.covariances, axis1=1, axis2=2))
+        return np.column_stack([mixture.means / within, deviations / within, mixture.weights])
+
+    distance = np.sum((features(fit)[:, None] - features(replicate)[None]) ** 2, axis=2)
+    return linear_sum_assignment(distance)[1]
