@@ -96,8 +96,8 @@ def _refuse_text(X: Any) -> None:
             np.asarray(X[name], dtype=float)
         except (TypeError, ValueError):
             raise ValueError(
-                f"could not convert string to float: column{'s' * (len(text) > 1)} {', '.join(map(repr, text))} "
-                "not numeric; select the numeric columns (--columns at the command line)"
+                f"could not convert string to float: {_columns(text)} not numeric; select the numeric columns "
+                "(--columns at the command line)"
             ) from None
 
 
@@ -139,8 +139,7 @@ def warn_degenerate(X: FloatArray, n_components: int, names: list[str], reg_cova
     constant = [names[j] for j in np.flatnonzero(low == high)]
     if constant and len(X) > 1:
         warnings.warn(
-            f"column{'s' * (len(constant) > 1)} {', '.join(map(repr, constant))} constant: "
-            "the variance there is reg_covar alone",
+            f"{_columns(constant)} constant: the variance there is reg_covar alone",
             DataWarning,
             stacklevel=4,
         )
@@ -172,10 +171,7 @@ def refuse_degenerate(X: FloatArray, n_components: int, names: list[str]) -> Non
     low, high = X.min(axis=0), X.max(axis=0)
     constant = [names[j] for j in np.flatnonzero(low == high)]
     if constant:
-        raise ValueError(
-            f"column{'s' * (len(constant) > 1)} {', '.join(map(repr, constant))} constant: drop "
-            f"{'them' if len(constant) > 1 else 'it'}, {remedy}"
-        )
+        raise ValueError(f"{_columns(constant)} constant: drop {'them' if len(constant) > 1 else 'it'}, {remedy}")
     standard = np.zeros((X.shape[1], X.shape[1]))
     center = X.mean(axis=0)
     size = np.max(np.abs(np.stack([low - center, high - center])), axis=0)
@@ -188,6 +184,10 @@ def refuse_degenerate(X: FloatArray, n_components: int, names: list[str]) -> Non
         involved = [names[j] for j in np.flatnonzero(np.abs(vectors[:, 0]) > 1e-4)]
         why = "fewer rows than columns" if len(X) <= X.shape[1] else "exactly collinear (or duplicate)"
         raise ValueError(f"columns {', '.join(map(repr, involved))} are {why}: drop one of them, {remedy}")
+
+
+def _columns(names: list[str]) -> str:
+    return f"columns {', '.join(map(repr, names))} are" if len(names) > 1 else f"column {names[0]!r} is"
 
 
 def n_distinct_rows(X: FloatArray, enough: int) -> int:
