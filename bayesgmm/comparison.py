@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -11,7 +10,6 @@ from numpy.typing import ArrayLike
 from scipy.special import expit, logit, ndtri
 
 from bayesgmm.core.covariance import CovarianceStructure, structure
-from bayesgmm.core.information import StandardErrors
 from bayesgmm.core.parameters import FloatArray, MixtureParameters
 
 if TYPE_CHECKING:
@@ -110,7 +108,7 @@ def compare(
     order = _posterior_order(em, post, kind)
     matched = MixtureParameters(em.weights_[order], em.means_[order], em._parameters.precision_factors[order])
     estimates = parameter_values(matched, kind, names)
-    spreads = _named(_reordered(errors, kind, order), names, pairs)
+    spreads = errors.by_name(names, order)
     rows = {
         name: _row(name, estimates[name], spreads[name], draws, ci_prob)
         for name, draws in scalar_parameters(post._draws, kind, names, pairs).items()
@@ -187,33 +185,6 @@ def _posterior_order(em: Any, post: Any, kind: CovarianceStructure) -> np.ndarra
     center = (post.weights_, post.means_, kind.expand(np.asarray(post.covariances_), K, D))
     matrices = kind.expand(em.covariances_, K, D)
     return relabel(em.weights_[None], em.means_[None], matrices[None], center, covariance_type="full")[0]
-
-
-def _reordered(
-    errors: StandardErrors, kind: CovarianceStructure, order: np.ndarray
-) -> dict[str, tuple[FloatArray, tuple[str, ...]]]:
-    """Standard errors with their dims, components in the given order."""
-    values: dict[str, tuple[FloatArray, tuple[str, ...]]] = {
-        "weights": (errors.weights, ("component",)),
-        "means": (errors.means, ("component", "feature")),
-        "standard_deviations": (errors.standard_deviations, kind.deviation_dims),
-    }
-    if errors.correlations is not None and kind.correlation_dims is not None:
-        values["correlations"] = (errors.correlations, kind.correlation_dims)
-    return {name: (v[order] if "component" in dims else v, dims) for name, (v, dims) in values.items()}
-
-
-def _named(
-    values: Mapping[str, tuple[FloatArray, tuple[str, ...]]], names: Sequence[str], pairs: Sequence[str]
-) -> dict[str, float]:
-    """Entries of arrays with dims by the names that a summary gives them."""
-    labels = {"feature": names, "feature_pair": pairs}
-    out: dict[str, float] = {}
-    for variable, (array, dims) in values.items():
-        for index in np.ndindex(array.shape):
-            where = [str(i) if d == "component" else labels[d][i] for d, i in zip(dims, index, strict=True)]
-            out[f"{variable}[{', '.join(where)}]"] = float(array[index])
-    return out
 
 
 def _row(name: str, value: float, se: float, draws: FloatArray, ci_prob: float) -> dict[str, float | str]:

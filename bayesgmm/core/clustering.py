@@ -2,6 +2,10 @@
 
 The algorithms under :mod:`bayesgmm.core.seeding`. Arrays are C-contiguous float64; weights are positive. All release the GIL and are
 cached on disk.
+
+References
+----------
+Müllner, D. (2011). Modern hierarchical, agglomerative clustering algorithms. arXiv:1109.2378.
 """
 
 from __future__ import annotations

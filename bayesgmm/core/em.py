@@ -359,10 +359,11 @@ def start(
     problem: Problem, n_components: int, method: str, rng: np.random.Generator
 ) -> tuple[MixtureParameters, FloatArray]:
     """Parameters of a start by a method of :mod:`bayesgmm.core.seeding`."""
-    seeded = seeding.initial_assignment(method, problem.X, n_components, problem.sample_weight, rng)
-    if seeded.ndim == 1:
-        return start_from_labels(problem, seeded, n_components)
-    return start_from_responsibilities(problem, seeded)
+    if method == "random":
+        soft = seeding.initial_responsibilities(method, problem.X, n_components, problem.sample_weight, rng)
+        return start_from_responsibilities(problem, soft)
+    labels = seeding.initial_labels(method, problem.X, n_components, problem.sample_weight, rng)
+    return start_from_labels(problem, labels, n_components)
 
 
 def fit(

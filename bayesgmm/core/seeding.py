@@ -1,15 +1,16 @@
 """Where EM begins: partitions of the rows, and the mix of them that several starts use.
 
 Every method is weight-aware (frequency weights; a row of weight 0 is never chosen and never counted) and learns from a random
-sample of the rows where there are many: at most ``KMEANS_ROWS`` for k-means, k-means++ and quantiles, ``TREE_ROWS`` for the
-hierarchical ones. All rows are assigned at the end. Nearly all methods give labels (N,), so that a start costs N numbers
+sample of the rows where there are many: at most ``KMEANS_ROWS`` (20,000) for k-means, k-means++ and quantiles, ``TREE_ROWS`` (500)
+for the hierarchical ones. All rows are assigned at the end. Nearly all methods give labels (N,), so that a start costs N numbers
 and not N × K.
 
 ``kmeans``, ``k-means++``, ``random`` and ``random_from_data`` mean what they mean in scikit-learn. Beside them, for the further starts:
 
 - ``hierarchical``: agglomeration that merges, at each step, the two groups that cost least under Σ_k (n_k + 1) log |(W_k + S) / (n_k + 1)|,
   W_k the scatter of group k: the classification likelihood of Gaussians with free covariances (Banfield & Raftery 1993; Fraley 1998), on
-  principal components scaled to unit variance (Scrucca & Raftery 2015), S = K^(−2/D) I making it finite for single rows;
+  principal components divided by the root of their standard deviations (the SVD scaling of Scrucca & Raftery 2015), with
+  S = K^(−2/D) s² I, s² their mean variance, making it finite for single rows;
 - ``ward``: the same with Σ_k tr W_k;
 - ``quantiles``: groups of equal weight in the order of the only feature;
 - ``kmeans-rescaled``: k-means on features of unit variance times random factors, which differ from start to start;
@@ -62,8 +63,8 @@ def initial_responsibilities(
 ) -> FloatArray:
     """Responsibilities of a start, exactly in scikit-learn's meaning of the method.
 
-    For ``k-means++`` and ``random_from_data`` scikit-learn gives K chosen rows to the K components, one each, and no other row to any: the
-    rows of the others sum to 0. Elsewhere every row sums to 1.
+    For ``k-means++`` and ``random_from_data`` scikit-learn gives K chosen rows to the K components, one each, and no other row to
+    any: the responsibilities of all other rows are 0. For every other method each row's sum to 1.
 
     Parameters
     ----------
@@ -134,8 +135,9 @@ def initial_labels(
         As for :func:`initial_responsibilities`, and for ``random``.
     """
     if method not in _CHOSEN_ROWS and method not in _PARTITIONS:
+        known = "is not a partition" if method == "random" else "is not a method of seeding"
         allowed = ", ".join(map(repr, (*_CHOSEN_ROWS, *_PARTITIONS)))
-        raise ValueError(f"{method!r} gives no labels; the methods that do are {allowed}")
+        raise ValueError(f"{method!r} {known}; the partitions are {allowed}")
     X, weight = _checked(X, sample_weight)
     if method in _CHOSEN_ROWS:
         chosen = _CHOSEN_ROWS[method](X, n_components, weight, rng)
@@ -351,9 +353,10 @@ def _tree(
     used = [j for j in range(len(variances) - 1, -1, -1) if variances[j] > 1e-10][:TREE_FEATURES]
     if not used:
         return np.zeros(len(X), dtype=np.int32)
-    axes = axes[:, used] / np.sqrt(variances[used])
+    # Unit variances would hide groups that lie apart along a principal axis; the square root of the deviation is between.
+    axes = axes[:, used] / variances[used] ** 0.25
     Z = Z @ axes
-    floor = K ** (-2.0 / len(used))
+    floor = K ** (-2.0 / len(used)) * float(np.mean(np.sqrt(variances[used])))
     group = agglomerate(Z, kept, K, determinant, floor)
     if len(index) == len(X):
         return group[inverse].astype(np.int32)

@@ -36,7 +36,8 @@ from bayesgmm.estimators.validation import (
 if TYPE_CHECKING:
     import pandas as pd
 
-    from bayesgmm.core.information import BootstrapReplicates, StandardErrors
+    from bayesgmm.core.bootstrap import BootstrapReplicates
+    from bayesgmm.core.information import StandardErrors
 
 
 class GaussianMixture(ClusterMixin, DensityMixin, BaseEstimator):
@@ -601,16 +602,14 @@ class GaussianMixture(ClusterMixin, DensityMixin, BaseEstimator):
         BootstrapReplicates
             ``weights`` (B, K), ``means`` (B, K, D), ``covariances`` (B, ...), and their standard errors and intervals.
         """
-        from bayesgmm.core import information
+        from bayesgmm.core.bootstrap import bootstrap
 
         table = self._table(X)
         kind = structure(self.covariance_type)
         v = check_weights(sample_weight, table)
         prior = getattr(self, "prior_", None)
         problem = em.Problem(table, kind, prior, v, self.reg_covar, max(self.tol, 1e-6), max(self.max_iter, 100))
-        return information.bootstrap(
-            problem, self._parameters, self.covariances_, n_bootstrap, generator(self.random_state)
-        )
+        return bootstrap(problem, self._parameters, self.covariances_, n_bootstrap, generator(self.random_state))
 
     def summary(self, X: ArrayLike | None = None, method: str = "information") -> pd.DataFrame:
         """Weights, means, standard deviations and correlations in one table.

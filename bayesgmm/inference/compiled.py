@@ -63,7 +63,7 @@ def _compile() -> Callable[..., Any]:
         rng.normal(size=(4, D)), np.empty(0), np.ones(K), np.zeros(D), np.asarray(1.0), np.array([4.0, 3.0]), np.eye(D)
     )
     with pytensor.config.change_flags(floatX="float64"):
-        model = model_from_inputs(template, "full")
+        model = model_from_inputs(template, "full", open_values=True)
         values = {variable.name: variable for variable in model.continuous_value_vars}
         ordered = [values[name] for name in VALUE_NAMES]
         # Before differentiation, so that equal subgraphs are one; the prior's values were checked when it was resolved.

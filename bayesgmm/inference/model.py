@@ -6,7 +6,7 @@
     x_n given π, μ, P ~ Σ_k π_k Normal(μ_k, Σ_k)
 
 The second line is Bartlett's decomposition of Σ_k ~ inverse-Wishart(ν₀, Λ₀); the diagonal structures have χ² variables
-alone. Every size, the data and the prior's values are shared variables, so nothing of a data set is part of the graph.
+alone. Sizes are symbolic throughout, so that the same code makes the graph that is compiled once for every data set.
 """
 
 from __future__ import annotations
@@ -238,7 +238,7 @@ def _spread_means(X: FloatArray, n_components: int) -> FloatArray:
 
 
 def model_from_inputs(
-    inputs: ModelInputs, covariance_type: str, feature_names: Sequence[Any] | None = None
+    inputs: ModelInputs, covariance_type: str, feature_names: Sequence[Any] | None = None, *, open_values: bool = False
 ) -> pm.Model:
     """Build the PyMC model of given inputs.
 
@@ -248,6 +248,9 @@ def model_from_inputs(
     covariance_type : {"full", "tied", "diag", "spherical"}
     feature_names : sequence, optional
         Labels of the dims ``feature`` and ``feature_bis``; 0 … D − 1 when None.
+    open_values : bool, default=False
+        Whether the prior's values enter as shared variables of their fields' names, so that a compiled graph can be given
+        others, not as constants. PyMC takes draws that depend on a shared variable for out of date.
 
     Returns
     -------
@@ -260,18 +263,18 @@ def model_from_inputs(
     if len(names) != D:
         raise ValueError(f"feature_names has {len(names)} names for {D} features")
     start = _spread_means(inputs.X, K)
+    enter = pytensor.shared if open_values else pt.constant
+    concentration, mean_prior, mean_precision, degrees, scale_factor = (
+        enter(getattr(inputs, name), name=name)
+        for name in ("weight_concentration", "mean_prior", "mean_precision", "degrees_of_freedom", "scale_factor")
+    )
     with pm.Model(coords={"component": range(K), "feature": names, "feature_bis": names}) as model:
         model.add_coord("obs_id", length=len(inputs.X))
         X = pm.Data("X", inputs.X, dims=("obs_id", "feature"))
-        concentration = pm.Data("weight_concentration", inputs.weight_concentration, dims="component")
-        mean_prior = pm.Data("mean_prior", inputs.mean_prior, dims="feature")
-        mean_precision = pm.Data("mean_precision", inputs.mean_precision)
-        degrees = pm.Data("degrees_of_freedom", inputs.degrees_of_freedom)
-        scale_factor = pm.Data("scale_factor", inputs.scale_factor, dims=("feature", "feature_bis"))
         if len(inputs.sample_weight):
             sample_weight = pm.Data("sample_weight", inputs.sample_weight, dims="obs_id")
         else:
-            sample_weight = pytensor.shared(inputs.sample_weight, name="sample_weight")
+            sample_weight = enter(inputs.sample_weight, name="sample_weight")
 
         weights = pm.Dirichlet("weights", concentration, dims="component", default_transform=_Simplex())
         squares = pm.ChiSquared(

@@ -1,0 +1,250 @@
+"""The ``bayesgmm`` command: a table in, a folder of results out.
+
+Exit codes: 0 done; 1 the data or the run is at fault, with one line on standard error; 2 wrong usage; 3 done, but the
+convergence diagnostics failed (the results are written and marked); 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import _thread
+import argparse
+import csv
+import logging
+import os
+import sys
+import threading
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from bayesgmm import __version__
+from bayesgmm.exceptions import DataError
+
+if TYPE_CHECKING:
+    from bayesgmm.io import OutputFolder, Table
+
+DONE, AT_FAULT, USAGE, NOT_CONVERGED, INTERRUPTED = 0, 1, 2, 3, 130
+
+_SAMPLING_OPTIONS = ("draws", "chains", "tune", "target_ess")
+
+
+class _Parser(argparse.ArgumentParser):
+    """A parser that names the options which would have been accepted."""
+
+    def error(self, message: str) -> NoReturn:
+        if message.startswith("unrecognized arguments"):
+            allowed = sorted(option for option in self._option_string_actions if option.startswith("--"))
+            message = f"{message}; the options are {', '.join(allowed)}"
+        super().error(message)
+
+
+def _integer(minimum: int) -> Callable[[str], int]:
+    def parse(text: str) -> int:
+        if not text.isdecimal() or int(text) < minimum:
+            raise argparse.ArgumentTypeError(f"expected a whole number of at least {minimum}, not {text!r}")
+        return int(text)
+
+    return parse
+
+
+def _tune(text: str) -> int | str:
+    return text if text == "auto" else _integer(10)(text)
+
+
+def _names(text: str) -> list[str]:
+    return [name.strip() for name in next(csv.reader([text], skipinitialspace=True), [])]
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Build the parser of the command line, without importing anything that takes time."""
+    parser = _Parser(
+        prog="bayesgmm",
+        description="Gaussian mixtures with uncertainty: EM, and from its modes a full posterior.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action="version", version=f"bayesgmm {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True)
+
+    common = _Parser(add_help=False, allow_abbrev=False)
+    common.add_argument("--quiet", action="store_true", help="print nothing but errors and warnings")
+    common.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
+    common.add_argument("--force", action="store_true", help="write into a folder that is not empty")
+
+    fit = commands.add_parser(
+        "fit",
+        parents=[common],
+        allow_abbrev=False,
+        help="fit a mixture to a table",
+        description="Fit a Gaussian mixture to the numeric columns of a table and write the results into a folder: "
+        "posterior.nc, fit.json, summary.csv, assignments.csv and mixture.png.",
+        epilog="Exit codes: 0 done; 1 the data or the run is at fault; 2 wrong usage; 3 done, but the convergence "
+        "diagnostics failed (the results are written and marked); 130 interrupted.",
+    )
+    fit.add_argument("data", metavar="DATA", help="CSV, TSV, Parquet or .npy; - reads standard input")
+    fit.add_argument(
+        "-k", "--components", type=_integer(1), required=True, metavar="K", help="number of components of the mixture"
+    )
+    fit.add_argument("--out", required=True, metavar="DIR", help="folder for the results; made where it does not exist")
+    fit.add_argument("--columns", type=_names, metavar="A,B", help="columns to use (default: all)")
+    fit.add_argument(
+        "--covariance",
+        choices=("full", "tied", "diag", "spherical"),
+        default="full",
+        help="structure of the covariance matrices (default: full)",
+    )
+    fit.add_argument(
+        "--method",
+        choices=("nuts", "laplace", "em"),
+        default="nuts",
+        help="nuts: posterior by sampling; laplace: by an approximation; em: maximum likelihood (default: nuts)",
+    )
+    fit.add_argument("--seed", type=_integer(0), metavar="N", default=0, help="seed of the random numbers (default: 0)")
+    fit.add_argument("--draws", type=_integer(4), metavar="N", help="draws per chain (default: 1000)")
+    fit.add_argument("--chains", type=_integer(1), metavar="N", help="chains (default: 4)")
+    fit.add_argument("--tune", type=_tune, metavar="N", help="warm-up draws per chain, or auto (default: auto)")
+    fit.add_argument("--target-ess", type=_integer(0), metavar="ESS", help="effective draws to reach (default: 400)")
+    fit.set_defaults(parser=fit, run=_fit)
+
+    demo = commands.add_parser(
+        "demo",
+        parents=[common],
+        allow_abbrev=False,
+        help="fit two components to the eruptions of Old Faithful",
+        description="Fit two components to the eruptions of Old Faithful, which the package carries.",
+    )
+    demo.add_argument("--out", default="bayesgmm-demo", metavar="DIR", help="default: bayesgmm-demo")
+    demo.set_defaults(parser=demo, run=_demo)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command.
+
+    Parameters
+    ----------
+    argv : sequence of str or None, default=None
+        The arguments; None takes them from ``sys.argv``.
+
+    Returns
+    -------
+    int
+        The exit code.
+    """
+    parser = build_parser()
+    arguments, unknown = parser.parse_known_args(argv)
+    if unknown:
+        arguments.parser.error(f"unrecognized arguments: {' '.join(unknown)}")
+    try:
+        with _terminal_for_users():
+            return arguments.run(arguments)
+    except KeyboardInterrupt:
+        return _fail("interrupted; nothing was written", INTERRUPTED)
+    except BrokenPipeError:
+        # the reader of standard output has gone; what is left to print must not fail again at exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return DONE
+    except (DataError, FileExistsError) as error:
+        return _fail(str(error))
+    except OSError as error:
+        return _fail(": ".join(str(part) for part in (error.filename, error.strerror) if part) or str(error))
+    except MemoryError:
+        return _fail("out of memory")
+    except (ValueError, TypeError) as error:
+        return _fail(str(error))
+    except Exception as error:  # a traceback helps nobody who did not write the code
+        return _fail(f"unexpected {type(error).__name__}: {error} (BAYESGMM_TRACEBACK=1 shows where)")
+
+
+@contextmanager
+def _terminal_for_users() -> Iterator[None]:
+    """Keep from the terminal what libraries tell their developers, and let no library swallow Ctrl-C."""
+
+    def hook(unraisable: Any) -> None:
+        # where C calls Python (Numba's cache does), an interrupt is printed and lost: send it again
+        if issubclass(unraisable.exc_type, KeyboardInterrupt):
+            resent.append(threading.Timer(0.1, _thread.interrupt_main))
+            resent[-1].start()
+        else:
+            previous(unraisable)
+
+    resent: list[threading.Timer] = []
+    threshold, previous = logging.root.manager.disable, sys.unraisablehook
+    logging.disable(logging.WARNING)
+    sys.unraisablehook = hook
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for timer in resent:
+            timer.cancel()
+        logging.disable(threshold)
+        sys.unraisablehook = previous
+
+
+def _fail(message: str, code: int = AT_FAULT) -> int:
+    if os.environ.get("BAYESGMM_TRACEBACK") and sys.exc_info()[0] is not None:
+        import traceback
+
+        traceback.print_exc()
+    print(f"bayesgmm: {'error: ' if code == AT_FAULT else ''}{' '.join(message.split())}", file=sys.stderr)
+    return code
+
+
+def _fit(arguments: argparse.Namespace) -> int:
+    options = {name: value for name in _SAMPLING_OPTIONS if (value := getattr(arguments, name)) is not None}
+    if arguments.method == "em" and options:
+        given = ", ".join("--" + name.replace("_", "-") for name in options)
+        arguments.parser.error(f"{given}: not with --method em, which draws nothing")
+    from bayesgmm.io import OutputFolder, read_table
+    from bayesgmm.results import OUTPUTS
+
+    output = OutputFolder(arguments.out, force=arguments.force, outputs=OUTPUTS)
+    table = read_table(arguments.data, arguments.columns)
+    options |= {
+        "n_components": arguments.components,
+        "covariance_type": arguments.covariance,
+        "random_state": arguments.seed,
+    }
+    return _run(arguments, output, table, arguments.method, options)
+
+
+def _demo(arguments: argparse.Namespace) -> int:
+    import numpy as np
+
+    from bayesgmm.datasets import load_faithful
+    from bayesgmm.io import OutputFolder, Table
+    from bayesgmm.results import OUTPUTS
+
+    output = OutputFolder(arguments.out, force=arguments.force, outputs=OUTPUTS, reuse=True)
+    faithful = load_faithful()
+    values = np.ascontiguousarray(faithful.to_numpy(dtype=np.float64))
+    table = Table(values, tuple(faithful.columns), "Old Faithful", np.arange(1, len(values) + 1))
+    return _run(arguments, output, table, "nuts", {"n_components": 2, "random_state": 0})
+
+
+def _run(
+    arguments: argparse.Namespace, output: OutputFolder, table: Table, method: str, options: dict[str, Any]
+) -> int:
+    """Fit, write and tell: what every command that fits a mixture does with a table."""
+    from bayesgmm import results
+
+    silent = arguments.quiet or arguments.json
+    with output as folder:
+        if not silent:
+            results.print_task(table, method, options)
+        outcome = results.fit(table, method, options, progressbar=not silent and sys.stderr.isatty())
+        files = results.write(outcome, folder)
+    if arguments.json:
+        print(results.to_json(outcome, output.path, files))
+    elif not silent:
+        results.print_outcome(outcome, output.path, files)
+    if not arguments.json:
+        told = () if silent else outcome.problems
+        for message in outcome.messages:
+            if message not in told:
+                print(f"bayesgmm: warning: {message}", file=sys.stderr)
+    if outcome.interrupted:
+        return INTERRUPTED
+    return DONE if outcome.converged else NOT_CONVERGED

@@ -1,0 +1,321 @@
+"""What the command does with a table: fit a mixture, write the folder of results, tell the user."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import shutil
+import sys
+import time
+import warnings
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from bayesgmm.exceptions import SamplingInterrupted
+from bayesgmm.io import Table, atomic_path, write_csv, write_text
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from rich.console import Console
+
+__all__ = ["OUTPUTS", "Outcome", "fit", "print_outcome", "print_task", "to_json", "write"]
+
+OUTPUTS = ("posterior.nc", "fit.json", "summary.csv", "assignments.csv", "mixture.png", "WARNING.txt")
+
+_PACKAGE = os.path.dirname(os.path.abspath(__file__))
+_SHOWN_ROWS = 30
+
+
+@dataclass(frozen=True, eq=False)
+class Outcome:
+    """A fitted mixture and how the fit went.
+
+    Attributes
+    ----------
+    estimator : GaussianMixture or BayesianGaussianMixture
+        Fitted to ``table``.
+    table : Table
+        The data.
+    method : str
+        ``"nuts"``, ``"laplace"`` or ``"em"``.
+    seconds : float
+        Wall time of the fit, imports and compilation included.
+    messages : tuple of str
+        The package's own warnings.
+    interrupted : str or None
+        What was kept of an interrupted fit; None where it ran to its end.
+    """
+
+    estimator: Any
+    table: Table
+    method: str
+    seconds: float
+    messages: tuple[str, ...] = ()
+    interrupted: str | None = None
+
+    @cached_property
+    def summary(self) -> pd.DataFrame:
+        """One line a parameter, its name in the first column: EM beside the posterior, or EM with standard errors."""
+        arguments = (self.table.to_frame(),) if self.method == "em" else ()
+        return self.estimator.summary(*arguments).reset_index(names="parameter")
+
+    @property
+    def converged(self) -> bool:
+        """Whether the diagnostics allow the results to be used."""
+        if self.method == "em":
+            return bool(self.estimator.converged_)
+        return bool(self.estimator.diagnostics_.ok)
+
+    @property
+    def verdict(self) -> str:
+        """The diagnostics in a sentence."""
+        if self.method != "em":
+            return str(self.estimator.diagnostics_.verdict)
+        n = self.estimator.n_iter_
+        return f"EM {'converged' if self.converged else 'did not converge'} in {n} iteration{'s' if n != 1 else ''}."
+
+    @property
+    def problems(self) -> tuple[str, ...]:
+        """What speaks against the results: the number, and what to do."""
+        found = [self.interrupted] if self.interrupted else []
+        found += [] if self.method == "em" else self.estimator.diagnostics_.problems
+        return tuple(dict.fromkeys(found))
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What is worth knowing and speaks against nothing."""
+        return () if self.method == "em" else tuple(self.estimator.diagnostics_.notes)
+
+
+def fit(table: Table, method: str, options: dict[str, Any], progressbar: bool = False) -> Outcome:
+    """Fit a mixture to a table.
+
+    Parameters
+    ----------
+    table : Table
+        The data.
+    method : {"nuts", "laplace", "em"}
+        How.
+    options : dict
+        Arguments of the estimator's constructor.
+    progressbar : bool, default=False
+        Whether to show the progress of sampling.
+
+    Returns
+    -------
+    Outcome
+
+    Raises
+    ------
+    SamplingInterrupted
+        Where the user stopped it and no draws were complete.
+    """
+    started = time.perf_counter()
+    interrupted = None
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("default")
+        if method == "em":
+            from bayesgmm import GaussianMixture
+
+            estimator: Any = GaussianMixture(**options)
+        else:
+            from bayesgmm import BayesianGaussianMixture
+
+            estimator = BayesianGaussianMixture(method=method, progressbar=progressbar, **options)
+        try:
+            estimator.fit(table.to_frame())
+        except SamplingInterrupted as stop:
+            if stop.estimator is None:
+                raise
+            estimator, interrupted = stop.estimator, str(stop)
+    messages = dict.fromkeys(str(warning.message) for warning in caught if _is_ours(warning))
+    return Outcome(estimator, table, method, time.perf_counter() - started, tuple(messages), interrupted)
+
+
+def _is_ours(warning: warnings.WarningMessage) -> bool:
+    """Whether a warning speaks to the user of the package, and not to the developers of a library."""
+    if warning.category.__module__.startswith("bayesgmm"):
+        return True
+    # scikit-learn wraps `fit`, so that a warning about the caller's line can name the wrapper
+    named = warning.filename.startswith(_PACKAGE) or warning.filename.endswith(os.path.join("sklearn", "base.py"))
+    return named and issubclass(warning.category, UserWarning)
+
+
+def write(outcome: Outcome, folder: Path) -> list[str]:
+    """Write every file of the results.
+
+    Parameters
+    ----------
+    outcome : Outcome
+        The fit.
+    folder : path
+        An empty folder.
+
+    Returns
+    -------
+    list of str
+        The names of the files.
+
+    Raises
+    ------
+    OSError
+        Where the disk is full or cannot be written.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            outcome.estimator.save(folder)
+            write_csv(folder / "summary.csv", outcome.summary)
+            write_csv(folder / "assignments.csv", _assignments(outcome))
+            _write_figure(outcome, folder / "mixture.png")
+            if outcome.interrupted or not outcome.converged:
+                write_text(folder / "WARNING.txt", "\n".join((outcome.verdict, *outcome.problems)) + "\n")
+    except OSError as error:
+        raise OSError(f"cannot write the results: {error.strerror or error}") from error
+    except Exception as error:
+        # the netCDF library reports a full disk as an error of its own
+        if shutil.disk_usage(folder).free < 1 << 20:
+            raise OSError("cannot write the results: no space left on device") from error
+        raise
+    return sorted(entry.name for entry in folder.iterdir())
+
+
+def _assignments(outcome: Outcome) -> pd.DataFrame:
+    """One line a row of data: its most probable component, the probability of each, and the log density."""
+    import pandas as pd
+
+    X = outcome.table.to_frame()
+    responsibilities = outcome.estimator.predict_proba(X)
+    columns: dict[str, Any] = {"row": outcome.table.rows, "component": responsibilities.argmax(axis=1)}
+    columns |= {f"responsibility_{k}": responsibilities[:, k] for k in range(responsibilities.shape[1])}
+    columns["log_density"] = outcome.estimator.score_samples(X)
+    return pd.DataFrame(columns)
+
+
+def _write_figure(outcome: Outcome, path: Path) -> None:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from bayesgmm.plots import mixture_figure
+
+    figure = mixture_figure(outcome.estimator, outcome.table.to_frame())
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary, dpi=150)
+
+
+def to_json(outcome: Outcome, path: Path, files: list[str]) -> str:
+    """Return the results as one JSON object; what is not a finite number is null."""
+    estimator = outcome.estimator
+    return json.dumps(
+        _plain(
+            {
+                "data": {
+                    "source": outcome.table.source,
+                    "n_rows": len(outcome.table.values),
+                    "columns": outcome.table.columns,
+                    "notes": outcome.table.notes,
+                },
+                "method": outcome.method,
+                "covariance_type": estimator.covariance_type,
+                "weights": estimator.weights_,
+                "means": estimator.means_,
+                "covariances": estimator.covariances_,
+                "summary": outcome.summary.to_dict(orient="records"),
+                "converged": outcome.converged,
+                "verdict": outcome.verdict,
+                "problems": outcome.problems,
+                "notes": outcome.notes,
+                "interrupted": outcome.interrupted,
+                "warnings": outcome.messages,
+                "seconds": outcome.seconds,
+                "out": path,
+                "files": files,
+            }
+        ),
+        allow_nan=False,
+    )
+
+
+def _plain(value: Any) -> Any:
+    """Turn a value into what JSON knows."""
+    if isinstance(value, dict):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, np.ndarray):
+        value = value.tolist()
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if isinstance(value, np.generic):
+        value = value.item()
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    return value if value is None or isinstance(value, bool | int | str) else str(value)
+
+
+def _console() -> Console:
+    from rich.console import Console
+
+    class Terminal(Console):
+        def on_broken_pipe(self) -> None:
+            # whoever read the output has seen enough; the results are still to be written
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+    # a pipe or a file has no width of its own: do not fold tables there
+    return Terminal(highlight=False, markup=False, width=None if sys.stdout.isatty() else 140)
+
+
+def print_task(table: Table, method: str, options: dict[str, Any]) -> None:
+    """Tell what is about to be done."""
+    console = _console()
+    n_rows, n_columns = table.values.shape
+    names = ", ".join(table.columns[:6]) + (", …" if n_columns > 6 else "")
+    columns = "column" if n_columns == 1 else "columns"
+    console.print(f"{table.source}: {n_rows} rows, {n_columns} {columns} ({names})")
+    for note in table.notes:
+        console.print(f"note: {note}")
+    how = {"nuts": "EM, then NUTS", "laplace": "EM, then a Laplace approximation", "em": "EM"}[method]
+    k = options["n_components"]
+    structure = options.get("covariance_type", "full")
+    console.print(f"{k} component{'s' if k > 1 else ''}, covariance {structure}: {how}")
+
+
+def print_outcome(outcome: Outcome, path: Path, files: list[str]) -> None:
+    """Tell the result: estimates, diagnostics, and where the files are."""
+    from rich.table import Table as Grid
+
+    console = _console()
+    summary = outcome.summary.drop(columns=["median", "ess_tail"], errors="ignore")
+    grid = Grid(box=None, pad_edge=False, header_style="bold")
+    for j, column in enumerate(summary.columns):
+        if j == 0:
+            grid.add_column(str(column), overflow="fold")
+        else:
+            grid.add_column(str(column), justify="right", no_wrap=True)
+    for row in summary.head(_SHOWN_ROWS).itertuples(index=False):
+        grid.add_row(*map(_cell, row))
+    console.print()
+    console.print(grid)
+    if len(summary) > _SHOWN_ROWS:
+        console.print(f"… {len(summary) - _SHOWN_ROWS} more in summary.csv")
+    console.print()
+    console.print(outcome.verdict, style="green" if outcome.converged else "bold red")
+    for remark in (*outcome.problems, *outcome.notes):
+        console.print(f"- {remark}")
+    console.print(f"{outcome.seconds:.1f} s; {', '.join(files)} in {path}")
+
+
+def _cell(value: Any) -> str:
+    """Four significant digits, without an exponent where the number can be read without one."""
+    if not isinstance(value, float | np.floating):
+        return str(value)
+    number = float(value)
+    if not math.isfinite(number):
+        return "" if math.isnan(number) else str(number)
+    if number != 0 and not 1e-3 <= abs(number) < 1e7:
+        return f"{number:.3e}"
+    digits = 3 if number == 0 else max(0, 3 - math.floor(math.log10(abs(number))))
+    return f"{number:.{digits}f}"
