@@ -30,6 +30,27 @@ def _square_distance(a, b):  # type: ignore[no-untyped-def]
 
 
 @nb.njit(**_options)
+def _reached_row(weight, nearest, share):  # type: ignore[no-untyped-def]
+    """First row at which the running sum of weight · nearest exceeds that share of the total; of weight where all are 0."""
+    total = 0.0
+    for m in range(len(weight)):
+        total += weight[m] * nearest[m]
+    duplicates_only = total <= 0.0
+    if duplicates_only:
+        for m in range(len(weight)):
+            total += weight[m]
+    target, running, row = share * total, 0.0, 0
+    for m in range(len(weight)):
+        mass = weight[m] if duplicates_only else weight[m] * nearest[m]
+        running += mass
+        if mass > 0.0:
+            row = m
+        if running > target:
+            break
+    return row
+
+
+@nb.njit(**_options)
 def plus_plus(Z: FloatArray, weight: FloatArray, uniforms: FloatArray) -> NDArray[np.int64]:
     """Rows chosen by greedy k-means++ (Arthur & Vassilvitskii 2007).
 
@@ -48,26 +69,23 @@ def plus_plus(Z: FloatArray, weight: FloatArray, uniforms: FloatArray) -> NDArra
     n = len(Z)
     n_chosen, n_trials = uniforms.shape
     chosen = np.empty(n_chosen, dtype=np.int64)
-    nearest = np.ones(n)
-    trial = np.empty(n)
-    best = np.empty(n)
+    nearest, trial, best = np.ones(n), np.empty(n), np.empty(n)
     for k in range(n_chosen):
-        reached = np.cumsum(weight * nearest)
-        if reached[-1] <= 0.0:
-            reached = np.cumsum(weight)
         best_potential = np.inf
         for t in range(n_trials if k > 0 else 1):
-            i = min(np.searchsorted(reached, uniforms[k, t] * reached[-1], side="right"), n - 1)
+            row = _reached_row(weight, nearest, uniforms[k, t])
             potential = 0.0
             for m in range(n):
-                distance = _square_distance(Z[m], Z[i])
-                trial[m] = distance if k == 0 else min(nearest[m], distance)
-                potential += weight[m] * trial[m]
+                distance = _square_distance(Z[m], Z[row])
+                if k > 0 and nearest[m] < distance:
+                    distance = nearest[m]
+                trial[m] = distance
+                potential += weight[m] * distance
             if potential < best_potential:
                 best_potential = potential
-                chosen[k] = i
-                best[:] = trial
-        nearest[:] = best
+                chosen[k] = row
+                trial, best = best, trial
+        nearest, best = best, nearest
     return chosen
 
 
@@ -86,36 +104,36 @@ def lloyd(Z: FloatArray, weight: FloatArray, centres: FloatArray, max_iter: int)
     """
     n, D = Z.shape
     K = len(centres)
-    labels = np.full(n, -1, dtype=np.int64)
-    distances = np.empty(n)
-    mass = np.empty(K)
+    labels, distances = np.full(n, -1), np.empty(n)
+    mass, sums = np.empty(K), np.empty((K, D))
     for _ in range(max_iter):
         changed = False
+        for k in range(K):
+            mass[k] = 0.0
+            for j in range(D):
+                sums[k, j] = 0.0
         for i in range(n):
             label, smallest = 0, np.inf
             for k in range(K):
                 distance = _square_distance(Z[i], centres[k])
                 if distance < smallest:
                     label, smallest = k, distance
-            distances[i] = smallest
-            if label != labels[i]:
-                labels[i] = label
-                changed = True
+            changed |= label != labels[i]
+            labels[i], distances[i] = label, smallest
+            mass[label] += weight[i]
+            for j in range(D):
+                sums[label, j] += weight[i] * Z[i, j]
         if not changed:
             return
-        mass[:] = 0.0
-        sums = np.zeros((K, D))
-        for i in range(n):
-            mass[labels[i]] += weight[i]
-            for j in range(D):
-                sums[labels[i], j] += weight[i] * Z[i, j]
         for k in range(K):
             if mass[k] > 0.0:
-                centres[k] = sums[k] / mass[k]
+                for j in range(D):
+                    centres[k, j] = sums[k, j] / mass[k]
             else:
                 farthest = np.argmax(distances)
-                centres[k] = Z[farthest]
                 distances[farthest] = 0.0
+                for j in range(D):
+                    centres[k, j] = Z[farthest, j]
 
 
 @nb.njit(**_options)
@@ -171,7 +189,8 @@ def most_probable(
     labels = np.empty(N, dtype=np.int32)
     z = np.empty(R)
     for i in range(N):
-        z[:] = 0.0
+        for r in range(R):
+            z[r] = 0.0
         for j in range(D):
             u = (X[i, j] - origin[j]) * scale[j]
             for r in range(R):
@@ -249,6 +268,15 @@ def _cheapest_partner(i, n_live, cost):  # type: ignore[no-untyped-def]
 
 
 @nb.njit(**_options)
+def _lowest(values, n_live):  # type: ignore[no-untyped-def]
+    lowest = 0
+    for i in range(1, n_live):
+        if values[i] < values[lowest]:
+            lowest = i
+    return lowest
+
+
+@nb.njit(**_options)
 def agglomerate(Z: FloatArray, weight: FloatArray, n_groups: int, determinant: bool, floor: float) -> NDArray[np.int64]:
     """Merge rows into groups, at each step the two whose union adds least to the criterion.
 
@@ -275,38 +303,36 @@ def agglomerate(Z: FloatArray, weight: FloatArray, n_groups: int, determinant: b
     n, R = Z.shape
     mass, centres, scatters = weight.copy(), Z.copy(), np.zeros((n, R, R))
     merged, factor = np.zeros((R, R)), np.zeros((R, R))
-    own = np.empty(n)
+    own, cost = np.empty(n), np.empty((n, n))
     for i in range(n):
         own[i] = _group_cost(mass[i], scatters[i], determinant, floor, factor)
-    cost = np.full((n, n), np.inf)
-    for i in range(n):
         for j in range(i):
             joint = _pair_of_rows_cost(i, j, mass, centres, determinant, floor)
             cost[i, j] = cost[j, i] = joint - own[i] - own[j]
-    partner, cheapest = np.empty(n, dtype=np.int64), np.empty(n)
+    partner, cheapest, group = np.empty(n, dtype=np.int64), np.empty(n), np.empty(n, dtype=np.int64)
     for i in range(n):
         partner[i], cheapest[i] = _cheapest_partner(i, n, cost)
-    group = np.arange(n)
+        group[i] = i
     for n_live in range(n, n_groups, -1):
-        i = int(np.argmin(cheapest[:n_live]))
+        i = _lowest(cheapest, n_live)
         while partner[i] < 0:
             partner[i], cheapest[i] = _cheapest_partner(i, n_live, cost)
-            i = int(np.argmin(cheapest[:n_live]))
-        j = int(partner[i])
-        last = n_live - 1
+            i = _lowest(cheapest, n_live)
+        j, last = partner[i], n_live - 1
         if i == last:
             i, j = j, i
         own[i] = _merged_cost(i, j, mass, centres, scatters, determinant, floor, merged, factor)
-        scatters[i] = merged
+        # The last group moves to the place that becomes free, so that the living ones stay side by side.
         for a in range(R):
             centres[i, a] = (mass[i] * centres[i, a] + mass[j] * centres[j, a]) / (mass[i] + mass[j])
+            centres[j, a] = centres[last, a]
+            for b in range(a + 1):
+                scatters[i, a, b] = merged[a, b]
+                scatters[j, a, b] = scatters[last, a, b]
         mass[i] += mass[j]
-        # The last group moves to the place that has become free, so that the living ones stay side by side.
-        mass[j], own[j], centres[j], scatters[j] = mass[last], own[last], centres[last], scatters[last]
-        partner[j], cheapest[j] = partner[last], cheapest[last]
-        cost[j, :last] = cost[last, :last]
-        cost[:last, j] = cost[:last, last]
-        cost[j, j] = np.inf
+        mass[j], own[j], partner[j], cheapest[j] = mass[last], own[last], partner[last], cheapest[last]
+        for k in range(last):
+            cost[j, k] = cost[k, j] = cost[last, k]
         for k in range(n):
             if group[k] == j:
                 group[k] = i

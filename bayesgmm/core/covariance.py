@@ -81,7 +81,7 @@ class CovarianceStructure(ABC):
         """Precision factors (K, D, D) at the mode of one M-step in the unconstrained coordinates of the PyMC model."""
 
     def regularise(self, covariances: FloatArray, reg_covar: float) -> FloatArray:
-        """Packed covariances with ``reg_covar`` added to every variance."""
+        """Add ``reg_covar`` to every variance, in place where that is a matrix's diagonal, and return the covariances."""
         return covariances + reg_covar
 
     def factors(self, covariances: FloatArray, n_components: int, n_features: int) -> FloatArray:
@@ -149,7 +149,9 @@ class Full(CovarianceStructure):
 
     @override
     def regularise(self, covariances: FloatArray, reg_covar: float) -> FloatArray:
-        return covariances + reg_covar * np.eye(covariances.shape[-1])
+        index = np.arange(covariances.shape[-1])
+        covariances[..., index, index] += reg_covar
+        return covariances
 
     @override
     def precisions_cholesky(self, covariances: FloatArray) -> FloatArray:

@@ -669,8 +669,10 @@ def _over_chunks(
 ) -> None:
     """Run ``task(chunk, start, stop)`` for every chunk, on threads where the work is worth it."""
     starts = range(0, n_rows, rows)
-    threads = min(available_threads() if n_threads is None else n_threads, len(starts))
-    if threads <= 1 or work < PARALLEL_FLOPS:
+    threads = 1
+    if work >= PARALLEL_FLOPS and len(starts) > 1:
+        threads = min(available_threads() if n_threads is None else n_threads, len(starts))
+    if threads <= 1:
         for chunk, start in enumerate(starts):
             task(chunk, start, min(n_rows, start + rows))
         return

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
+import numba as nb
 import numpy as np
 from numpy.typing import NDArray
 
@@ -103,32 +105,50 @@ def factors_from_covariances(covariances: FloatArray) -> FloatArray:
     numpy.linalg.LinAlgError
         If a matrix is not positive definite.
     """
-    matrices = np.asarray(covariances, dtype=np.float64)
-    # Correlation scale first, so that the factor of [[1e-200, 0], [0, 1e200]] is as exact as that of the identity.
-    with np.errstate(invalid="ignore", divide="ignore"):
-        scale = np.sqrt(np.diagonal(matrices, axis1=-2, axis2=-1))
-        correlation = matrices / scale[..., None, :] / scale[..., :, None]
-    good = np.isfinite(correlation).all(axis=(-2, -1)) & (scale > 0).all(axis=-1)
-    if not np.all(good):
-        raise np.linalg.LinAlgError(f"covariance matrix {int(np.argmin(np.ravel(good)))} is not positive definite")
-    # With the order of the features reversed, the upper factor of Σ gives the lower factor of its inverse.
-    reversed_order = correlation[..., ::-1, ::-1]
-    try:
-        lower = np.linalg.cholesky(reversed_order)
-    except np.linalg.LinAlgError:
-        first = _first_not_definite(reversed_order.reshape(-1, *reversed_order.shape[-2:]))
-        raise np.linalg.LinAlgError(f"covariance matrix {first} is not positive definite") from None
-    inverse = np.linalg.inv(lower)[..., ::-1, ::-1]
-    return np.tril(np.swapaxes(inverse, -1, -2)) / scale[..., :, None]
+    matrices = np.ascontiguousarray(covariances, dtype=np.float64)
+    flat = matrices.reshape(-1, *matrices.shape[-2:])
+    factors = np.zeros_like(flat)
+    failed = _inverse_factors(flat, factors)
+    if failed >= 0:
+        raise np.linalg.LinAlgError(f"covariance matrix {failed} is not positive definite")
+    return factors.reshape(matrices.shape)
 
 
-def _first_not_definite(matrices: FloatArray) -> int:
-    for index, matrix in enumerate(matrices):
-        try:
-            np.linalg.cholesky(matrix)
-        except np.linalg.LinAlgError:
-            return index
-    return 0
+@nb.njit(cache=True, nogil=True, error_model="numpy")
+def _inverse_factors(covariances, factors):
+    """Fill lower factors of the inverses; the index of the first matrix that is not positive definite, or −1."""
+    D = covariances.shape[1]
+    scale, lower, inverse = np.empty(D), np.zeros((D, D)), np.zeros((D, D))
+    for k in range(covariances.shape[0]):
+        # Correlation scale first, so that the factor of [[1e-200, 0], [0, 1e200]] is as exact as that of the identity.
+        for j in range(D):
+            scale[j] = math.sqrt(covariances[k, j, j])
+            if not (scale[j] > 0.0 and scale[j] < np.inf):
+                return k
+        # With the order of the features reversed, the Cholesky factor of Σ, inverted and turned back, is that of Σ⁻¹.
+        for i in range(D):
+            for j in range(i + 1):
+                row, column = D - 1 - i, D - 1 - j
+                total = covariances[k, row, column] / scale[row] / scale[column]
+                for m in range(j):
+                    total -= lower[i, m] * lower[j, m]
+                if i > j:
+                    lower[i, j] = total / lower[j, j]
+                elif total > 0.0:
+                    lower[i, i] = math.sqrt(total)
+                else:
+                    return k
+        for j in range(D):
+            inverse[j, j] = 1.0 / lower[j, j]
+            for i in range(j + 1, D):
+                total = 0.0
+                for m in range(j, i):
+                    total -= lower[i, m] * inverse[m, j]
+                inverse[i, j] = total / lower[i, i]
+        for i in range(D):
+            for j in range(i + 1):
+                factors[k, i, j] = inverse[D - 1 - j, D - 1 - i] / scale[i]
+    return -1
 
 
 def upper_factors_from_covariances(covariances: FloatArray) -> FloatArray:

@@ -229,7 +229,8 @@ def _table_logp(value: Any, n_rows: Any, sample_weight: Any, weights: Any, means
 
 def _spread_means(X: FloatArray, n_components: int) -> FloatArray:
     """Means of K slices of the data across their first principal axis: components start apart."""
-    scale = np.std(X, axis=0)
+    # By the range, which does not overflow where squares would.
+    scale = np.ptp(X, axis=0)
     standard = (X - np.mean(X, axis=0)) / np.where(scale > 0, scale, 1.0)
     axis = np.linalg.eigh(standard.T @ standard)[1][:, -1]
     order = np.argsort(standard @ axis, kind="stable")
