@@ -27,5 +27,9 @@ class SamplingInterrupted(KeyboardInterrupt):
         self.estimator = estimator
 
 
+class SamplingError(RuntimeError):
+    """The sampler could not start or go on; the message says why and what to try."""
+
+
 class DataWarning(UserWarning):
     """The data make part of a result doubtful; the message says which part and what to do."""

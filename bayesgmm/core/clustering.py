@@ -130,7 +130,10 @@ def lloyd(Z: FloatArray, weight: FloatArray, centres: FloatArray, max_iter: int)
                 for j in range(D):
                     centres[k, j] = sums[k, j] / mass[k]
             else:
-                farthest = np.argmax(distances)
+                farthest = 0
+                for i in range(n):
+                    if distances[i] > distances[farthest]:
+                        farthest = i
                 distances[farthest] = 0.0
                 for j in range(D):
                     centres[k, j] = Z[farthest, j]
@@ -260,7 +263,7 @@ def _pair_of_rows_cost(i, j, mass, centres, determinant, floor):  # type: ignore
 
 @nb.njit(**_options)
 def _cheapest_partner(i, n_live, cost):  # type: ignore[no-untyped-def]
-    partner, smallest = -1, np.inf
+    partner, smallest = (1 if i == 0 else 0), np.inf
     for j in range(n_live):
         if j != i and cost[i, j] < smallest:
             partner, smallest = j, cost[i, j]

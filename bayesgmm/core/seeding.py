@@ -330,7 +330,11 @@ def _quantiles(X: FloatArray, K: int, weight: FloatArray | None, rng: np.random.
 
 
 def _hierarchical(X: FloatArray, K: int, weight: FloatArray | None, rng: np.random.Generator) -> LabelArray:
-    return _tree(X, K, weight, rng, determinant=True)
+    return _tree(X, K, weight, rng)
+
+
+def _hierarchical_varied(X: FloatArray, K: int, weight: FloatArray | None, rng: np.random.Generator) -> LabelArray:
+    return _tree(X, K, weight, rng, exponent=rng.uniform(0.0, 0.75), floor_factor=float(np.exp(rng.uniform(-3.0, 1.0))))
 
 
 def _ward(X: FloatArray, K: int, weight: FloatArray | None, rng: np.random.Generator) -> LabelArray:
@@ -338,9 +342,20 @@ def _ward(X: FloatArray, K: int, weight: FloatArray | None, rng: np.random.Gener
 
 
 def _tree(
-    X: FloatArray, K: int, weight: FloatArray | None, rng: np.random.Generator, *, determinant: bool
+    X: FloatArray,
+    K: int,
+    weight: FloatArray | None,
+    rng: np.random.Generator,
+    *,
+    determinant: bool = True,
+    exponent: float = 0.5,
+    floor_factor: float = 1.0,
 ) -> LabelArray:
-    """Groups by agglomeration of distinct rows; all rows then go to the most probable of the groups' Gaussians."""
+    """Groups by agglomeration of distinct rows; all rows then go to the most probable of the groups' Gaussians.
+
+    Principal components are divided by the ``exponent``-th power of their standard deviations: 1 would hide groups that lie apart
+    along a principal axis, 0 those that lie apart along a short one.
+    """
     index, kept = _sample(X, TREE_ROWS, weight, rng)
     distinct, inverse = np.unique(X[index], axis=0, return_inverse=True)
     inverse = inverse.ravel()
@@ -353,10 +368,9 @@ def _tree(
     used = [j for j in range(len(variances) - 1, -1, -1) if variances[j] > 1e-10][:TREE_FEATURES]
     if not used:
         return np.zeros(len(X), dtype=np.int32)
-    # Unit variances would hide groups that lie apart along a principal axis; the square root of the deviation is between.
-    axes = axes[:, used] / variances[used] ** 0.25
+    axes = axes[:, used] / variances[used] ** (exponent / 2)
     Z = Z @ axes
-    floor = K ** (-2.0 / len(used)) * float(np.mean(np.sqrt(variances[used])))
+    floor = floor_factor * K ** (-2.0 / len(used)) * float(np.mean(variances[used] ** (1 - exponent)))
     group = agglomerate(Z, kept, K, determinant, floor)
     if len(index) == len(X):
         return group[inverse].astype(np.int32)
@@ -408,6 +422,7 @@ _CHOSEN_ROWS: dict[str, Callable[..., NDArray[np.int64]]] = {
 _PARTITIONS: dict[str, Callable[..., LabelArray]] = {
     "kmeans": _kmeans,
     "hierarchical": _hierarchical,
+    "hierarchical-varied": _hierarchical_varied,
     "ward": _ward,
     "quantiles": _quantiles,
     "kmeans-rescaled": _kmeans_rescaled,

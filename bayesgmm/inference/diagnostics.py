@@ -89,14 +89,14 @@ def convergence_table(values: Mapping[str, FloatArray]) -> pd.DataFrame:
     stacked = np.stack(list(values.values()))
     constant = np.ptp(stacked, axis=(1, 2)) == 0
     jitterless = np.where(constant[:, None, None], np.arange(stacked.shape[2]) * 1.0, stacked)
-    table = pd.DataFrame(
-        {
+    # Chains that do not move have no variance within: R-hat is then a number over zero.
+    with np.errstate(divide="ignore", invalid="ignore"):
+        columns = {
             "ess_bulk": array_stats.ess(jitterless, method="bulk"),
             "ess_tail": array_stats.ess(jitterless, method="tail", prob=(0.05, 0.95)),
             "r_hat": array_stats.rhat(jitterless) if stacked.shape[2] > 3 else np.nan,
-        },
-        index=pd.Index(list(values), name="quantity"),
-    )
+        }
+    table = pd.DataFrame(columns, index=pd.Index(list(values), name="quantity"))
     # A quantity that is the same in every draw by construction (the weight at K = 1) has nothing to converge.
     table.loc[constant, :] = np.nan
     return table

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -11,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from bayesgmm.core.kernel import available_threads
 from bayesgmm.core.parameters import FloatArray
-from bayesgmm.exceptions import SamplingInterrupted
+from bayesgmm.exceptions import SamplingError, SamplingInterrupted
 
 if TYPE_CHECKING:
     from bayesgmm.inference.laplace import LogPosterior
@@ -83,11 +83,11 @@ def run_nuts(
     ------
     SamplingInterrupted
         If the user stopped it before any chain had draws to keep.
+    SamplingError
+        If a chain could not start or go on.
     """
     n_chains = len(starts)
-    slots = min(
-        n_chains, cores or len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    )
+    slots = min(n_chains, cores or available_threads())
     seeds = np.random.SeedSequence(seed).generate_state(n_chains)
     samplers: list[Any] = [None] * n_chains
     progress: list[Any] = [None] * n_chains
@@ -114,6 +114,13 @@ def run_nuts(
                 update(progress, [c not in running and c not in waiting for c in range(n_chains)])
     except KeyboardInterrupt:
         interrupted = True
+    except BaseException as error:
+        for sampler in filter(None, samplers):
+            sampler.cancel()
+        if isinstance(error, RuntimeError):
+            reason = str(error).partition("\n")[0]
+            raise SamplingError(f"the sampler stopped: {reason}; use method='laplace', or a stronger prior") from None
+        raise
     collected = []
     for c, sampler in enumerate(samplers):
         if sampler is not None:

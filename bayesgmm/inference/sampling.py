@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -132,9 +133,10 @@ def _by_importance(
     resampled = importance_draws(compiled, approximations, settings.chains * settings.draws, rng)
     log_posterior = np.array([compiled.logp_and_grad(point)[0] for point in resampled.theta]).reshape(shape)
     chains = Chains(resampled.theta.reshape(*shape, -1), {"lp": log_posterior})
-    return _package(
+    draws, diagnostics = _judge(
         compiled, task, chains, settings, pareto_k=resampled.pareto_k, effective_size=resampled.effective_size
     )
+    return _package(task, chains, settings, draws, diagnostics)
 
 
 def _by_nuts(
@@ -150,11 +152,11 @@ def _by_nuts(
     chains = run_nuts(
         compiled, starts, whitenings, settings.draws, settings.tune, int(seeds[0]), settings.cores, settings.progressbar
     )
-    result = _package(compiled, task, chains, settings)
+    draws, diagnostics = _judge(compiled, task, chains, settings)
     for round_number in range(1, len(seeds)):
         drawn = chains.theta.shape[1]
-        smallest = min(result.diagnostics.ess_bulk, result.diagnostics.ess_tail)
-        if result.interrupted or smallest >= settings.target_ess or drawn + settings.draws > settings.max_draws:
+        smallest = min(diagnostics.ess_bulk, diagnostics.ess_tail)
+        if chains.interrupted or smallest >= settings.target_ess or drawn + settings.draws > settings.max_draws:
             break
         more = run_nuts(
             compiled,
@@ -173,8 +175,8 @@ def _by_nuts(
             {name: np.concatenate([values, more.stats[name]], axis=1) for name, values in chains.stats.items()},
             more.interrupted,
         )
-        result = _package(compiled, task, chains, settings)
-    return result
+        draws, diagnostics = _judge(compiled, task, chains, settings)
+    return _package(task, chains, settings, draws, diagnostics)
 
 
 def allot_chains(
@@ -212,13 +214,23 @@ def allot_chains(
             starts.append(_random_start(compiled, task, rng))
             continue
         mode = approximations[owner]
-        stretch = np.sqrt(START_DEGREES_OF_FREEDOM / rng.chisquare(START_DEGREES_OF_FREEDOM))
-        step = stretch * (mode.factor @ rng.standard_normal(compiled.ndim))
-        # A start with no density (an overflow far out) is drawn in towards the mode.
-        while not np.isfinite(compiled.logp_and_grad(mode.center + step)[0]):
-            step *= 0.5
-        starts.append(mode.center + step)
+        starts.append(_dispersed(compiled, mode.center, partial(np.matmul, mode.factor), rng))
     return owners, np.array(starts)
+
+
+def _dispersed(
+    compiled: CompiledPosterior,
+    center: FloatArray,
+    spread: Callable[[FloatArray], FloatArray],
+    rng: np.random.Generator,
+) -> FloatArray:
+    """A Student-t draw around a point: wider than the posterior, and never the mode itself, where the gradient is 0."""
+    stretch = np.sqrt(START_DEGREES_OF_FREEDOM / rng.chisquare(START_DEGREES_OF_FREEDOM))
+    step = stretch * spread(rng.standard_normal(compiled.ndim))
+    # A start with no density (an overflow far out) is drawn in towards the point.
+    while not np.isfinite(compiled.logp_and_grad(center + step)[0]):
+        step *= 0.5
+    return center + step
 
 
 def _random_start(compiled: CompiledPosterior, task: Task, rng: np.random.Generator) -> FloatArray:
@@ -228,10 +240,12 @@ def _random_start(compiled: CompiledPosterior, task: Task, rng: np.random.Genera
     parameters, _ = em.start(problem, n_components, "random_from_data", rng)
     statistics = problem.e_step(parameters)
     start = covariance.maximise_unconstrained(statistics, parameters.means, task.kind, task.prior)
-    return compiled.unconstrain(start.weights, start.means, start.precision_factors)
+    theta = compiled.unconstrain(start.weights, start.means, start.precision_factors)
+    scales = rough_scales(compiled, theta, statistics.counts)
+    return _dispersed(compiled, theta, partial(np.multiply, scales), rng)
 
 
-def _package(
+def _judge(
     compiled: CompiledPosterior,
     task: Task,
     chains: Chains,
@@ -239,8 +253,8 @@ def _package(
     *,
     pareto_k: float | None = None,
     effective_size: float | None = None,
-) -> Result:
-    """Constrain, relabel, diagnose and package draws."""
+) -> tuple[PosteriorDraws, Diagnostics]:
+    """Constrain, relabel and diagnose draws."""
     C, S, P = chains.theta.shape
     parts = compiled.constrain(chains.theta.reshape(-1, P))
     raw = PosteriorDraws(
@@ -257,7 +271,6 @@ def _package(
     )
     draws = raw.permuted(permutations)
     moved = np.any(permutations != np.arange(permutations.shape[1]), axis=1)
-    interrupted = f"stopped by the user after {S} of {settings.draws} draws per chain" if chains.interrupted else None
     diagnostics = diagnose(
         draws,
         task.kind,
@@ -274,8 +287,21 @@ def _package(
         effective_size=effective_size,
         target_ess=settings.target_ess,
         max_draws=settings.max_draws,
-        stopped_early=interrupted,
+        stopped_early=_interruption(chains, settings),
     )
+    return draws, diagnostics
+
+
+def _interruption(chains: Chains, settings: Settings) -> str | None:
+    """What was kept of an interrupted run, in words."""
+    if not chains.interrupted:
+        return None
+    n_chains, n_draws = chains.theta.shape[:2]
+    return f"stopped by the user: {n_chains} chains with {n_draws} of {settings.draws} draws were kept"
+
+
+def _package(task: Task, chains: Chains, settings: Settings, draws: PosteriorDraws, diagnostics: Diagnostics) -> Result:
+    """Put everything into a DataTree with ArviZ's groups."""
     attributes: dict[str, Any] = {
         "inference_library": "bayesgmm",
         "inference_library_version": __version__,
@@ -285,4 +311,4 @@ def _package(
     tree = posterior.data_tree(
         draws, task.kind, task.X, task.sample_weight, task.names, task.prior, chains.stats, attributes
     )
-    return Result(draws, tree, diagnostics, interrupted)
+    return Result(draws, tree, diagnostics, _interruption(chains, settings))
