@@ -192,6 +192,7 @@ def climb(
     rng: np.random.Generator,
     callback: Callback | None = None,
     keep_history: bool = False,
+    n_before: int = 0,
 ) -> EMRun:
     """EM from given parameters until the objective changes by less than ``tol`` (Dempster, Laird & Rubin 1977).
 
@@ -207,6 +208,8 @@ def climb(
     callback : callable, optional
         Called as ``callback(iteration, parameters, objective)`` at the start (iteration 0) and after each iteration.
     keep_history : bool, default False
+    n_before : int, default 0
+        Iterations that led to the start, where this goes on from another climb: the callback counts on from there.
 
     Returns
     -------
@@ -228,8 +231,8 @@ def climb(
         bounds.append(objective)
         if keep_history:
             history.append(parameters)
-        if callback is not None:
-            callback(iteration, parameters, objective)
+        if callback is not None and (iteration or not n_before):
+            callback(n_before + iteration, parameters, objective)
         converged = iteration > last_reseed and abs(bounds[-1] - bounds[-2]) < problem.tol
         if converged or iteration >= problem.max_iter:
             break
@@ -270,8 +273,9 @@ def _reseed(
         lost[k] |= bool(np.linalg.eigvalsh(relative)[0] < 1e-12)
     if not lost.any():
         lost[np.argmin(counts)] = True
-    density = kernel.log_density(problem.X, parameters, problem.n_threads)
-    worst = np.argsort(density)[: max(10 * K, len(density) // 20)]
+    counted = np.arange(len(problem.X)) if problem.sample_weight is None else np.flatnonzero(problem.sample_weight > 0)
+    density = kernel.log_density(problem.X, parameters, problem.n_threads)[counted]
+    worst = counted[np.argsort(density)[: max(10 * K, len(density) // 20)]]
     means[lost] = problem.X[rng.choice(worst, size=int(lost.sum()))]
     counts[lost] = problem.total_weight / K
     return _from_scatter(problem, counts, means, np.where(lost[:, None, None], 0.0, scatter), lost)
@@ -473,7 +477,7 @@ def _continued(
 ) -> EMRun:
     """Climb on from where a run ended."""
     left = replace(problem, max_iter=max(0, problem.max_iter - run.n_iter))
-    more = climb(left, run.parameters, run.covariances, rng, callback, keep_history)
+    more = climb(left, run.parameters, run.covariances, rng, callback, keep_history, run.n_iter)
     return replace(
         more,
         lower_bounds=run.lower_bounds + more.lower_bounds[1:],

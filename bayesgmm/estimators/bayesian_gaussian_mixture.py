@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import numpy as np
 from numpy.typing import ArrayLike
-from sklearn.base import BaseEstimator, ClusterMixin, DensityMixin, _fit_context
+from sklearn.base import BaseEstimator, DensityMixin, _fit_context
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils.validation import check_is_fitted
@@ -49,7 +49,7 @@ _SKLEARN_NAMES = {
 }
 
 
-class BayesianGaussianMixture(ClusterMixin, DensityMixin, BaseEstimator):
+class BayesianGaussianMixture(DensityMixin, BaseEstimator):
     """Posterior of a Gaussian mixture by NUTS (or a corrected Laplace approximation), started from the modes of EM.
 
     EM from several starts finds the modes; each is polished in the unconstrained coordinates of a PyMC model with the labels summed

@@ -87,12 +87,16 @@ def _refuse_text(X: Any) -> None:
     text = [
         str(name)
         for name, dtype in zip(X.columns, dtypes, strict=False)
-        if str(dtype) in ("object", "str", "string", "category") or "datetime" in str(dtype)
+        if str(dtype) in ("object", "str", "string", "category")
+        or "datetime" in str(dtype)
+        or "timedelta" in str(dtype)
     ]
     if not text:
         return
     for name in text:
         try:
+            if "datetime" in str(X[name].dtype) or "timedelta" in str(X[name].dtype):
+                raise TypeError
             np.asarray(X[name], dtype=float)
         except (TypeError, ValueError):
             raise ValueError(

@@ -300,6 +300,7 @@ def model_from_inputs(
             logp=_means_logp,
             support_point=lambda rv, size, *parameters: pt.constant(start),
             signature="(d),(),(k,d,d)->(k,d)",
+            class_name="NormalGivenPrecisionFactors",
             dims=("component", "feature"),
         )
         pm.Deterministic("covariances", layout.covariances(factors), dims=kind.free_dims)
@@ -313,6 +314,7 @@ def model_from_inputs(
             dist=_table_dist,
             logp=_table_logp,
             signature="(),(w),(k),(k,d),(k,d,d)->(n,d)",
+            class_name="GaussianMixture",
             observed=X,
             dims=("obs_id", "feature"),
         )
