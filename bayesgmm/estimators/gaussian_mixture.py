@@ -45,7 +45,8 @@ class GaussianMixture(DensityMixin, BaseEstimator):
 
     A drop-in for ``sklearn.mixture.GaussianMixture``: the same parameters, fitted attributes and methods, and beside them a
     conjugate prior, frequency weights, ICL, standard errors, and a report of every optimum that the starts found. Two
-    defaults differ because speed pays for them: ``n_init=10`` (scikit-learn: 1) and ``tol=1e-8`` (1e-3; with ``max_iter=2000`` instead of 100).
+    defaults differ because speed pays for them: ``n_init=10`` (scikit-learn: 1) and
+    ``tol=1e-8`` (1e-3; with ``max_iter=2000`` instead of 100).
 
     Parameters
     ----------

@@ -84,25 +84,24 @@ def _refuse_text(X: Any) -> None:
     dtypes = getattr(X, "dtypes", None)
     if dtypes is None or not hasattr(X, "columns"):
         return
-    text = [
-        str(name)
-        for name, dtype in zip(X.columns, dtypes, strict=False)
-        if str(dtype) in ("object", "str", "string", "category")
-        or "datetime" in str(dtype)
-        or "timedelta" in str(dtype)
-    ]
-    if not text:
-        return
-    for name in text:
-        try:
-            if "datetime" in str(X[name].dtype) or "timedelta" in str(X[name].dtype):
-                raise TypeError
-            np.asarray(X[name], dtype=float)
-        except (TypeError, ValueError):
-            raise ValueError(
-                f"could not convert string to float: {_columns(text)} not numeric; select the numeric columns "
-                "(--columns at the command line)"
-            ) from None
+    text = [str(name) for name, dtype in zip(X.columns, dtypes, strict=False) if not _is_numeric(X[name], str(dtype))]
+    if text:
+        raise ValueError(
+            f"could not convert string to float: {_columns(text)} not numeric; select the numeric columns "
+            "(--columns at the command line)"
+        )
+
+
+def _is_numeric(column: Any, dtype: str) -> bool:
+    if "datetime" in dtype or "timedelta" in dtype:
+        return False
+    if dtype not in ("object", "str", "string", "category"):
+        return True
+    try:
+        np.asarray(column, dtype=float)
+    except (TypeError, ValueError):
+        return False
+    return True
 
 
 def _not_finite(array: FloatArray, names: list[str]) -> str:
