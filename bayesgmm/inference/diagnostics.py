@@ -168,6 +168,7 @@ def diagnose(
     target_ess: float = ESS_LIMIT,
     max_draws: int | None = None,
     stopped_early: str | None = None,
+    remarks: Sequence[str] = (),
 ) -> Diagnostics:
     """Diagnose relabelled draws.
 
@@ -196,6 +197,8 @@ def diagnose(
         Draws per chain at which sampling ends all the same.
     stopped_early : str, optional
         Why sampling ended before its time.
+    remarks : sequence of str
+        What the sampler had to note.
 
     Returns
     -------
@@ -206,7 +209,7 @@ def diagnose(
     invariants = convergence_table(label_invariants(draws, log_posterior))
     parameters = convergence_table(scalar_parameters(draws, kind, names, pairs))
     problems: list[str] = []
-    notes: list[str] = []
+    notes: list[str] = list(remarks)
     limit = min(ESS_LIMIT, target_ess)
     chain_modes: tuple[int, ...] = ()
     unvisited: tuple[int, ...] = ()

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from threadpoolctl import threadpool_limits
 
 from bayesgmm import __version__
 from bayesgmm.core import covariance, em
 from bayesgmm.core.covariance import CovarianceStructure
 from bayesgmm.core.parameters import FloatArray
 from bayesgmm.core.priors import ConjugatePrior
+from bayesgmm.exceptions import SamplingInterrupted
 from bayesgmm.inference import posterior
 from bayesgmm.inference.diagnostics import Diagnostics, diagnose
 from bayesgmm.inference.laplace import LaplaceApproximation, importance_draws, laplace, rough_scales
@@ -25,6 +27,9 @@ if TYPE_CHECKING:
     from xarray import DataTree
 
     from bayesgmm.inference.compiled import CompiledPosterior
+
+STRANDED_NATS = 10.0
+"""A chain whose region holds less than e^−10 of the best one's mass is replaced."""
 
 START_DEGREES_OF_FREEDOM = 4
 """Chains start from Student-t draws with these degrees of freedom around a mode: overdispersed, as R-hat needs."""
@@ -104,10 +109,11 @@ def sample_posterior(task: Task, settings: Settings, rng: np.random.Generator) -
 
     n_components = len(task.modes[0].counts)
     compiled = CompiledPosterior.from_data(task.X, n_components, task.kind.name, task.prior, task.sample_weight)
-    approximations = approximate_modes(compiled, task)
-    if settings.method == "laplace":
-        return _by_importance(compiled, task, settings, approximations, rng)
-    return _by_nuts(compiled, task, settings, approximations, rng)
+    # The products here are small: BLAS threads would only spin beside the chains'.
+    with threadpool_limits(limits=1, user_api="blas"):
+        approximations = approximate_modes(compiled, task)
+        method = _by_importance if settings.method == "laplace" else _by_nuts
+        return method(compiled, task, settings, approximations, rng)
 
 
 def approximate_modes(compiled: CompiledPosterior, task: Task) -> list[LaplaceApproximation]:
@@ -146,37 +152,93 @@ def _by_nuts(
     approximations: Sequence[LaplaceApproximation],
     rng: np.random.Generator,
 ) -> Result:
+    def run(starts: FloatArray, owners: Sequence[int], tune: int) -> Chains:
+        whitenings = [(approximations[m].center, approximations[m].factor) for m in owners]
+        seed = int(rng.integers(2**31 - 1))
+        return run_nuts(compiled, starts, whitenings, settings.draws, tune, seed, settings.cores, settings.progressbar)
+
     owners, starts = allot_chains(compiled, task, approximations, settings.chains, rng)
-    whitenings = [(approximations[m].center, approximations[m].factor) for m in owners]
-    seeds = rng.integers(2**31 - 1, size=64)
-    chains = run_nuts(
-        compiled, starts, whitenings, settings.draws, settings.tune, int(seeds[0]), settings.cores, settings.progressbar
-    )
-    draws, diagnostics = _judge(compiled, task, chains, settings)
-    for round_number in range(1, len(seeds)):
-        drawn = chains.theta.shape[1]
-        smallest = min(diagnostics.ess_bulk, diagnostics.ess_tail)
-        if chains.interrupted or smallest >= settings.target_ess or drawn + settings.draws > settings.max_draws:
+    chains = run(starts, owners, settings.tune)
+    chains, notes = _replace_stranded(chains, owners, lambda at, whose: run(at, whose, settings.tune))
+    draws, diagnostics = _judge(compiled, task, chains, settings, notes=notes)
+    while not chains.interrupted and chains.theta.shape[1] + settings.draws <= settings.max_draws:
+        if min(diagnostics.ess_bulk, diagnostics.ess_tail) >= settings.target_ess:
             break
-        more = run_nuts(
-            compiled,
-            chains.theta[:, -1],
-            whitenings,
-            settings.draws,
-            max(100, settings.tune // 2),
-            int(seeds[round_number]),
-            settings.cores,
-            settings.progressbar,
-        )
-        if more.theta.shape[1] == 0:
-            break
-        chains = Chains(
-            np.concatenate([chains.theta, more.theta], axis=1),
-            {name: np.concatenate([values, more.stats[name]], axis=1) for name, values in chains.stats.items()},
-            more.interrupted,
-        )
-        draws, diagnostics = _judge(compiled, task, chains, settings)
+        try:
+            more = run(chains.theta[:, -1], owners, max(100, settings.tune // 2))
+        except SamplingInterrupted:
+            more = replace(chains, theta=chains.theta[:0], interrupted=True)
+        chains = _continued(chains, more)
+        draws, diagnostics = _judge(compiled, task, chains, settings, notes=notes)
     return _package(task, chains, settings, draws, diagnostics)
+
+
+def _continued(chains: Chains, more: Chains) -> Chains:
+    """Chains with their continuation; one that was cut short to fewer chains is left out."""
+    if len(more.theta) != len(chains.theta):
+        return replace(chains, interrupted=True)
+    return Chains(
+        np.concatenate([chains.theta, more.theta], axis=1),
+        {name: np.concatenate([values, more.stats[name]], axis=1) for name, values in chains.stats.items()},
+        more.interrupted,
+    )
+
+
+def chain_evidences(chains: Chains) -> FloatArray:
+    """Log of the posterior mass where each chain stayed, as if it were normal there, up to a common constant.
+
+    A normal density p has E[log p] = max log p − P/2, so the log integral is E[log p] + ½ log det Σ + constant, with Σ the
+    covariance of the chain's draws. With too few draws for Σ the mean log density stands alone.
+
+    Parameters
+    ----------
+    chains : Chains
+
+    Returns
+    -------
+    ndarray of shape (chains,)
+    """
+    _, S, P = chains.theta.shape
+    evidences = chains.stats["lp"].mean(axis=1)
+    if S > 4 * P:
+        spread = chains.theta.std(axis=(0, 1)) + np.finfo(float).tiny
+        centred = (chains.theta - chains.theta.mean(axis=1, keepdims=True)) / spread
+        covariances = np.swapaxes(centred, 1, 2) @ centred / S
+        evidences = evidences + 0.5 * np.linalg.slogdet(covariances)[1]
+    return np.asarray(evidences)
+
+
+def _replace_stranded(
+    chains: Chains, owners: list[int], run: Callable[[FloatArray, list[int]], Chains]
+) -> tuple[Chains, list[str]]:
+    """Replace chains that stayed where there is next to no posterior mass by chains from the best one's region.
+
+    A chain from a random partition may end in a local mode hundreds of nats below the others and never leave it within a
+    lifetime. Its draws stand for e^(−hundreds) of the posterior; kept, they would be a quarter of it.
+    """
+    evidences = chain_evidences(chains)
+    best = int(np.argmax(evidences))
+    stranded = [int(c) for c in np.flatnonzero(evidences < evidences[best] - STRANDED_NATS)]
+    if not stranded or chains.interrupted:
+        return chains, []
+    S = chains.theta.shape[1]
+    at = chains.theta[best, np.linspace(S // 4, S - 1, len(stranded)).astype(int)]
+    try:
+        fresh = run(at, [owners[best]] * len(stranded))
+    except SamplingInterrupted:
+        return replace(chains, interrupted=True), []
+    if fresh.interrupted:
+        return replace(chains, interrupted=True), []
+    theta, stats = chains.theta.copy(), {name: values.copy() for name, values in chains.stats.items()}
+    theta[stranded] = fresh.theta
+    for name in stats:
+        stats[name][stranded] = fresh.stats[name]
+    for c in stranded:
+        owners[c] = owners[best]
+    which = f"chain{'s' * (len(stranded) > 1)} {', '.join(map(str, stranded))}"
+    lost = ", ".join(f"{evidences[best] - evidences[c]:.0f}" for c in stranded)
+    note = f"{which} stayed at a mode of negligible mass ({lost} nats below the best) and made way for a new start"
+    return Chains(theta, stats), [note]
 
 
 def allot_chains(
@@ -253,6 +315,7 @@ def _judge(
     *,
     pareto_k: float | None = None,
     effective_size: float | None = None,
+    notes: Sequence[str] = (),
 ) -> tuple[PosteriorDraws, Diagnostics]:
     """Constrain, relabel and diagnose draws."""
     C, S, P = chains.theta.shape
@@ -288,6 +351,7 @@ def _judge(
         target_ess=settings.target_ess,
         max_draws=settings.max_draws,
         stopped_early=_interruption(chains, settings),
+        remarks=notes,
     )
     return draws, diagnostics
 
