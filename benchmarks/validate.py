@@ -39,6 +39,7 @@ NORMAL_QUANTILE = 1.6449
 QUANTITIES = ("weights", "means", "covariances")
 SIDES = ("posterior", "em", "exact")
 EXACT_DRAWS = 2000
+MOST_BLOCKS = 4  # where the effective sample size is not reached: bounds the time of a fit that cannot reach it
 
 
 @dataclass(frozen=True)
@@ -96,7 +97,12 @@ def posterior_coverage(X: np.ndarray, settings: Settings, index: int) -> tuple[d
     from bayesgmm import BayesianGaussianMixture
 
     fitted = BayesianGaussianMixture(
-        n_components=3, method=settings.method, draws=settings.draws, random_state=index, progressbar=False
+        n_components=3,
+        method=settings.method,
+        draws=settings.draws,
+        max_draws=MOST_BLOCKS * settings.draws,
+        random_state=index,
+        progressbar=False,
     ).fit(X)
     posterior = fitted.idata_.posterior
     draws = {name: posterior[name].to_numpy() for name in QUANTITIES}

@@ -150,8 +150,11 @@ class Problem:
         """Standard deviation (D,) of each feature under the weights; tiny where it is constant."""
         v = self.sample_weight
         center = np.average(self.X, axis=0, weights=v)
-        squares = [np.average((column - m) ** 2, weights=v) for column, m in zip(self.X.T, center, strict=True)]
-        return np.sqrt(np.array(squares) + np.finfo(float).tiny)
+        squares = np.zeros_like(center)
+        for start in range(0, len(self.X), 65536):
+            deviation = (self.X[start : start + 65536] - center) ** 2
+            squares += deviation.sum(axis=0) if v is None else v[start : start + 65536] @ deviation
+        return np.sqrt(squares / self.total_weight + np.finfo(float).tiny)
 
     def e_step(self, parameters: MixtureParameters) -> SufficientStatistics:
         """Sums of one pass at the parameters."""
@@ -326,12 +329,15 @@ def start_from_labels(problem: Problem, labels: IntArray, n_components: int) -> 
     """
     D = problem.X.shape[1]
     v = problem.sample_weight
-    weight = np.ones(len(labels)) if v is None else v
-    counts = np.bincount(labels, weights=weight, minlength=n_components)
-    sums = np.stack(
-        [np.bincount(labels, weights=column * weight, minlength=n_components) for column in problem.X.T],
-        axis=1,
-    )
+    counts = np.zeros(n_components)
+    sums = np.zeros((n_components, D))
+    for start in range(0, len(labels), 65536):
+        part = slice(start, start + 65536)
+        own = labels[part]
+        weight = np.ones(len(own)) if v is None else v[part]
+        counts += np.bincount(own, weights=weight, minlength=n_components)
+        for j in range(D):
+            sums[:, j] += np.bincount(own, weights=problem.X[part, j] * weight, minlength=n_components)
     centre = np.average(problem.X, axis=0, weights=v)
     means = np.where(counts[:, None] > 0, sums / np.maximum(counts, 1e-300)[:, None], centre)
     scatter = np.zeros((n_components, D, D))

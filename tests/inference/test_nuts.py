@@ -155,6 +155,7 @@ def test_draws_that_are_there_are_kept_when_the_user_stops(monkeypatch):
     for values in chains.stats.values():
         assert values.shape == chains.theta.shape[:2]
     # They are the first draws after the warm-up of a run that nobody stops.
+    monkeypatch.undo()
     whole = sample(draws=chains.theta.shape[1], seed=1)
     np.testing.assert_array_equal(chains.theta, whole.theta)
 
