@@ -125,9 +125,9 @@ def load(path: str | Path) -> GaussianMixture | BayesianGaussianMixture:
     """
     folder = Path(path)
     manifest = _read_manifest(folder)
-    prior = _prior_from_json(manifest["prior"])
-    kind = manifest["settings"]["covariance_type"]
     try:
+        prior = _prior_from_json(manifest["prior"])
+        kind = manifest["settings"]["covariance_type"]
         estimator = _empty_estimator(manifest, prior)
         estimator.n_features_in_ = manifest["n_features"]
         if manifest["feature_names"] is not None:

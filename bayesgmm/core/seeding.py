@@ -14,7 +14,6 @@ and not N × K.
 - ``ward``: the same with Σ_k tr W_k;
 - ``quantiles``: groups of equal weight in the order of the only feature;
 - ``kmeans-rescaled``: k-means on features of unit variance times random factors, which differ from start to start;
-- ``k-means++-standardised``: nearest of K rows chosen by k-means++ on features of unit variance;
 - ``patchwork``: many small cells, their labels drawn at random: components that begin nearly alike and let the likelihood part them.
 
 References
@@ -42,7 +41,7 @@ LabelArray = NDArray[np.int32]
 SEEDING_METHODS = ("kmeans", "k-means++", "random", "random_from_data")
 """scikit-learn's methods."""
 
-MIXED_METHODS = ("hierarchical", "ward", "quantiles", "kmeans-rescaled", "k-means++-standardised", "patchwork")
+MIXED_METHODS = ("hierarchical", "ward", "quantiles", "kmeans-rescaled", "patchwork")
 """Further methods, for the mix of starts."""
 
 KMEANS_ROWS = 20_000
@@ -184,16 +183,7 @@ def mixed_starts(first_method: str, n_init: int, n_features: int) -> list[str]:
 
 
 _ONCE = ["kmeans", "hierarchical"]
-_AGAIN = [
-    "patchwork",
-    "kmeans-rescaled",
-    "k-means++",
-    "patchwork",
-    "k-means++-standardised",
-    "patchwork",
-    "kmeans-rescaled",
-    "k-means++",
-]
+_AGAIN = ["patchwork", "kmeans-rescaled", "k-means++", "patchwork", "kmeans-rescaled"]
 _ONCE_1D = ["kmeans", "quantiles", "hierarchical", "ward"]
 _AGAIN_1D = ["patchwork", "k-means++"]
 
@@ -264,15 +254,6 @@ def _plus_plus_rows(
     return index[plus_plus((X[index] - centre) * scale, kept, _plus_plus_uniforms(n_components, rng))]
 
 
-def _plus_plus_standardised(
-    X: FloatArray, n_components: int, weight: FloatArray | None, rng: np.random.Generator
-) -> LabelArray:
-    index, kept = _sample(X, KMEANS_ROWS, weight, rng)
-    centre, scale = _unit_scale(X[index], kept)
-    Z = (X[index] - centre) * scale
-    return nearest_centre(X, centre, scale, Z[plus_plus(Z, kept, _plus_plus_uniforms(n_components, rng))])
-
-
 def _plus_plus_uniforms(n_components: int, rng: np.random.Generator) -> FloatArray:
     # As many candidates a step as scikit-learn.
     return rng.random((n_components, 2 + int(math.log(n_components))))
@@ -333,29 +314,14 @@ def _hierarchical(X: FloatArray, K: int, weight: FloatArray | None, rng: np.rand
     return _tree(X, K, weight, rng)
 
 
-def _hierarchical_varied(X: FloatArray, K: int, weight: FloatArray | None, rng: np.random.Generator) -> LabelArray:
-    return _tree(X, K, weight, rng, exponent=rng.uniform(0.0, 0.75), floor_factor=float(np.exp(rng.uniform(-3.0, 1.0))))
-
-
 def _ward(X: FloatArray, K: int, weight: FloatArray | None, rng: np.random.Generator) -> LabelArray:
     return _tree(X, K, weight, rng, determinant=False)
 
 
 def _tree(
-    X: FloatArray,
-    K: int,
-    weight: FloatArray | None,
-    rng: np.random.Generator,
-    *,
-    determinant: bool = True,
-    exponent: float = 0.5,
-    floor_factor: float = 1.0,
+    X: FloatArray, K: int, weight: FloatArray | None, rng: np.random.Generator, *, determinant: bool = True
 ) -> LabelArray:
-    """Groups by agglomeration of distinct rows; all rows then go to the most probable of the groups' Gaussians.
-
-    Principal components are divided by the ``exponent``-th power of their standard deviations: 1 would hide groups that lie apart
-    along a principal axis, 0 those that lie apart along a short one.
-    """
+    """Groups by agglomeration of distinct rows; all rows then go to the most probable of the groups' Gaussians."""
     index, kept = _sample(X, TREE_ROWS, weight, rng)
     distinct, inverse = np.unique(X[index], axis=0, return_inverse=True)
     inverse = inverse.ravel()
@@ -368,9 +334,10 @@ def _tree(
     used = [j for j in range(len(variances) - 1, -1, -1) if variances[j] > 1e-10][:TREE_FEATURES]
     if not used:
         return np.zeros(len(X), dtype=np.int32)
-    axes = axes[:, used] / variances[used] ** (exponent / 2)
+    # Unit variances would hide groups that lie apart along a principal axis; the square root of the deviation is between.
+    axes = axes[:, used] / variances[used] ** 0.25
     Z = Z @ axes
-    floor = floor_factor * K ** (-2.0 / len(used)) * float(np.mean(variances[used] ** (1 - exponent)))
+    floor = K ** (-2.0 / len(used)) * float(np.mean(np.sqrt(variances[used])))
     group = agglomerate(Z, kept, K, determinant, floor)
     if len(index) == len(X):
         return group[inverse].astype(np.int32)
@@ -422,10 +389,8 @@ _CHOSEN_ROWS: dict[str, Callable[..., NDArray[np.int64]]] = {
 _PARTITIONS: dict[str, Callable[..., LabelArray]] = {
     "kmeans": _kmeans,
     "hierarchical": _hierarchical,
-    "hierarchical-varied": _hierarchical_varied,
     "ward": _ward,
     "quantiles": _quantiles,
     "kmeans-rescaled": _kmeans_rescaled,
-    "k-means++-standardised": _plus_plus_standardised,
     "patchwork": _patchwork,
 }

@@ -12,7 +12,7 @@ from bayesgmm.core.seeding import MIXED_METHODS, SEEDING_METHODS, initial_labels
 
 PARTITIONS = tuple(m for m in (*SEEDING_METHODS, *MIXED_METHODS) if m not in ("random", "quantiles"))
 DETERMINISTIC = ("hierarchical", "ward")
-CLUSTERING = ("kmeans", "k-means++", "hierarchical", "ward", "kmeans-rescaled", "k-means++-standardised")
+CLUSTERING = ("kmeans", "k-means++", "hierarchical", "ward", "kmeans-rescaled")
 """Methods that find well separated clusters from any seed (greedy k-means++ chooses one row of each)."""
 
 
