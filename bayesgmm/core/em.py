@@ -369,11 +369,10 @@ def start(
     problem: Problem, n_components: int, method: str, rng: np.random.Generator
 ) -> tuple[MixtureParameters, FloatArray]:
     """Parameters of a start by a method of :mod:`bayesgmm.core.seeding`."""
-    if method == "random":
-        soft = seeding.initial_responsibilities(method, problem.X, n_components, problem.sample_weight, rng)
-        return start_from_responsibilities(problem, soft)
-    labels = seeding.initial_labels(method, problem.X, n_components, problem.sample_weight, rng)
-    return start_from_labels(problem, labels, n_components)
+    assignment = seeding.initial_assignment(method, problem.X, n_components, problem.sample_weight, rng)
+    if assignment.ndim == 1:
+        return start_from_labels(problem, assignment.astype(np.int32, copy=False), n_components)
+    return start_from_responsibilities(problem, assignment.astype(np.float64, copy=False))
 
 
 def fit(

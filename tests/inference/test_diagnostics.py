@@ -299,3 +299,25 @@ def test_names_and_values_of_scalar_parameters(covariance_type):
     assert set(found) == set(expected)
     for name, value in expected.items():
         assert found[name] == pytest.approx(value, rel=1e-12)
+
+
+def test_short_chains_are_not_taken_for_wandering_labels():
+    """Components 60 sd apart, chains too short for R-hat ≤ 1.01: the labels are not what is in doubt."""
+    draws = chains_around(*[mixture()] * 2, n_draws=80)
+    means = draws.means.copy()
+    means[1, :, 0, 0] += 0.03  # 0.3 sd
+    result = verdict_of(PosteriorDraws(draws.weights, means, draws.precision_factors), target_ess=50)
+    assert result.parameters["r_hat"].max() > 1.01
+    assert not result.ok
+    assert result.labels_identified
+    assert "cannot be told apart" not in str(result)
+
+
+def test_a_single_component_is_never_in_doubt_about_its_label():
+    one = MixtureParameters(np.ones(1), CENTERS[:1], np.eye(2)[None])
+    moved = MixtureParameters(np.ones(1), CENTERS[:1] + [0.0, 0.1], np.eye(2)[None])
+    result = verdict_of(chains_around(one, moved))
+    assert not result.ok
+    assert result.labels_identified
+    assert "told apart" not in str(result)
+    assert f"{result.r_hat:.3f}" in str(result)
