@@ -79,13 +79,25 @@ def save(estimator: GaussianMixture | BayesianGaussianMixture, path: str | Path)
                 "lower_bounds": getattr(estimator, "lower_bounds_", None),
             }
         )
-    else:
-        manifest |= _save_draws(estimator, folder)
-    write_text(folder / MANIFEST, json.dumps(manifest, indent=1) + "\n")
+        _write_manifest(manifest, folder / MANIFEST)
+        return folder
+    # Both files stand whole under temporary names before either takes its own.
+    with atomic_path(folder / DRAWS) as draws, atomic_path(folder / MANIFEST) as text:
+        _write_manifest(manifest | _save_draws(estimator, draws), text)
     return folder
 
 
-def _save_draws(estimator: BayesianGaussianMixture, folder: Path) -> dict[str, Any]:
+def _write_manifest(manifest: dict[str, Any], file: Path) -> None:
+    write_text(file, json.dumps(manifest | {"manifest_hash": _manifest_hash(manifest)}, indent=1) + "\n")
+
+
+def _manifest_hash(manifest: dict[str, Any]) -> str:
+    """SHA-256 of everything in the manifest but the hash itself."""
+    content = {name: value for name, value in manifest.items() if name != "manifest_hash"}
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def _save_draws(estimator: BayesianGaussianMixture, file: Path) -> dict[str, Any]:
     import xarray as xr
 
     tree = estimator.idata_.copy()
@@ -94,13 +106,11 @@ def _save_draws(estimator: BayesianGaussianMixture, folder: Path) -> dict[str, A
             {"precision_factors": (("chain", "draw", "component", "row", "column"), estimator._draws.precision_factors)}
         )
     )
-    with atomic_path(folder / DRAWS) as temporary:
-        tree.to_netcdf(temporary, engine="netcdf4")
-        digest = _file_hash(Path(temporary))
+    tree.to_netcdf(file, engine="netcdf4")
     return {
         "data_hash": data_hash(estimator._X, estimator._sample_weight),
         "n_rows": len(estimator._X),
-        "draws_hash": digest,
+        "draws_hash": _file_hash(file),
         "map": _parameters_to_json(estimator.map_),
         "diagnostics": _diagnostics_to_json(estimator.diagnostics_),
     }
@@ -162,6 +172,8 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
             f"{file} has format version {manifest.get('format_version')}, written by bayesgmm {manifest.get('package_version')}; "
             f"this version reads up to {FORMAT_VERSION}: upgrade bayesgmm"
         )
+    if manifest.get("manifest_hash") != _manifest_hash(manifest):
+        raise DataError(f"{file} was altered after it was written, or is not complete")
     return manifest
 
 

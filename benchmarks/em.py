@@ -136,7 +136,7 @@ def run(quick: bool) -> Section:
         if case.n_features > 4:
             kinds.append((SPREAD * math.sqrt(2 / case.n_features), "centres N(0, 2.5²·2/D)"))
         for spread, label in kinds:
-            rows += _measure(case, spread, label, 1 if quick else 5, judged=not quick)
+            rows += _measure(case, spread, label, 1 if quick else 3, judged=not quick)
     rows.sort(key=lambda row: int(row.threads.partition(" ")[0]))
     return Section(
         "EM: time per iteration",

@@ -147,14 +147,15 @@ class Problem:
         object.__setattr__(self, "total_weight", total)
 
     def feature_scale(self) -> FloatArray:
-        """Standard deviation (D,) of each feature under the weights; tiny where it is constant."""
+        """Standard deviation (D,) of each feature under the weights; 1 where it is constant."""
         v = self.sample_weight
         center = np.average(self.X, axis=0, weights=v)
         squares = np.zeros_like(center)
         for start in range(0, len(self.X), 65536):
             deviation = (self.X[start : start + 65536] - center) ** 2
             squares += deviation.sum(axis=0) if v is None else v[start : start + 65536] @ deviation
-        return np.sqrt(squares / self.total_weight + np.finfo(float).tiny)
+        deviations = np.sqrt(squares / self.total_weight)
+        return np.where(deviations > 1e-14 * np.abs(center), deviations, 1.0)
 
     def e_step(self, parameters: MixtureParameters) -> SufficientStatistics:
         """Sums of one pass at the parameters."""
@@ -296,6 +297,10 @@ def _from_scatter(
     if thin is not None:
         enough &= ~thin
     floor = 1e-6 * np.diag(problem.feature_scale() ** 2)
+    if problem.prior is not None:
+        floor += np.diag(np.diagonal(problem.prior.resolved_scale)) / (
+            problem.prior.resolved_degrees_of_freedom + D + 2
+        )
     pooled = scatter.sum(axis=0) / problem.total_weight + floor
     smoothed = np.where(enough[:, None, None], scatter, scatter + borrowed[:, None, None] * pooled)
     divisor = np.where(enough, counts, counts * (thin is None or ~thin) + borrowed)

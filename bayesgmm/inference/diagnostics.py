@@ -16,6 +16,9 @@ from bayesgmm.inference.posterior import PosteriorDraws, derived
 R_HAT_LIMIT = 1.01
 ESS_LIMIT = 400
 DIVERGENT_LIMIT = 0.001
+WANDERING_R_HAT = 1.05
+"""R-hat of a relabelled parameter from which on, with invariants at rest, its label is taken to wander."""
+
 E_BFMI_LIMIT = 0.3
 PARETO_K_LIMIT = 0.7
 
@@ -220,6 +223,8 @@ def diagnose(
         problems.append(stopped_early)
     if pareto_k is not None:
         size = float(effective_size or 0.0)
+        # Draws of a poor approximation that change places are of components that overlap.
+        identified = draws.weights.shape[-1] == 1 or pareto_k <= PARETO_K_LIMIT or permuted_share < 0.01
         if not pareto_k <= PARETO_K_LIMIT:
             problems.append(
                 f"the Laplace approximation does not fit the posterior (Pareto k̂ = {pareto_k:.2f} > {PARETO_K_LIMIT}): "
@@ -241,17 +246,22 @@ def diagnose(
         worst = float(np.nanmax(parameters["r_hat"].to_numpy()))
         few = float(np.nanmin(parameters[["ess_bulk", "ess_tail"]].to_numpy()))
         smallest = min(few, float(np.nanmin(invariants[["ess_bulk", "ess_tail"]].to_numpy())))
-        # Fewer than 100 effective draws of a component's parameter where the invariants mix: its label wanders.
-        identified = worst <= R_HAT_LIMIT and few >= min(100, limit)
+        # With the invariants at rest and a component's parameters far from it, the label wanders; a little above the
+        # limit the chains are short.
+        wanders = not worst <= WANDERING_R_HAT or few < min(100, limit)
+        identified = draws.weights.shape[-1] == 1 or not wanders
+        name = parameters["r_hat"].idxmax()
         if not identified and not len(bad):
-            name = parameters["r_hat"].idxmax()
             problems.append(
                 f"the components cannot be told apart from draw to draw ({name}: R-hat = {worst:.3f}, smallest ESS "
                 f"{few:.0f}): values per component mean little; densities, co-clustering and anomaly probabilities do not "
                 "depend on it. Use fewer components"
             )
-        elif smallest < limit:
-            problems.append(f"the smallest effective sample size is {smallest:.0f} (< {limit:.0f}): raise draws")
+        else:
+            if worst > R_HAT_LIMIT and not len(bad):
+                problems.append(f"R-hat of {name} is {worst:.3f} (> {R_HAT_LIMIT}): raise draws")
+            if smallest < limit:
+                problems.append(f"the smallest effective sample size is {smallest:.0f} (< {limit:.0f}): raise draws")
         n_draws = draws.n_draws
         if smallest >= target_ess > 0:
             notes.append(

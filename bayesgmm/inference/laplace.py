@@ -273,8 +273,10 @@ def importance_draws(
     ratios = np.array([posterior.logp_and_grad(point)[0] for point in theta]) - logsumexp(proposal, axis=1)
     ratios[~np.isfinite(ratios)] = -np.inf
     finite = np.where(np.isfinite(ratios), ratios, ratios[np.isfinite(ratios)].min() - 700)
-    # ArviZ takes the negative log weights.
+    # ArviZ takes the negative log weights. Ratios that are all equal (a posterior that is exactly normal) have no tail.
     log_weights, pareto_k = array_stats.psislw(-finite, r_eff=1.0)
+    if not np.isfinite(pareto_k) and np.ptp(finite) < 1e-9:
+        log_weights, pareto_k = np.zeros(n_proposed), -np.inf
     weights = np.exp(log_weights - logsumexp(log_weights))
     # Systematic resampling: one uniform number, the least variance.
     positions = (rng.random() + np.arange(n_draws)) / n_draws

@@ -73,15 +73,6 @@ class PosteriorDraws:
         )
 
 
-def joined(parts: Sequence[PosteriorDraws], axis: int) -> PosteriorDraws:
-    """Draws put together along chains (axis 0) or draws (axis 1)."""
-    return PosteriorDraws(
-        np.concatenate([p.weights for p in parts], axis=axis),
-        np.concatenate([p.means for p in parts], axis=axis),
-        np.concatenate([p.precision_factors for p in parts], axis=axis),
-    )
-
-
 def derived(draws: PosteriorDraws, kind: CovarianceStructure) -> dict[str, tuple[FloatArray, tuple[str, ...]]]:
     """The posterior's variables with their dims: weights, means, covariances, standard deviations, correlations.
 

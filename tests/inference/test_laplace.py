@@ -44,7 +44,9 @@ class Students:
         self.df = df
 
     def logp_and_grad(self, theta):
-        return float(-0.5 * (self.df + 1) * np.log1p(theta**2 / self.df).sum()), -(self.df + 1) * theta / (self.df + theta**2)
+        return float(-0.5 * (self.df + 1) * np.log1p(theta**2 / self.df).sum()), -(self.df + 1) * theta / (
+            self.df + theta**2
+        )
 
 
 class TwoNormals:
@@ -177,9 +179,7 @@ def test_repeated_closed_steps_climb_to_the_mode_of_the_free_coordinates(covaria
     values = []
     for _ in range(300):
         statistics = problem.e_step(parameters)
-        parameters = covariance.maximise_unconstrained(
-            statistics, parameters.means, structure(covariance_type), prior
-        )
+        parameters = covariance.maximise_unconstrained(statistics, parameters.means, structure(covariance_type), prior)
         theta = posterior.unconstrain(parameters.weights, parameters.means, parameters.precision_factors)
         values.append(posterior.logp_and_grad(theta)[0])
     # An EM of its own in these coordinates: every step climbs, to rounding of a sum of about 1,000.

@@ -173,9 +173,7 @@ def test_simulated_rows_have_the_mixtures_moments(D):
     rng = np.random.default_rng(9)
     mixture = random_mixture(rng, 2, D)
     n = 20_000
-    rows, labels = posterior.simulate(
-        rng, n, mixture.weights, mixture.means, mixture.parameters.precision_factors
-    )
+    rows, labels = posterior.simulate(rng, n, mixture.weights, mixture.means, mixture.parameters.precision_factors)
     # Binomial error of a share, at four of them.
     assert np.mean(labels == 0) == pytest.approx(mixture.weights[0], abs=4 * 0.5 / np.sqrt(n))
     for k in range(2):

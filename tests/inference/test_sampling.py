@@ -1,0 +1,245 @@
+from __future__ import annotations
+
+from dataclasses import replace
+
+import arviz as az
+import numpy as np
+import pymc as pm
+import pytest
+from scipy.special import logsumexp
+from scipy.stats import multivariate_t
+
+from bayesgmm import BayesianGaussianMixture, ConjugatePrior, build_model
+from bayesgmm.core import em
+from bayesgmm.core.covariance import structure
+from bayesgmm.datasets import load_faithful
+from bayesgmm.inference.compiled import CompiledPosterior
+from bayesgmm.inference.nuts import Chains
+from bayesgmm.inference.sampling import (
+    Settings,
+    Task,
+    _replace_stranded,
+    allot_chains,
+    approximate_modes,
+    chain_evidences,
+    sample_posterior,
+)
+
+SETTINGS = Settings("nuts", draws=150, tune=120, chains=4, target_ess=0, max_draws=150, cores=2, progressbar=False)
+
+
+def make_task(X: np.ndarray, n_components: int, near: float = 10.0, covariance_type: str = "full", **prior) -> Task:
+    resolved = ConjugatePrior(**prior).resolve(X, n_components, covariance_type)
+    found = em.fit(X, n_components, covariance_type, prior=resolved, tol=1e-9, rng=np.random.default_rng(0))
+    n_near = sum((found.modes[0].objective - m.objective) * len(X) <= near for m in found.modes)
+    names = tuple(f"x{j}" for j in range(X.shape[1]))
+    return Task(X, None, structure(covariance_type), resolved, tuple(m.run for m in found.modes), n_near, names)
+
+
+def compiled_of(task: Task) -> CompiledPosterior:
+    return CompiledPosterior.from_data(task.X, len(task.modes[0].counts), task.kind.name, task.prior)
+
+
+@pytest.fixture(scope="module")
+def bimodal() -> Task:
+    """Three groups in a row and two components: either neighbour may join the middle one, which makes two modes."""
+    rng = np.random.default_rng(1)
+    X = np.concatenate([rng.standard_normal((n, 1)) * 0.5 + m for n, m in ((30, -6.0), (29, 0.0), (30, 6.2))])
+    return make_task(np.ascontiguousarray(X), 2)
+
+
+@pytest.fixture(scope="module")
+def three_ways() -> dict[str, dict[str, np.ndarray]]:
+    """Label-ordered draws (chains, draws) of Old Faithful's posterior by three samplers under one prior."""
+    X = load_faithful().to_numpy(dtype=float)
+    prior = ConjugatePrior().resolve(X, 2)
+    with build_model(X, 2, prior=prior):
+        plain = pm.sample(
+            500,
+            tune=500,
+            chains=2,
+            cores=1,
+            random_seed=2,
+            progressbar=False,
+            compute_convergence_checks=False,
+            nuts_sampler="pymc",
+        ).posterior
+    common = {"prior": prior, "progressbar": False, "random_state": 1}
+    nuts = BayesianGaussianMixture(2, **common).fit(X)
+    laplace = BayesianGaussianMixture(2, method="laplace", **common).fit(X)
+    assert laplace.diagnostics_.pareto_k < 0.7
+    assert nuts.diagnostics_.ok
+    out = {}
+    for name, draws in (("pymc", plain), ("nuts", nuts.idata_["posterior"]), ("laplace", laplace.idata_["posterior"])):
+        means, weights, covariances = (draws[v].values for v in ("means", "weights", "covariances"))
+        order = np.argsort(means[..., 0], axis=-1)
+        means = np.take_along_axis(means, order[..., None], axis=2)
+        weights = np.take_along_axis(weights, order, axis=2)
+        covariances = np.take_along_axis(covariances, order[..., None, None], axis=2)
+        own = {"weight": weights[..., 0]}
+        own |= {f"mean {k}{j}": means[..., k, j] for k in range(2) for j in range(2)}
+        own |= {f"log sd {k}{j}": 0.5 * np.log(covariances[..., k, j, j]) for k in range(2) for j in range(2)}
+        own |= {f"covariance {k}": covariances[..., k, 0, 1] for k in range(2)}
+        out[name] = own
+    return out
+
+
+@pytest.mark.parametrize(("one", "other"), [("nuts", "pymc"), ("laplace", "pymc"), ("laplace", "nuts")])
+def test_samplers_agree_on_old_faithful(three_ways, one, other):
+    for name, a in three_ways[one].items():
+        b = three_ways[other][name]
+        for statistic, method in ((np.mean, "mean"), (np.std, "sd")):
+            # Four Monte Carlo errors of the difference; resampled draws cost at most √2 over independent ones.
+            wide = np.sqrt(2) if one == "laplace" else 1.0
+            error = np.hypot(wide * float(az.mcse(a, method=method)), float(az.mcse(b, method=method)))
+            assert abs(statistic(a) - statistic(b)) < 4 * error, (name, method)
+
+
+def normal_chains(offsets: list[float], scales: list[float], n_draws: int = 4000) -> Chains:
+    """Chains of independent normal draws in three dimensions with the log density c − r²/2 of each."""
+    rng = np.random.default_rng(0)
+    z = rng.standard_normal((len(offsets), n_draws, 3))
+    theta = z * np.array(scales)[:, None, None] + 100 * np.arange(len(offsets))[:, None, None]
+    lp = np.array(offsets)[:, None] - 0.5 * np.sum(z**2, axis=-1)
+    return Chains(theta, {"lp": lp})
+
+
+def test_evidence_of_a_chain_is_the_log_integral_of_its_normal():
+    found = chain_evidences(normal_chains([0.0, -3.0, 2.0], [1.0, 2.0, 0.1]))
+    exact = np.array([0.0, -3.0 + 3 * np.log(2.0), 2.0 + 3 * np.log(0.1)])
+    # Standard errors: √(P / 2n) of the mean density and of the log determinant.
+    np.testing.assert_allclose(found - found[0], exact - exact[0], atol=0.2)
+
+
+def test_stranded_chains_make_way_and_near_ones_stay():
+    chains = normal_chains([0.0, -4.0, -300.0, -80.0], [1.0, 1.0, 1.0, 1.0])
+    owners, asked = [0, 1, 2, 3], []
+
+    def run(starts, whose):
+        asked.append((starts, whose))
+        return Chains(np.full((len(starts), 4000, 3), 7.0), {"lp": np.full((len(starts), 4000), -1.0)})
+
+    result, notes = _replace_stranded(chains, owners, run)
+    ((starts, whose),) = asked
+    assert whose == [0, 0]
+    assert owners == [0, 1, 0, 0]
+    # They start at draws of the best chain, not all at one.
+    assert all((chains.theta[0] == start).all(axis=1).any() for start in starts)
+    assert not np.array_equal(starts[0], starts[1])
+    np.testing.assert_array_equal(result.theta[:2], chains.theta[:2])
+    assert (result.theta[2:] == 7.0).all()
+    assert (result.stats["lp"][2:] == -1.0).all()
+    np.testing.assert_array_equal(result.stats["lp"][:2], chains.stats["lp"][:2])
+    (note,) = notes
+    assert "chains 2, 3" in note
+    assert "300" in note
+    _, none = _replace_stranded(normal_chains([0.0, -4.0], [1.0, 1.0]), [0, 0], run)
+    assert none == []
+    assert len(asked) == 1
+
+
+def test_every_near_mode_gets_an_approximation_at_its_own_place(bimodal):
+    assert bimodal.n_near >= 2
+    compiled = compiled_of(bimodal)
+    found = approximate_modes(compiled, bimodal)
+    assert len(found) == bimodal.n_near
+    for approximation, run in zip(found, bimodal.modes, strict=False):
+        means = compiled.constrain(approximation.center)["means"]
+        # The two kinds of mode differ by less than a posterior sd; the modes lie many sds apart.
+        np.testing.assert_allclose(np.sort(means.ravel()), np.sort(run.parameters.means.ravel()), atol=0.3)
+        assert approximation.gradient_norm < 1e-2
+
+
+def test_chains_go_round_the_modes_and_one_starts_at_random(bimodal):
+    compiled = compiled_of(bimodal)
+    approximations = approximate_modes(compiled, bimodal)
+    owners, starts = allot_chains(compiled, bimodal, approximations, 6, np.random.default_rng(3))
+    assert starts.shape == (6, compiled.ndim)
+    n = len(approximations)
+    order = sorted(range(n), key=lambda m: -approximations[m].log_density)
+    assert owners[:5] == [order[c % n] for c in range(5)]
+    assert all(np.isfinite(compiled.logp_and_grad(start)[0]) for start in starts)
+    one, start = allot_chains(compiled, bimodal, approximations, 1, np.random.default_rng(3))
+    assert one == [order[0]]
+    assert start.shape == (1, compiled.ndim)
+
+
+def test_starts_are_overdispersed(bimodal):
+    """Student-t with 4 degrees of freedom: twice the variance of the approximation."""
+    compiled = compiled_of(bimodal)
+    single = replace(bimodal, n_near=1)
+    approximations = approximate_modes(compiled, single)
+    _, starts = allot_chains(compiled, single, approximations, 1501, np.random.default_rng(5))
+    y = np.linalg.solve(approximations[0].factor, (starts[:-1] - approximations[0].center).T)
+    # Mean |t₄| = 1 with an sd of √(2 − 1) = 1, over 1,500 draws; √(2/π) = 0.80 would be a normal.
+    assert np.abs(y).mean() == pytest.approx(1.0, abs=4 / np.sqrt(1500))
+
+
+def test_two_modes_are_visited_by_their_chains_and_reported(bimodal):
+    result = sample_posterior(bimodal, SETTINGS, np.random.default_rng(7))
+    diagnostics = result.diagnostics
+    assert len(set(diagnostics.chain_modes)) > 1
+    assert not diagnostics.ok
+    assert "chains ended near different modes of EM" in " ".join(diagnostics.problems)
+    named = set(diagnostics.chain_modes) | set(diagnostics.unvisited_modes)
+    assert set(range(bimodal.n_near)) <= named
+
+
+def test_importance_draws_weight_two_modes_by_their_evidence(bimodal):
+    """Against the shares of the modes by numerical integration in each basin: self-normalised weights of t proposals."""
+    settings = replace(SETTINGS, method="laplace", draws=1000)
+    result = sample_posterior(bimodal, settings, np.random.default_rng(8))
+    compiled = compiled_of(bimodal)
+    rng = np.random.default_rng(9)
+    values = []
+    approximations = approximate_modes(compiled, bimodal)
+    P = compiled.ndim
+    for a in approximations:
+        n = 3000
+        z, stretch = rng.standard_normal((n, P)), np.sqrt(5 / rng.chisquare(5, n))
+        theta = a.center + stretch[:, None] * (z @ a.factor.T)
+        values.append(theta)
+    theta = np.concatenate(values)
+    log_q = []
+    for a in approximations:
+        log_q.append(multivariate_t(a.center, a.factor @ a.factor.T, df=5).logpdf(theta))
+    log_q = logsumexp(log_q, axis=0) - np.log(len(approximations))
+    log_w = np.array([compiled.logp_and_grad(t)[0] for t in theta]) - log_q
+    w = np.exp(log_w - log_w.max())
+    w /= w.sum()
+    means = compiled.constrain(theta)["means"][..., 0]
+    joined_left = means.max(axis=1) > 5
+    expected = w[joined_left].sum()
+    share = np.mean(result.draws.means[..., 0].max(axis=-1) > 5)
+    assert 0.01 < expected < 0.99
+    # Binomial errors of 4,000 draws and of some 3,000 effective proposals, at four of them.
+    error = np.sqrt(expected * (1 - expected) * (1 / 4000 + np.sum(w**2)))
+    assert share == pytest.approx(expected, abs=4 * error)
+
+
+def test_relabelled_draws_follow_the_best_mode():
+    rng = np.random.default_rng(1)
+    X = np.concatenate([rng.standard_normal((30, 2)), rng.standard_normal((40, 2)) + 9])
+    task = make_task(X, 2)
+    result = sample_posterior(task, SETTINGS, np.random.default_rng(4))
+    reference = task.modes[0].parameters.means
+    # Means scatter by 1 / √30; the components lie 13 apart.
+    np.testing.assert_allclose(result.draws.means, np.broadcast_to(reference, result.draws.means.shape), atol=1.5)
+    assert result.idata["posterior"].sizes["draw"] == 150
+    assert result.interrupted is None
+
+
+@pytest.mark.parametrize(("K", "D", "covariance_type"), [(1, 1, "full"), (1, 3, "spherical"), (3, 1, "diag")])
+def test_small_sizes(K, D, covariance_type):
+    rng = np.random.default_rng(6)
+    X = np.concatenate([rng.standard_normal((25, D)) + 12 * k for k in range(K)])
+    result = sample_posterior(make_task(X, K, covariance_type=covariance_type), SETTINGS, np.random.default_rng(4))
+    assert result.draws.means.shape == (4, 150, K, D)
+    np.testing.assert_allclose(np.sort(result.draws.means.mean(axis=(0, 1)), axis=0)[:, 0], 12.0 * np.arange(K), atol=1)
+
+
+def test_overlapping_components_are_not_claimed_to_be_told_apart():
+    X = np.random.default_rng(3).standard_normal((60, 1))
+    result = sample_posterior(make_task(X, 3), SETTINGS, np.random.default_rng(2))
+    assert not result.diagnostics.labels_identified
+    assert result.diagnostics.permuted_share > 0
