@@ -203,7 +203,8 @@ def _load_draws(estimator: Any, manifest: dict[str, Any], folder: Path) -> None:
         raise DataError(f"{folder} holds no draws: {DRAWS} is missing")
     if _file_hash(file) != manifest["draws_hash"]:
         raise DataError(f"{file} is truncated or altered: it is not the file that {MANIFEST} was written with")
-    tree = xr.load_datatree(file, engine="netcdf4")
+    with xr.open_datatree(file, engine="netcdf4") as stored:
+        tree = stored.load()
     factors = tree["precision_factors"]["precision_factors"].values
     posterior = tree["posterior"]
     draws = PosteriorDraws(posterior["weights"].values, posterior["means"].values, factors)

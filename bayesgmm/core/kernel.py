@@ -33,8 +33,8 @@ import numpy as np
 
 from bayesgmm.core.parameters import FloatArray, MixtureParameters, SufficientStatistics
 
-BLOCK = 256
-"""Rows of a block: its columns and log densities stay in the first cache levels."""
+BLOCK = 128
+"""Rows of a block: at 20 features its columns still fit the first-level cache."""
 
 NEGLIGIBLE = 1e-24
 """With COMPACT_FROM features or more, rows with less than this share of a component's count in the block are left out."""
@@ -417,7 +417,8 @@ def _moments_large(x, mean, r, b, S1, S2, z, q, kept):
         for i in range(b):
             kept[m] = i
             m += r[i] > least
-    if m > (3 * b) // 4:
+    # Gathering a row costs about as much as the products of ten features.
+    if m > (b // 2 if D >= 12 else b // 4):
         m = b
         _centre(x, mean, b, z)
     else:
