@@ -106,7 +106,7 @@ def _save_draws(estimator: BayesianGaussianMixture, file: Path) -> dict[str, Any
             {"precision_factors": (("chain", "draw", "component", "row", "column"), estimator._draws.precision_factors)}
         )
     )
-    tree.to_netcdf(file, engine="netcdf4")
+    tree.to_netcdf(file, engine="h5netcdf")
     return {
         "data_hash": data_hash(estimator._X, estimator._sample_weight),
         "n_rows": len(estimator._X),
@@ -203,7 +203,7 @@ def _load_draws(estimator: Any, manifest: dict[str, Any], folder: Path) -> None:
         raise DataError(f"{folder} holds no draws: {DRAWS} is missing")
     if _file_hash(file) != manifest["draws_hash"]:
         raise DataError(f"{file} is truncated or altered: it is not the file that {MANIFEST} was written with")
-    with xr.open_datatree(file, engine="netcdf4") as stored:
+    with xr.open_datatree(file, engine="h5netcdf") as stored:
         tree = stored.load()
     factors = tree["precision_factors"]["precision_factors"].values
     posterior = tree["posterior"]
