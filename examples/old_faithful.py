@@ -13,7 +13,7 @@ def main() -> None:
     em = GaussianMixture(n_components=2, random_state=0).fit(X)
     post = BayesianGaussianMixture(n_components=2, random_state=0, progressbar=False).fit(X)
     table = compare(em, post)
-    print(table[["em", "em_se", "posterior_median", "lower", "upper"]].round(3))
+    print(table[["em", "em_se", "posterior_median", "lower", "upper"]].round(3).to_string())
     print(post.diagnostics_.verdict)
     figure = mixture_figure(post, X)
     figure.savefig(sys.argv[1] if len(sys.argv) > 1 else Path(__file__).with_suffix(".png"), dpi=110)
