@@ -39,7 +39,7 @@ BLOCK = 128
 NEGLIGIBLE = 1e-24
 """With COMPACT_FROM features or more, rows with less than this share of a component's count in the block are left out."""
 
-COMPACT_FROM = 6
+COMPACT_FROM = 12
 CHUNK_ROWS = 8192
 MAX_CHUNKS = 64
 PARALLEL_FLOPS = 2e6
@@ -358,6 +358,55 @@ def _moments_small(x, mean, r, b, S1, S2):
 
 
 @nb.njit(**_options)
+def _diagonal_tile(r, z, j, b, q, S1, S2):
+    """Fill q with r z for the four features j … j + 3, and add their sums to S1 and their products to S2, lower triangle."""
+    z = z[j * BLOCK :]
+    s0, s1, s2, s3 = 0.0, 0.0, 0.0, 0.0
+    c00, c10, c11, c20, c21, c22 = 0.0, 0.0, 0.0, 0.0, 0.0, 0.0
+    c30, c31, c32, c33 = 0.0, 0.0, 0.0, 0.0
+    for i in range(b):
+        z0, z1, z2, z3 = z[i], z[BLOCK + i], z[2 * BLOCK + i], z[3 * BLOCK + i]
+        q0, q1, q2, q3 = r[i] * z0, r[i] * z1, r[i] * z2, r[i] * z3
+        q[i] = q0
+        q[BLOCK + i] = q1
+        q[2 * BLOCK + i] = q2
+        q[3 * BLOCK + i] = q3
+        s0 += q0
+        s1 += q1
+        s2 += q2
+        s3 += q3
+        c00 += q0 * z0
+        c10 += q1 * z0
+        c11 += q1 * z1
+        c20 += q2 * z0
+        c21 += q2 * z1
+        c22 += q2 * z2
+        c30 += q3 * z0
+        c31 += q3 * z1
+        c32 += q3 * z2
+        c33 += q3 * z3
+    S2[j, j] += c00
+    S2[j + 1, j] += c10
+    S2[j + 1, j + 1] += c11
+    S2[j + 2, j] += c20
+    S2[j + 2, j + 1] += c21
+    S2[j + 2, j + 2] += c22
+    S2[j + 3, j] += c30
+    S2[j + 3, j + 1] += c31
+    S2[j + 3, j + 2] += c32
+    S2[j + 3, j + 3] += c33
+    # The last tile may reach past the features that there are.
+    D = S1.shape[0]
+    S1[j] += s0
+    if j + 1 < D:
+        S1[j + 1] += s1
+    if j + 2 < D:
+        S1[j + 2] += s2
+    if j + 3 < D:
+        S1[j + 3] += s3
+
+
+@nb.njit(**_options)
 def _product_tile(q, z, j, f, b, S2):
     """Add Σ_i q_j z_f to S2[j : j + 4, f : f + 4]; q holds the four weighted features of tile j."""
     z = z[f * BLOCK :]
@@ -418,7 +467,7 @@ def _moments_large(x, mean, r, b, S1, S2, z, q, kept):
             kept[m] = i
             m += r[i] > least
     # Gathering a row costs about as much as the products of ten features.
-    if m > (b // 2 if D >= 12 else b // 4):
+    if m > b // 2:
         m = b
         _centre(x, mean, b, z)
     else:
@@ -432,16 +481,8 @@ def _moments_large(x, mean, r, b, S1, S2, z, q, kept):
     tiles = (D + 3) // 4
     for tile in range(tiles):
         j = 4 * tile
-        for t in range(4):
-            total = 0.0
-            column, out = z[(j + t) * BLOCK :], q[t * BLOCK :]
-            for i in range(m):
-                w = r[i] * column[i]
-                out[i] = w
-                total += w
-            if j + t < D:
-                S1[j + t] += total
-        for other in range(tile + 1):
+        _diagonal_tile(r, z, j, m, q, S1, S2)
+        for other in range(tile):
             _product_tile(q, z, j, 4 * other, m, S2)
     return n
 
