@@ -20,7 +20,18 @@ FORBIDDEN = {
     "inference": ("bayesgmm.estimators", "bayesgmm.plots", "bayesgmm.persistence", "bayesgmm.cli", "bayesgmm.results"),
     "estimators": ("bayesgmm.plots", "bayesgmm.cli", "bayesgmm.results"),
 }
-HEAVY = ("pymc", "pytensor", "arviz", "arviz_base", "arviz_stats", "pandas", "sklearn", "matplotlib", "nutpie", "xarray")
+HEAVY = (
+    "pymc",
+    "pytensor",
+    "arviz",
+    "arviz_base",
+    "arviz_stats",
+    "pandas",
+    "sklearn",
+    "matplotlib",
+    "nutpie",
+    "xarray",
+)
 
 
 @pytest.mark.skipif(not DOCUMENT.exists(), reason="an installed package has no ARCHITECTURE.md beside it")

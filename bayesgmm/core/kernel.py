@@ -732,7 +732,8 @@ def _log(weights: FloatArray) -> FloatArray:
         return np.log(weights)
 
 
-def _work(n_rows: int, K: int, D: int) -> float:
+def pass_cost(n_rows: int, K: int, D: int) -> float:
+    """Rough number of floating-point operations of one pass."""
     return float(n_rows) * K * (40 + 3 * D * D)
 
 
@@ -769,7 +770,7 @@ def accumulate(
     def task(chunk: int, start: int, stop: int) -> None:
         loglik[chunk] = _pass_rows(X, v, start, stop, constants, means, P, counts[chunk], first[chunk], second[chunk])
 
-    _over_chunks(N, rows, _work(N, K, D), n_threads, task)
+    _over_chunks(N, rows, pass_cost(N, K, D), n_threads, task)
     for chunk in range(1, chunks):
         loglik[0] += loglik[chunk]
         counts[0] += counts[chunk]
@@ -793,7 +794,7 @@ def _density(
     def task(chunk: int, start: int, stop: int) -> None:
         _density_rows(X, start, stop, constants, means, P, log_density, responsibilities)
 
-    _over_chunks(N, CHUNK_ROWS, _work(N, parameters.n_components, D), n_threads, task)
+    _over_chunks(N, CHUNK_ROWS, pass_cost(N, parameters.n_components, D), n_threads, task)
 
 
 def log_density(X: FloatArray, parameters: MixtureParameters, n_threads: int | None = None) -> FloatArray:
@@ -901,7 +902,7 @@ def posterior_predictive(
     def task(chunk: int, start: int, stop: int) -> None:
         _predictive_rows(X, start, stop, constants, means, precision_factors, out, r)
 
-    _over_chunks(N, BLOCK, S * _work(N, K, D), n_threads, task)
+    _over_chunks(N, BLOCK, S * pass_cost(N, K, D), n_threads, task)
     if with_responsibilities:
         _complete_beyond_range(X, r, map(MixtureParameters, weights, means, precision_factors))
     return out, r
@@ -935,5 +936,5 @@ def pointwise_log_likelihood(
         for s in range(start, stop):
             _density_rows(X, 0, N, constants[s], means[s], precision_factors[s], out[s], NO_RESPONSIBILITIES)
 
-    _over_chunks(S, max(1, S // 64), S * _work(N, K, D), n_threads, task)
+    _over_chunks(S, max(1, S // 64), S * pass_cost(N, K, D), n_threads, task)
     return out

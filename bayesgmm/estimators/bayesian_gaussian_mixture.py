@@ -91,7 +91,8 @@ class BayesianGaussianMixture(DensityMixin, BaseEstimator):
     random_state : int, RandomState, Generator or None, default None
         The same int gives the same draws, bit for bit.
     cores : int, optional
-        Chains that run at a time. Default: all cores.
+        Chains that run at a time. Default: all cores, or one where a pass over the data is so short (some thousand rows) that
+        chains would wait for one another. The draws do not depend on it.
     progressbar : bool, default True
         Show the progress of sampling.
 

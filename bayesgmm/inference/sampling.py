@@ -11,7 +11,7 @@ import numpy as np
 from threadpoolctl import threadpool_limits
 
 from bayesgmm import __version__
-from bayesgmm.core import covariance, em
+from bayesgmm.core import covariance, em, kernel
 from bayesgmm.core.covariance import CovarianceStructure
 from bayesgmm.core.parameters import FloatArray
 from bayesgmm.core.priors import ConjugatePrior
@@ -27,6 +27,9 @@ if TYPE_CHECKING:
     from xarray import DataTree
 
     from bayesgmm.inference.compiled import CompiledPosterior
+
+SHORT_PASS = 5e5
+"""Cost of a pass (operations) below which chains run one after the other unless ``cores`` is given."""
 
 STRANDED_NATS = 10.0
 """A chain whose region holds less than e^−10 of the best one's mass is replaced."""
@@ -152,10 +155,14 @@ def _by_nuts(
     approximations: Sequence[LaplaceApproximation],
     rng: np.random.Generator,
 ) -> Result:
+    cost = kernel.pass_cost(len(task.X), len(task.modes[0].counts), task.X.shape[1])
+    # Short evaluations spend their time in handing the interpreter lock about: one chain after the other is faster.
+    cores = settings.cores or (1 if cost < SHORT_PASS else None)
+
     def run(starts: FloatArray, owners: Sequence[int], tune: int) -> Chains:
         whitenings = [(approximations[m].center, approximations[m].factor) for m in owners]
         seed = int(rng.integers(2**31 - 1))
-        return run_nuts(compiled, starts, whitenings, settings.draws, tune, seed, settings.cores, settings.progressbar)
+        return run_nuts(compiled, starts, whitenings, settings.draws, tune, seed, cores, settings.progressbar)
 
     owners, starts = allot_chains(compiled, task, approximations, settings.chains, rng)
     chains = run(starts, owners, settings.tune)

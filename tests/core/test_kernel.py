@@ -243,7 +243,7 @@ def test_results_do_not_depend_on_the_number_of_threads(D):
     X = mixture.sample(rng, 30_000)
     v = rng.uniform(0, 2, len(X))
     # Enough work that threads are used at all.
-    assert kernel._work(len(X), 4, D) > kernel.PARALLEL_FLOPS
+    assert kernel.pass_cost(len(X), 4, D) > kernel.PARALLEL_FLOPS
     reference = kernel.accumulate(X, mixture.parameters, v, n_threads=1)
     single = kernel.fused_pass(X, v, np.log(mixture.weights), mixture.means, mixture.parameters.precision_factors)
     responsibilities, density = kernel.responsibilities(X, mixture.parameters, n_threads=1)
