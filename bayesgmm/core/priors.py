@@ -38,7 +38,8 @@ class ConjugatePrior:
     scale : array-like of shape (D, D), optional
         Λ₀, in squared units of the data. Default: (D + 2) S_w with S_w = Σ_k π_k Σ_k the within-component covariance of
         the maximum a posteriori fit under :meth:`fraley_raftery`. The factor D + 2 centres the precision; about 3
-        would centre the marginal variances instead.
+        would centre the marginal variances instead. With it 90 % intervals of three separated clusters cover 87.8 to
+        90.7 % (weights, means and covariances; N = 100 and 300, D = 2 and 5, 200 data sets each; ``make validate``).
 
     Raises
     ------
