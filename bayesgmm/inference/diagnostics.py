@@ -243,15 +243,18 @@ def diagnose(
                 "depend on labels: they sit on different modes or are too short; look at modes_, raise draws and tune, "
                 "or use fewer components"
             )
-        worst = float(np.nanmax(parameters["r_hat"].to_numpy()))
-        few = float(np.nanmin(parameters[["ess_bulk", "ess_tail"]].to_numpy()))
-        smallest = min(few, float(np.nanmin(invariants[["ess_bulk", "ess_tail"]].to_numpy())))
+        worst = _largest(parameters["r_hat"])
+        few = _smallest(parameters[["ess_bulk", "ess_tail"]])
+        smallest = min(few, _smallest(invariants[["ess_bulk", "ess_tail"]]))
         # With the invariants at rest and a component's parameters far from it, the label wanders; a little above the
         # limit the chains are short.
         wanders = not worst <= WANDERING_R_HAT or few < min(100, limit)
         identified = draws.weights.shape[-1] == 1 or not wanders
-        name = parameters["r_hat"].idxmax()
-        if not identified and not len(bad):
+        judged = np.isfinite(worst)
+        name = parameters["r_hat"].idxmax() if judged else ""
+        if not judged:
+            problems.append(f"{draws.n_draws} draws per chain are too few to judge convergence: raise draws")
+        elif not identified and not len(bad):
             problems.append(
                 f"the components cannot be told apart from draw to draw ({name}: R-hat = {worst:.3f}, smallest ESS "
                 f"{few:.0f}): values per component mean little; densities, co-clustering and anomaly probabilities do not "
@@ -300,8 +303,8 @@ def diagnose(
     if permuted_share > 0:
         notes.append(f"{permuted_share:.1%} of the draws had their components put back in order")
     both = pd.concat([invariants, parameters])
-    r_hat = float(np.nanmax(both["r_hat"].to_numpy()))
-    bulk, tail = float(np.nanmin(both["ess_bulk"].to_numpy())), float(np.nanmin(both["ess_tail"].to_numpy()))
+    r_hat = _largest(both["r_hat"])
+    bulk, tail = _smallest(both["ess_bulk"]), _smallest(both["ess_tail"])
     return Diagnostics(
         ok=not problems,
         labels_identified=identified,
@@ -320,6 +323,19 @@ def diagnose(
         unvisited_modes=unvisited,
         pareto_k=pareto_k,
     )
+
+
+def _largest(values: pd.Series) -> float:
+    """Largest R-hat; infinite where the draws are too few for any."""
+    known = values.dropna()
+    return float(known.max()) if len(known) else float("inf")
+
+
+def _smallest(values: pd.DataFrame | pd.Series) -> float:
+    """Smallest effective sample size; 0 where the draws are too few for any."""
+    known = values.to_numpy().ravel()
+    known = known[~np.isnan(known)]
+    return float(known.min()) if len(known) else 0.0
 
 
 def _verdict(
