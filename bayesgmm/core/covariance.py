@@ -224,7 +224,25 @@ class Tied(Full):
         return self.expand(factors * np.sqrt(exponent), n_components, n_features)
 
 
-class Diag(CovarianceStructure):
+class _AxisAligned(CovarianceStructure):
+    """What structures whose packed covariances are variances have in common."""
+
+    @override
+    def factors(self, covariances: FloatArray, n_components: int, n_features: int) -> FloatArray:
+        if not np.all(covariances > 0):
+            raise np.linalg.LinAlgError("a variance is not positive")
+        return self.expand(1 / np.sqrt(covariances), n_components, n_features)
+
+    @override
+    def precisions_cholesky(self, covariances: FloatArray) -> FloatArray:
+        return 1 / np.sqrt(covariances)
+
+    @override
+    def covariances_from_precisions(self, precisions: FloatArray) -> FloatArray:
+        return 1 / precisions
+
+
+class Diag(_AxisAligned):
     """Every component its own variances, features uncorrelated within a component."""
 
     name = "diag"
@@ -264,20 +282,6 @@ class Diag(CovarianceStructure):
         return prior.marginal_degrees_of_freedom + 3
 
     @override
-    def factors(self, covariances: FloatArray, n_components: int, n_features: int) -> FloatArray:
-        if not np.all(covariances > 0):
-            raise np.linalg.LinAlgError("a variance is not positive")
-        return self.expand(1 / np.sqrt(covariances), n_components, n_features)
-
-    @override
-    def precisions_cholesky(self, covariances: FloatArray) -> FloatArray:
-        return 1 / np.sqrt(covariances)
-
-    @override
-    def covariances_from_precisions(self, precisions: FloatArray) -> FloatArray:
-        return 1 / precisions
-
-    @override
     def unconstrained_factors(
         self, scatter: FloatArray, counts: FloatArray, prior: ConjugatePrior, n_components: int, n_features: int
     ) -> FloatArray:
@@ -287,7 +291,7 @@ class Diag(CovarianceStructure):
         )
 
 
-class Spherical(CovarianceStructure):
+class Spherical(_AxisAligned):
     """Every component one variance for all features."""
 
     name = "spherical"
@@ -325,20 +329,6 @@ class Spherical(CovarianceStructure):
     @override
     def prior_divisor(self, prior: ConjugatePrior, n_components: int, n_features: int) -> float:
         return prior.marginal_degrees_of_freedom + n_features + 2
-
-    @override
-    def factors(self, covariances: FloatArray, n_components: int, n_features: int) -> FloatArray:
-        if not np.all(covariances > 0):
-            raise np.linalg.LinAlgError("a variance is not positive")
-        return self.expand(1 / np.sqrt(covariances), n_components, n_features)
-
-    @override
-    def precisions_cholesky(self, covariances: FloatArray) -> FloatArray:
-        return 1 / np.sqrt(covariances)
-
-    @override
-    def covariances_from_precisions(self, precisions: FloatArray) -> FloatArray:
-        return 1 / precisions
 
     @override
     def unconstrained_factors(
