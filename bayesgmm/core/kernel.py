@@ -636,9 +636,13 @@ def fused_pass(X, v, log_weights, means, precision_factors):
     for start in range(0, N, rows):
         c, f, s = np.zeros(K), np.zeros((K, D)), np.zeros((K, Dp, Dp))
         loglik += _pass_rows(X, v, start, min(N, start + rows), constants, means, precision_factors, c, f, s)
-        counts += c
-        first += f
-        second += s
+        # Loops, not array expressions: those compile for seconds, for error messages that cannot occur.
+        for k in range(K):
+            counts[k] += c[k]
+            for j in range(D):
+                first[k, j] += f[k, j]
+                for i in range(j + 1):
+                    second[k, j, i] += s[k, j, i]
     return loglik, counts, first, _fill_symmetric(second, D)
 
 

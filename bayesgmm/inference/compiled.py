@@ -1,102 +1,18 @@
-"""The PyMC model's log posterior and gradient over a flat vector, compiled once and callable from any thread.
-
-PyTensor compiles the graph of :func:`bayesgmm.inference.model.model_from_inputs` to one Numba function whose arguments are
-the free variables, the data and the prior's values. No size is part of the graph, and the other covariance structures are
-the full one with shorter arrays, so a single compilation, kept in PyTensor's cache on disk, serves every N, D, K and structure.
-The function is called directly: PyTensor's own callable holds its arguments in shared storage, which two
-threads would overwrite, and keeps the GIL.
-"""
+"""A posterior over a flat unconstrained vector: density and gradient, and the way from and to the parameters."""
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Callable
-from dataclasses import fields
-from functools import cache
-from typing import Any
-
 import numpy as np
-import pytensor
-import pytensor.tensor as pt
 from numpy.typing import ArrayLike
-from pytensor.compile.mode import NUMBA, Mode
-from pytensor.compile.sharedvalue import SharedVariable
-from pytensor.graph import rewrite_graph
-from pytensor.graph.traversal import ancestors
-from pytensor.link.numba.cache import CACHED_SRC_FUNCTIONS
-from pytensor.link.numba.dispatch.basic import numba_funcify_and_cache_key, numba_njit
-from pytensor.link.numba.linker import NumbaLinker
 
 from bayesgmm.core.covariance import structure
 from bayesgmm.core.parameters import FloatArray
 from bayesgmm.core.priors import ConjugatePrior
-from bayesgmm.inference.model import BartlettLayout, ModelInputs, model_from_inputs
-from bayesgmm.inference.prior_ops import log_weights_forward, precision_factors_forward
+from bayesgmm.inference.density import PackedPosterior, log_weights_forward, precision_factors_forward
+from bayesgmm.inference.layout import BartlettLayout, ModelInputs
 
 VALUE_NAMES = ("weights_simplex__", "bartlett_diagonal_log__", "bartlett_offdiagonal", "means")
 """PyMC's names of the unconstrained variables, in the order of the flat vector."""
-
-_compiling = threading.Lock()
-
-
-class _NogilLinker(NumbaLinker):
-    """PyTensor's Numba linker, but the function releases the GIL and is compiled once, not again within a wrapper."""
-
-    def fgraph_convert(self, fgraph: Any, **kwargs: Any) -> Any:
-        return numba_funcify_and_cache_key(fgraph, **kwargs)
-
-    def jit_compile(self, fn_and_cache: Any) -> Callable[..., Any]:
-        function, key = fn_and_cache
-        python_function = function.py_func
-        if key is not None:
-            # Numba names the cache file after the source file, here a temporary one, and leaves flags out of its key.
-            python_function.__code__ = python_function.__code__.replace(co_filename="<string>")
-            flags = f"nogil_fastmath{int(pytensor.config.numba__fastmath)}_{pytensor.__version__}"
-            CACHED_SRC_FUNCTIONS[python_function] = f"{key}_{flags}"
-        return numba_njit(python_function, final_function=True, nogil=True, cache=key is not None)
-
-
-def _compile() -> Callable[..., Any]:
-    K, D = 2, 2
-    rng = np.random.default_rng(0)
-    template = ModelInputs(
-        rng.normal(size=(4, D)), np.empty(0), np.ones(K), np.zeros(D), np.asarray(1.0), np.array([4.0, 3.0]), np.eye(D)
-    )
-    with pytensor.config.change_flags(floatX="float64"):
-        model = model_from_inputs(template, "full", open_values=True)
-        values = {variable.name: variable for variable in model.continuous_value_vars}
-        ordered = [values[name] for name in VALUE_NAMES]
-        # Before differentiation, so that equal subgraphs are one; the prior's values were checked when it was resolved.
-        simplify = ("canonicalize", "stabilize", "local_remove_check_parameter")
-        log_posterior = rewrite_graph(model.logp(), include=simplify)
-        shared = {v.name: v for v in ancestors([log_posterior]) if isinstance(v, SharedVariable)}
-        names = [field.name for field in fields(ModelInputs)]
-        if set(shared) != set(names):
-            raise RuntimeError(f"the model's graph reads {sorted(shared)}, not {sorted(names)}")
-        arguments = {shared[name]: shared[name].type(name) for name in names}
-        function = pytensor.function(
-            [*ordered, *arguments.values()],
-            [log_posterior, *pt.grad(log_posterior, ordered)],
-            givens=arguments,
-            mode=Mode(_NogilLinker(), NUMBA.including("local_remove_check_parameter").provided_optimizer),
-            trust_input=True,
-        )
-    return function.vm.jit_fn
-
-
-@cache
-def _function() -> Callable[..., Any]:
-    return _compile()
-
-
-def log_posterior_function() -> Callable[..., Any]:
-    """Numba function of the four unconstrained variables and the fields of ``ModelInputs``, in order.
-
-    It returns the log posterior and its gradient with respect to the four variables. Every argument must be a
-    C-contiguous writeable float64 array, or Numba compiles anew.
-    """
-    with _compiling:
-        return _function()
 
 
 class CompiledPosterior:
@@ -129,8 +45,7 @@ class CompiledPosterior:
         self.ndim = int(stops[-1])
         self.slices = dict(zip(VALUE_NAMES, cuts, strict=True))
         self._parts = tuple(zip(cuts, self._shapes, strict=True))
-        self._arguments = tuple(getattr(inputs, field.name) for field in fields(ModelInputs))
-        self._function: Callable[..., Any] | None = None
+        self._packed = PackedPosterior(inputs, self._layout)
 
     @classmethod
     def from_data(
@@ -155,11 +70,20 @@ class CompiledPosterior:
         """Names of the unconstrained variables that are not empty."""
         return tuple(name for name, part in self.slices.items() if part.stop > part.start)
 
-    def compile(self) -> CompiledPosterior:
-        """Make the function ready now: seconds on a machine's first use, some tenths of a second later on."""
-        if self._function is None:
-            self._function = log_posterior_function()
-        return self
+    def whitened(self, center: FloatArray, factor: FloatArray) -> PackedPosterior:
+        """Take the same density over y with θ = center + factor y, as the sampler's C functions read it.
+
+        Parameters
+        ----------
+        center : ndarray of shape (P,)
+        factor : ndarray of shape (P, P)
+            Lower triangular.
+
+        Returns
+        -------
+        PackedPosterior
+        """
+        return PackedPosterior(self.inputs, self._layout, center, factor)
 
     def logp_and_grad(self, theta: FloatArray) -> tuple[float, FloatArray]:
         """Log posterior density of θ, as the PyMC model's ``logp()``, and its gradient.
@@ -173,15 +97,10 @@ class CompiledPosterior:
         logp : float
         gradient : ndarray of shape (P,)
         """
-        if self._function is None:
-            self.compile()
-        # A copy: read-only or strided views have another Numba type and would set off a compilation.
-        point = np.array(theta, dtype=np.float64, order="C")
+        point = np.ascontiguousarray(theta, dtype=np.float64)
         if point.shape != (self.ndim,):
             raise ValueError(f"theta must have shape ({self.ndim},), got {point.shape}")
-        values = [point[part].reshape(shape) for part, shape in self._parts]
-        logp, *gradients = self._function(*values, *self._arguments)  # type: ignore[misc]
-        return float(logp), np.concatenate([gradient.ravel() for gradient in gradients])
+        return self._packed(point)
 
     def _matrices(self, theta: FloatArray) -> tuple[FloatArray, ...]:
         return tuple(theta[..., part].reshape(*theta.shape[:-1], *shape) for part, shape in self._parts)

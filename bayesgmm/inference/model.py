@@ -12,186 +12,31 @@ alone. Sizes are symbolic throughout, so that the same code makes the graph that
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pymc as pm
-import pytensor
 import pytensor.tensor as pt
 from numpy.typing import ArrayLike
 from pymc.logprob.transforms import SimplexTransform
 
-from bayesgmm.core.covariance import CovarianceStructure, structure
-from bayesgmm.core.parameters import FloatArray, factors_from_covariances
+from bayesgmm.core.covariance import structure
+from bayesgmm.core.parameters import FloatArray
 from bayesgmm.core.priors import ConjugatePrior
+from bayesgmm.inference.layout import BartlettLayout, ModelInputs
 from bayesgmm.inference.op import mixture_log_likelihood
 from bayesgmm.inference.posterior import feature_pairs
 from bayesgmm.inference.prior_ops import LogWeights, MeansLogDensity, PrecisionFactors
 
 
-@dataclass(frozen=True)
-class BartlettLayout:
-    """Shapes and dims of the variables behind a covariance structure; all follow from what the structure shares.
-
-    The χ² variables ``bartlett_diagonal`` form a matrix (K or 1) × (D or 1), the Normal ones ``bartlett_offdiagonal`` a matrix
-    (K or 1) × (D(D − 1)/2 or 0); an axis of length 1 is left out of the variable's dims.
-
-    Parameters
-    ----------
-    by_component : bool
-        Whether each component has variables of its own.
-    by_feature : bool
-        Whether each feature has a χ² variable of its own.
-    off_diagonal : bool
-        Whether features covary.
-    """
-
-    by_component: bool
-    by_feature: bool
-    off_diagonal: bool
-
-    @classmethod
-    def of(cls, kind: CovarianceStructure) -> BartlettLayout:
-        """Layout of a covariance structure."""
-        return cls("component" in kind.free_dims, "feature" in kind.free_dims, "feature_bis" in kind.free_dims)
-
-    def dims(self, last: str | None) -> tuple[str, ...]:
-        """Dims of a variable over ``last`` (None: over components alone)."""
-        return (("component",) if self.by_component else ()) + ((last,) if last else ())
-
-    def squares_shape(self, n_components: int, n_features: int) -> tuple[int, int]:
-        """Shape of the χ² variables as a matrix."""
-        return (n_components if self.by_component else 1, n_features if self.by_feature else 1)
-
-    def below_shape(self, n_components: int, n_features: int) -> tuple[int, int]:
-        """Shape of the Normal variables as a matrix."""
-        pairs = n_features * (n_features - 1) // 2 if self.off_diagonal else 0
-        return (n_components if self.by_component else 1, pairs)
-
-    def degrees_of_freedom(self, prior: ConjugatePrior) -> FloatArray:
-        """Degrees of freedom of the χ² variables: ν₀ − j, or those of the inverse-Wishart's marginals; (D,) or (1,)."""
-        D = len(prior.resolved_mean)
-        if self.off_diagonal:
-            return prior.resolved_degrees_of_freedom - np.arange(D, dtype=float)
-        return np.full(D if self.by_feature else 1, prior.marginal_degrees_of_freedom)
-
-    def scale_factor(self, prior: ConjugatePrior) -> FloatArray:
-        """V, lower (D, D), with V Vᵀ the inverse of the part of Λ₀ that the structure uses."""
-        scale = prior.resolved_scale
-        if not self.off_diagonal:
-            variances = np.diag(scale)
-            scale = np.diag(variances if self.by_feature else np.full(len(scale), variances.mean()))
-        return factors_from_covariances(scale)
-
-    def covariances(self, factors: Any) -> Any:
-        """Covariances of symbolic precision factors (K, D, D), packed by the structure's dims."""
-        if not self.off_diagonal:
-            variances = pt.diagonal(factors, axis1=-2, axis2=-1) ** -2.0
-            return variances if self.by_feature else variances[:, 0]
-        inverse = pt.linalg.solve_triangular(factors, pt.eye(factors.shape[-1]), lower=True, b_ndim=2)
-        matrices = inverse.mT @ inverse
-        return matrices if self.by_component else matrices[0]
-
-
-@dataclass(frozen=True, eq=False)
-class ModelInputs:
-    """Everything of a data set and a resolved prior that the model's graph reads, as C-contiguous float64 arrays.
-
-    Parameters
-    ----------
-    X : ndarray of shape (N, D)
-    sample_weight : ndarray of shape (N,) or (0,)
-        Empty for all ones.
-    weight_concentration : ndarray of shape (K,)
-    mean_prior : ndarray of shape (D,)
-    mean_precision : ndarray of shape ()
-    degrees_of_freedom : ndarray of shape (D,) or (1,)
-        Of the χ² variables.
-    scale_factor : ndarray of shape (D, D)
-        V, lower, with V Vᵀ the inverse of the prior's scale.
-    """
-
-    X: FloatArray
-    sample_weight: FloatArray
-    weight_concentration: FloatArray
-    mean_prior: FloatArray
-    mean_precision: FloatArray
-    degrees_of_freedom: FloatArray
-    scale_factor: FloatArray
-
-    @classmethod
-    def resolve(
-        cls,
-        X: ArrayLike,
-        n_components: int,
-        covariance_type: str = "full",
-        prior: str | ConjugatePrior = "default",
-        sample_weight: ArrayLike | None = None,
-    ) -> ModelInputs:
-        """Check the arguments and resolve the prior on the data.
-
-        Raises
-        ------
-        ValueError
-            If the table is not two-dimensional and finite, weights do not match it, or an option is unknown.
-        TypeError
-            If ``prior`` is neither "default" nor a ConjugatePrior.
-        """
-        table = np.ascontiguousarray(X, dtype=np.float64)
-        if table.ndim != 2 or not table.size or not np.all(np.isfinite(table)):
-            raise ValueError(f"X must be a finite table of rows × features, got an array of shape {table.shape}")
-        structure(covariance_type)  # an unknown name is refused before any work
-        weights = np.empty(0) if sample_weight is None else np.ascontiguousarray(sample_weight, dtype=np.float64)
-        if sample_weight is not None and (
-            weights.shape != table.shape[:1] or not np.all(np.isfinite(weights)) or np.any(weights < 0)
-        ):
-            raise ValueError(f"sample_weight must be {len(table)} finite non-negative numbers, one for each row of X")
-        if isinstance(prior, str):
-            if prior != "default":
-                raise ValueError(f'prior must be "default" or a ConjugatePrior, got {prior!r}')
-            prior = ConjugatePrior()
-        if not isinstance(prior, ConjugatePrior):
-            raise TypeError(f'prior must be "default" or a ConjugatePrior, got {type(prior).__name__}')
-        resolved = prior.resolve(table, n_components, covariance_type, None if sample_weight is None else weights)
-        return cls.from_prior(table, covariance_type, resolved, weights)
-
-    @classmethod
-    def from_prior(
-        cls, X: FloatArray, covariance_type: str, prior: ConjugatePrior, sample_weight: FloatArray | None = None
-    ) -> ModelInputs:
-        """Inputs from clean data and a resolved prior, without checks.
-
-        Parameters
-        ----------
-        X : ndarray of shape (N, D)
-        covariance_type : {"full", "tied", "diag", "spherical"}
-        prior : ConjugatePrior
-            Resolved.
-        sample_weight : ndarray of shape (N,) or (0,), optional
-        """
-        layout = BartlettLayout.of(structure(covariance_type))
-        arrays = (
-            X,
-            np.empty(0) if sample_weight is None else sample_weight,
-            prior.resolved_concentration,
-            prior.resolved_mean,
-            prior.mean_precision,
-            layout.degrees_of_freedom(prior),
-            layout.scale_factor(prior),
-        )
-        # Contiguous and writeable: Numba compiles anew for any other layout. asarray keeps zero dimensions.
-        return cls(*(np.require(array, np.float64, ["C", "A", "W"]) for array in arrays))
-
-    @property
-    def n_components(self) -> int:
-        """Number of components K."""
-        return len(self.weight_concentration)
-
-    @property
-    def n_features(self) -> int:
-        """Number of features D."""
-        return self.X.shape[1]
+def _covariances(layout: BartlettLayout, factors: Any) -> Any:
+    """Covariances of symbolic precision factors (K, D, D), packed by the structure's dims."""
+    if not layout.off_diagonal:
+        variances = pt.diagonal(factors, axis1=-2, axis2=-1) ** -2.0
+        return variances if layout.by_feature else variances[:, 0]
+    inverse = pt.linalg.solve_triangular(factors, pt.eye(factors.shape[-1]), lower=True, b_ndim=2)
+    matrices = inverse.mT @ inverse
+    return matrices if layout.by_component else matrices[0]
 
 
 class _Simplex(SimplexTransform):
@@ -239,7 +84,7 @@ def _spread_means(X: FloatArray, n_components: int) -> FloatArray:
 
 
 def model_from_inputs(
-    inputs: ModelInputs, covariance_type: str, feature_names: Sequence[Any] | None = None, *, open_values: bool = False
+    inputs: ModelInputs, covariance_type: str, feature_names: Sequence[Any] | None = None
 ) -> pm.Model:
     """Build the PyMC model of given inputs.
 
@@ -249,9 +94,6 @@ def model_from_inputs(
     covariance_type : {"full", "tied", "diag", "spherical"}
     feature_names : sequence, optional
         Labels of the dims ``feature`` and ``feature_bis``; 0 … D − 1 when None.
-    open_values : bool, default=False
-        Whether the prior's values enter as shared variables of their fields' names, so that a compiled graph can be given
-        others, not as constants. PyMC takes draws that depend on a shared variable for out of date.
 
     Returns
     -------
@@ -264,9 +106,8 @@ def model_from_inputs(
     if len(names) != D:
         raise ValueError(f"feature_names has {len(names)} names for {D} features")
     start = _spread_means(inputs.X, K)
-    enter = pytensor.shared if open_values else pt.constant
     concentration, mean_prior, mean_precision, degrees, scale_factor = (
-        enter(getattr(inputs, name), name=name)
+        pt.constant(getattr(inputs, name), name=name)
         for name in ("weight_concentration", "mean_prior", "mean_precision", "degrees_of_freedom", "scale_factor")
     )
     with pm.Model(coords={"component": range(K), "feature": names, "feature_bis": names}) as model:
@@ -275,7 +116,7 @@ def model_from_inputs(
         if len(inputs.sample_weight):
             sample_weight = pm.Data("sample_weight", inputs.sample_weight, dims="obs_id")
         else:
-            sample_weight = enter(inputs.sample_weight, name="sample_weight")
+            sample_weight = pt.constant(inputs.sample_weight, name="sample_weight")
 
         weights = pm.Dirichlet("weights", concentration, dims="component", default_transform=_Simplex())
         squares = pm.ChiSquared(
@@ -303,7 +144,7 @@ def model_from_inputs(
             class_name="NormalGivenPrecisionFactors",
             dims=("component", "feature"),
         )
-        pm.Deterministic("covariances", layout.covariances(factors), dims=kind.free_dims)
+        pm.Deterministic("covariances", _covariances(layout, factors), dims=kind.free_dims)
         pm.CustomDist(
             "x",
             X.shape[0],

@@ -13,6 +13,7 @@ import numpy as np
 from bayesgmm.core.kernel import available_threads
 from bayesgmm.core.parameters import FloatArray
 from bayesgmm.exceptions import SamplingError, SamplingInterrupted
+from bayesgmm.inference.density import density_function, position_function
 
 if TYPE_CHECKING:
     from bayesgmm.inference.laplace import LogPosterior
@@ -149,29 +150,10 @@ def _start_chain(
     report: Callable[[Any], None],
 ) -> Any:
     import nutpie
-    from nutpie.compiled_pyfunc import from_pyfunc
     from scipy.linalg import solve_triangular
 
     begin = solve_triangular(factor, start - center, lower=True)
-    transposed = np.ascontiguousarray(factor.T)
-
-    def log_density(y: FloatArray) -> tuple[float, FloatArray]:
-        value, gradient = posterior.logp_and_grad(center + factor @ y)
-        return value, transposed @ gradient
-
-    def unwhiten(y: FloatArray) -> dict[str, FloatArray]:
-        return {"theta": center + factor @ y}
-
-    P = len(center)
-    model = from_pyfunc(
-        P,
-        lambda: log_density,
-        lambda *_: unwhiten,
-        [np.dtype("float64")],
-        [(P,)],
-        ["theta"],
-        make_initial_point_fn=lambda _: begin,
-    )
+    model = (_c_model if hasattr(posterior, "whitened") else _python_model)(posterior, center, factor, begin)
     return nutpie.sample(
         model,
         draws=draws,
@@ -185,6 +167,50 @@ def _start_chain(
         progress_rate=100,
         blocking=False,
         return_raw_trace=True,
+    )
+
+
+def _c_model(posterior: Any, center: FloatArray, factor: FloatArray, begin: FloatArray) -> Any:
+    """The whitened density as C functions: chains run beside each other without the interpreter lock."""
+    from nutpie.compile_pymc import CompiledPyMCModel
+
+    packed, P = posterior.whitened(center, factor), len(center)
+    return CompiledPyMCModel(
+        dims={},
+        compiled_logp_func=density_function(),
+        compiled_expand_func=position_function(),
+        initial_point_func=lambda _: begin,
+        shared_data={"arrays": packed},
+        shared_var_keys={},
+        user_data=packed.addresses,
+        n_expanded=P,
+        shape_info=(["theta"], [slice(0, P)], [(P,)]),
+        logp_func=None,
+        expand_func=None,
+        _n_dim=P,
+        _shapes={"theta": (P,)},
+        _coords={},
+    )
+
+
+def _python_model(posterior: LogPosterior, center: FloatArray, factor: FloatArray, begin: FloatArray) -> Any:
+    """Any other density, called in Python."""
+    from nutpie.compiled_pyfunc import from_pyfunc
+
+    transposed, P = np.ascontiguousarray(factor.T), len(center)
+
+    def log_density(y: FloatArray) -> tuple[float, FloatArray]:
+        value, gradient = posterior.logp_and_grad(center + factor @ y)
+        return value, transposed @ gradient
+
+    return from_pyfunc(
+        P,
+        lambda: log_density,
+        lambda *_: lambda y: {"theta": center + factor @ y},
+        [np.dtype("float64")],
+        [(P,)],
+        ["theta"],
+        make_initial_point_fn=lambda _: begin,
     )
 
 

@@ -8,12 +8,10 @@ the Normal density of the means given those factors.
 from __future__ import annotations
 
 import hashlib
-import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import numba as nb
 import numpy as np
 import pytensor.tensor as pt
 from pytensor.gradient import DisconnectedType, disconnected_type, grad_not_implemented
@@ -21,122 +19,17 @@ from pytensor.graph.basic import Apply, Variable
 from pytensor.graph.op import Op
 from pytensor.link.numba.dispatch.basic import numba_njit, register_funcify_default_op_cache_key
 
-_SOURCE_VERSION = int.from_bytes(hashlib.sha256(Path(__file__).read_bytes()).digest()[:8])
-_options = {"cache": True, "nogil": True, "error_model": "numpy"}
+from bayesgmm.inference import density
+from bayesgmm.inference.density import (
+    log_weights_forward,
+    log_weights_pullback,
+    means_log_density_and_gradients,
+    precision_factors_forward,
+    precision_factors_pullback,
+)
 
-
-@nb.njit(**_options)
-def log_weights_forward(free):
-    """Logarithm of the simplex point with log π_k − mean(log π) = free_k; shape (K − 1,) to (K,)."""
-    K = free.shape[0] + 1
-    out = np.empty(K)
-    last = 0.0
-    for k in range(K - 1):
-        out[k] = free[k]
-        last -= free[k]
-    out[K - 1] = last
-    high = out.max()
-    total = 0.0
-    for k in range(K):
-        total += math.exp(out[k] - high)
-    shift = high + math.log(total)
-    for k in range(K):
-        out[k] -= shift
-    return out
-
-
-@nb.njit(**_options)
-def log_weights_pullback(log_weights, g):
-    """Gradient with respect to the free form, from that with respect to the log weights."""
-    K = log_weights.shape[0]
-    total = g.sum()
-    out = np.empty(K - 1)
-    last = g[K - 1] - math.exp(log_weights[K - 1]) * total
-    for k in range(K - 1):
-        out[k] = g[k] - math.exp(log_weights[k]) * total - last
-    return out
-
-
-@nb.njit(**_options)
-def precision_factors_forward(V, squares, below, n_components):
-    """P_k = V A_k with A_k lower, its diagonal the roots of ``squares`` and ``below`` beneath (rows first)."""
-    D = V.shape[0]
-    R, C = squares.shape
-    out = np.zeros((n_components, D, D))
-    A = np.zeros((D, D))
-    for k in range(n_components):
-        r = k if R > 1 else 0
-        for i in range(D):
-            A[i, i] = math.sqrt(squares[r, i if C > 1 else 0])
-        if below.shape[1] == 0:
-            for i in range(D):
-                for j in range(i + 1):
-                    out[k, i, j] = V[i, j] * A[j, j]
-            continue
-        q = below[k if below.shape[0] > 1 else 0]
-        for i in range(1, D):
-            for j in range(i):
-                A[i, j] = q[i * (i - 1) // 2 + j]
-        for i in range(D):
-            for m in range(i + 1):
-                a = V[i, m]
-                for j in range(m + 1):
-                    out[k, i, j] += a * A[m, j]
-    return out
-
-
-@nb.njit(**_options)
-def precision_factors_pullback(V, squares, below, g):
-    """Gradients with respect to ``squares`` and ``below``, summed where they were broadcast."""
-    D = V.shape[0]
-    K = g.shape[0]
-    R, C = squares.shape
-    g_squares, g_below = np.zeros(squares.shape), np.zeros(below.shape)
-    row = np.empty(D)
-    for k in range(K):
-        r = k if R > 1 else 0
-        for m in range(D):
-            width = m + 1
-            start = 0 if below.shape[1] > 0 else m
-            for j in range(start, width):
-                row[j] = 0.0
-            for i in range(m, D):
-                a = V[i, m]
-                for j in range(start, width):
-                    row[j] += a * g[k, i, j]
-            c = m if C > 1 else 0
-            g_squares[r, c] += 0.5 * row[m] / math.sqrt(squares[r, c])
-            if below.shape[1] > 0:
-                q = g_below[k if below.shape[0] > 1 else 0]
-                for j in range(m):
-                    q[m * (m - 1) // 2 + j] += row[j]
-    return g_squares, g_below
-
-
-@nb.njit(**_options)
-def means_log_density_and_gradients(means, centre, kappa, P):
-    """Log N(μ_k; m₀, (κ₀ P_k P_kᵀ)⁻¹) of each component and its gradients with respect to μ_k and P_k."""
-    K, D = means.shape
-    value, g_means, g_factors = np.empty(K), np.zeros((K, D)), np.zeros((K, D, D))
-    constant = 0.5 * D * math.log(kappa / (2.0 * math.pi))
-    z, y = np.empty(D), np.empty(D)
-    for k in range(K):
-        total = constant
-        for j in range(D):
-            z[j] = means[k, j] - centre[j]
-            y[j] = 0.0
-        for i in range(D):
-            for j in range(i + 1):
-                y[j] += P[k, i, j] * z[i]
-        for j in range(D):
-            total += math.log(P[k, j, j]) - 0.5 * kappa * y[j] * y[j]
-        for i in range(D):
-            for j in range(i + 1):
-                g_means[k, i] -= kappa * P[k, i, j] * y[j]
-                g_factors[k, i, j] = -kappa * z[i] * y[j]
-            g_factors[k, i, i] += 1.0 / P[k, i, i]
-        value[k] = total
-    return value, g_means, g_factors
+_SOURCES = Path(__file__).read_bytes() + Path(density.__file__).read_bytes()
+_SOURCE_VERSION = int.from_bytes(hashlib.sha256(_SOURCES).digest()[:8])
 
 
 class _FirstDerivativeOnly(Op):

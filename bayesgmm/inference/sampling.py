@@ -11,12 +11,13 @@ import numpy as np
 from threadpoolctl import threadpool_limits
 
 from bayesgmm import __version__
-from bayesgmm.core import covariance, em, kernel
+from bayesgmm.core import covariance, em
 from bayesgmm.core.covariance import CovarianceStructure
 from bayesgmm.core.parameters import FloatArray
 from bayesgmm.core.priors import ConjugatePrior
 from bayesgmm.exceptions import SamplingInterrupted
 from bayesgmm.inference import posterior
+from bayesgmm.inference.compiled import CompiledPosterior
 from bayesgmm.inference.diagnostics import Diagnostics, diagnose
 from bayesgmm.inference.laplace import LaplaceApproximation, importance_draws, laplace, rough_scales
 from bayesgmm.inference.nuts import Chains, run_nuts
@@ -25,11 +26,6 @@ from bayesgmm.inference.relabel import relabel
 
 if TYPE_CHECKING:
     from xarray import DataTree
-
-    from bayesgmm.inference.compiled import CompiledPosterior
-
-SHORT_PASS = 5e5
-"""Cost of a pass (operations) below which chains run one after the other unless ``cores`` is given."""
 
 STRANDED_NATS = 10.0
 """A chain whose region holds less than e^−10 of the best one's mass is replaced."""
@@ -108,8 +104,6 @@ def sample_posterior(task: Task, settings: Settings, rng: np.random.Generator) -
     -------
     Result
     """
-    from bayesgmm.inference.compiled import CompiledPosterior
-
     n_components = len(task.modes[0].counts)
     compiled = CompiledPosterior.from_data(task.X, n_components, task.kind.name, task.prior, task.sample_weight)
     # The products here are small: BLAS threads would only spin beside the chains'.
@@ -155,14 +149,10 @@ def _by_nuts(
     approximations: Sequence[LaplaceApproximation],
     rng: np.random.Generator,
 ) -> Result:
-    cost = kernel.pass_cost(len(task.X), len(task.modes[0].counts), task.X.shape[1])
-    # Short evaluations spend their time in handing the interpreter lock about: one chain after the other is faster.
-    cores = settings.cores or (1 if cost < SHORT_PASS else None)
-
     def run(starts: FloatArray, owners: Sequence[int], tune: int) -> Chains:
         whitenings = [(approximations[m].center, approximations[m].factor) for m in owners]
         seed = int(rng.integers(2**31 - 1))
-        return run_nuts(compiled, starts, whitenings, settings.draws, tune, seed, cores, settings.progressbar)
+        return run_nuts(compiled, starts, whitenings, settings.draws, tune, seed, settings.cores, settings.progressbar)
 
     owners, starts = allot_chains(compiled, task, approximations, settings.chains, rng)
     chains = run(starts, owners, settings.tune)

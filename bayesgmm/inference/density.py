@@ -1,0 +1,321 @@
+"""The log posterior of a mixture and its gradient over a flat unconstrained vector, in Numba: the PyMC model's, term by term.
+
+The transforms and their derivatives stand here once; ``prior_ops`` makes PyTensor operations of the same functions, so that
+the PyMC model and this density share everything but their sum. Nothing here imports PyMC: sampling needs neither its import
+nor a compilation of its own, and one evaluation is one call of a C function, without the interpreter lock.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import math
+from functools import cache
+from typing import Any
+
+import numba as nb
+import numpy as np
+from numba import types
+
+from bayesgmm.core.kernel import LOG_2PI, fused_pass, gradients
+from bayesgmm.core.parameters import FloatArray
+from bayesgmm.inference.layout import BartlettLayout, ModelInputs
+
+_options = {"cache": True, "nogil": True, "error_model": "numpy"}
+
+
+@nb.njit(**_options)
+def log_weights_forward(free):
+    """Logarithm of the simplex point with log π_k − mean(log π) = free_k; shape (K − 1,) to (K,)."""
+    K = free.shape[0] + 1
+    out = np.empty(K)
+    last = 0.0
+    for k in range(K - 1):
+        out[k] = free[k]
+        last -= free[k]
+    out[K - 1] = last
+    high = out[0]
+    for k in range(K):
+        high = max(high, out[k])
+    total = 0.0
+    for k in range(K):
+        total += math.exp(out[k] - high)
+    shift = high + math.log(total)
+    for k in range(K):
+        out[k] -= shift
+    return out
+
+
+@nb.njit(**_options)
+def log_weights_pullback(log_weights, g):
+    """Gradient with respect to the free form, from that with respect to the log weights."""
+    K = log_weights.shape[0]
+    total = 0.0
+    for k in range(K):
+        total += g[k]
+    out = np.empty(K - 1)
+    last = g[K - 1] - math.exp(log_weights[K - 1]) * total
+    for k in range(K - 1):
+        out[k] = g[k] - math.exp(log_weights[k]) * total - last
+    return out
+
+
+@nb.njit(**_options)
+def precision_factors_forward(V, squares, below, n_components):
+    """P_k = V A_k with A_k lower, its diagonal the roots of ``squares`` and ``below`` beneath (rows first)."""
+    D = V.shape[0]
+    R, C = squares.shape
+    out = np.zeros((n_components, D, D))
+    A = np.zeros((D, D))
+    for k in range(n_components):
+        r = k if R > 1 else 0
+        for i in range(D):
+            A[i, i] = math.sqrt(squares[r, i if C > 1 else 0])
+        if below.shape[1] == 0:
+            for i in range(D):
+                for j in range(i + 1):
+                    out[k, i, j] = V[i, j] * A[j, j]
+            continue
+        q = below[k if below.shape[0] > 1 else 0]
+        for i in range(1, D):
+            for j in range(i):
+                A[i, j] = q[i * (i - 1) // 2 + j]
+        for i in range(D):
+            for m in range(i + 1):
+                a = V[i, m]
+                for j in range(m + 1):
+                    out[k, i, j] += a * A[m, j]
+    return out
+
+
+@nb.njit(**_options)
+def precision_factors_pullback(V, squares, below, g):
+    """Gradients with respect to ``squares`` and ``below``, summed where they were broadcast."""
+    D = V.shape[0]
+    K = g.shape[0]
+    R, C = squares.shape
+    g_squares, g_below = np.zeros(squares.shape), np.zeros(below.shape)
+    row = np.empty(D)
+    for k in range(K):
+        r = k if R > 1 else 0
+        for m in range(D):
+            width = m + 1
+            start = 0 if below.shape[1] > 0 else m
+            for j in range(start, width):
+                row[j] = 0.0
+            for i in range(m, D):
+                a = V[i, m]
+                for j in range(start, width):
+                    row[j] += a * g[k, i, j]
+            c = m if C > 1 else 0
+            g_squares[r, c] += 0.5 * row[m] / math.sqrt(squares[r, c])
+            if below.shape[1] > 0:
+                q = g_below[k if below.shape[0] > 1 else 0]
+                for j in range(m):
+                    q[m * (m - 1) // 2 + j] += row[j]
+    return g_squares, g_below
+
+
+@nb.njit(**_options)
+def means_log_density_and_gradients(means, centre, kappa, P):
+    """Log N(μ_k; m₀, (κ₀ P_k P_kᵀ)⁻¹) of each component and its gradients with respect to μ_k and P_k."""
+    K, D = means.shape
+    value, g_means, g_factors = np.empty(K), np.zeros((K, D)), np.zeros((K, D, D))
+    constant = 0.5 * D * math.log(kappa / (2.0 * math.pi))
+    z, y = np.empty(D), np.empty(D)
+    for k in range(K):
+        total = constant
+        for j in range(D):
+            z[j] = means[k, j] - centre[j]
+            y[j] = 0.0
+        for i in range(D):
+            for j in range(i + 1):
+                y[j] += P[k, i, j] * z[i]
+        for j in range(D):
+            total += math.log(P[k, j, j]) - 0.5 * kappa * y[j] * y[j]
+        for i in range(D):
+            for j in range(i + 1):
+                g_means[k, i] -= kappa * P[k, i, j] * y[j]
+                g_factors[k, i, j] = -kappa * z[i] * y[j]
+            g_factors[k, i, i] += 1.0 / P[k, i, i]
+        value[k] = total
+    return value, g_means, g_factors
+
+
+@nb.njit(**_options)
+def _log_posterior(theta, X, v, concentration, mean_prior, kappa, degrees, V, shape, gradient):
+    """Log posterior at theta; its gradient goes into ``gradient``. The shapes of the two Bartlett matrices are one tuple."""
+    K, D = concentration.shape[0], mean_prior.shape[0]
+    R, C, B, Q = shape
+    first, second, third = K - 1, K - 1 + R * C, K - 1 + R * C + B * Q
+    log_squares = theta[first:second].reshape((R, C))
+    below = theta[second:third].reshape((B, Q))
+    means = theta[third:].reshape((K, D))
+    squares = np.empty((R, C))
+    for r in range(R):
+        for c in range(C):
+            squares[r, c] = math.exp(log_squares[r, c])
+    log_weights = log_weights_forward(theta[:first])
+    factors = precision_factors_forward(V, squares, below, K)
+
+    log_likelihood, counts, sums, products = fused_pass(X, v, log_weights, means, factors)
+    g_log_weights, g_means, g_factors = gradients(counts, sums, products, factors)
+    value = log_likelihood
+
+    # Dirichlet, with the volume element log K + Σ log π of the simplex coordinates.
+    total = 0.0
+    for k in range(K):
+        value += concentration[k] * log_weights[k] - math.lgamma(concentration[k])
+        g_log_weights[k] += concentration[k]
+        total += concentration[k]
+    value += math.lgamma(total) + math.log(K)
+
+    # Loops, not array expressions: those compile for seconds, for error messages that cannot occur.
+    of_means, g_prior_means, g_prior_factors = means_log_density_and_gradients(means, mean_prior, kappa, factors)
+    for k in range(K):
+        value += of_means[k]
+        for i in range(D):
+            gradient[third + k * D + i] = g_means[k, i] + g_prior_means[k, i]
+            for j in range(i + 1):
+                g_factors[k, i, j] += g_prior_factors[k, i, j]
+
+    g_squares, g_below = precision_factors_pullback(V, squares, below, g_factors)
+    for r in range(R):
+        for c in range(C):
+            # χ² in the logarithm of the variable.
+            half = 0.5 * degrees[c]
+            value += half * (log_squares[r, c] - math.log(2.0)) - 0.5 * squares[r, c] - math.lgamma(half)
+            gradient[first + r * C + c] = (g_squares[r, c] - 0.5) * squares[r, c] + half
+    for r in range(B):
+        for q in range(Q):
+            value -= 0.5 * (below[r, q] * below[r, q] + LOG_2PI)
+            gradient[second + r * Q + q] = g_below[r, q] - below[r, q]
+
+    g_free = log_weights_pullback(log_weights, g_log_weights)
+    for k in range(first):
+        gradient[k] = g_free[k]
+    return value
+
+
+@nb.njit(**_options)
+def _from_whitened(y, center, factor, theta):
+    for i in range(y.shape[0]):
+        total = center[i]
+        for j in range(i + 1):
+            total += factor[i, j] * y[j]
+        theta[i] = total
+
+
+_NUMBERS = types.CPointer(types.double)
+_ADDRESSES = types.CPointer(_NUMBERS)
+_N_SIZES = 10
+
+
+@cache
+def density_function() -> Any:
+    """C function ``(P, point, gradient, value, addresses) -> status``: log posterior and gradient at a point.
+
+    ``addresses`` is what :class:`PackedPosterior` holds. Status 0 is success; 3 and 4, a gradient or a value that is not
+    finite, are nutpie's codes of a point to be rejected.
+    """
+
+    @nb.cfunc(types.int64(types.uint64, _NUMBERS, _NUMBERS, _NUMBERS, _ADDRESSES), cache=True, error_model="numpy")
+    def log_density(n_parameters, point_at, gradient_at, value_at, addresses):
+        sizes = nb.carray(addresses[0], (_N_SIZES,))
+        P, N, D, K = int(n_parameters), int(sizes[0]), int(sizes[1]), int(sizes[2])
+        R, C, B, Q = int(sizes[3]), int(sizes[4]), int(sizes[5]), int(sizes[6])
+        X, v = nb.carray(addresses[1], (N, D)), nb.carray(addresses[2], (int(sizes[7]),))
+        concentration, mean_prior = nb.carray(addresses[3], (K,)), nb.carray(addresses[4], (D,))
+        degrees, V = nb.carray(addresses[5], (C,)), nb.carray(addresses[6], (D, D))
+        center, factor = nb.carray(addresses[7], (P,)), nb.carray(addresses[8], (P, P))
+        point, gradient = nb.carray(point_at, (P,)), nb.carray(gradient_at, (P,))
+
+        shape = (R, C, B, Q)
+        if sizes[9] == 0.0:
+            value = _log_posterior(point, X, v, concentration, mean_prior, sizes[8], degrees, V, shape, gradient)
+        else:
+            theta, slope = np.empty(P), np.empty(P)
+            _from_whitened(point, center, factor, theta)
+            value = _log_posterior(theta, X, v, concentration, mean_prior, sizes[8], degrees, V, shape, slope)
+            for j in range(P):
+                gradient[j] = 0.0
+            for i in range(P):
+                for j in range(i + 1):
+                    gradient[j] += factor[i, j] * slope[i]
+        value_at[0] = value
+        for j in range(P):
+            if not math.isfinite(gradient[j]):
+                return 3
+        return 0 if math.isfinite(value) else 4
+
+    return log_density
+
+
+@cache
+def position_function() -> Any:
+    """C function ``(P, P, point, theta, addresses) -> 0``: unconstrained parameters of a whitened point."""
+
+    @nb.cfunc(types.int64(types.uint64, types.uint64, _NUMBERS, _NUMBERS, _ADDRESSES), cache=True)
+    def position(n_parameters, n_out, point_at, theta_at, addresses):
+        P = int(n_parameters)
+        center, factor = nb.carray(addresses[7], (P,)), nb.carray(addresses[8], (P, P))
+        _from_whitened(nb.carray(point_at, (P,)), center, factor, nb.carray(theta_at, (P,)))
+        return 0
+
+    return position
+
+
+@cache
+def _callable() -> Any:
+    prototype = ctypes.CFUNCTYPE(ctypes.c_int64, ctypes.c_uint64, *[ctypes.c_void_p] * 4)
+    return prototype(density_function().address)
+
+
+class PackedPosterior:
+    """Data, prior and whitening of one posterior as the C functions read them.
+
+    Parameters
+    ----------
+    inputs : ModelInputs
+    layout : BartlettLayout
+    center : ndarray of shape (P,), optional
+        With ``factor``: points are y with θ = center + factor y.
+    factor : ndarray of shape (P, P), optional
+        Lower triangular.
+    """
+
+    def __init__(
+        self,
+        inputs: ModelInputs,
+        layout: BartlettLayout,
+        center: FloatArray | None = None,
+        factor: FloatArray | None = None,
+    ) -> None:
+        K, D = inputs.n_components, inputs.n_features
+        shapes = (*layout.squares_shape(K, D), *layout.below_shape(K, D))
+        n_weights, kappa = len(inputs.sample_weight), float(inputs.mean_precision)
+        sizes = (len(inputs.X), D, K, *shapes, n_weights, kappa, float(factor is not None))
+        self._arrays = tuple(
+            np.ascontiguousarray(array, dtype=np.float64)
+            for array in (
+                sizes,
+                inputs.X,
+                inputs.sample_weight,
+                inputs.weight_concentration,
+                inputs.mean_prior,
+                inputs.degrees_of_freedom,
+                inputs.scale_factor,
+                np.empty(0) if center is None else center,
+                np.empty(0) if factor is None else factor,
+            )
+        )
+        self.addresses = np.array([array.ctypes.data for array in self._arrays], dtype=np.uintp)
+        """Addresses of the arrays, which live as long as this object."""
+        self._address = self.addresses.ctypes.data
+
+    def __call__(self, point: FloatArray) -> tuple[float, FloatArray]:
+        """Log density and gradient at a contiguous point (P,)."""
+        P = len(point)
+        out = np.empty(P + 1)
+        begin = out.ctypes.data
+        _callable()(P, point.ctypes.data, begin, begin + 8 * P, self._address)
+        return float(out[P]), out[:P]

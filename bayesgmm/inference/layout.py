@@ -1,0 +1,170 @@
+"""What a data set and a resolved prior become for the log posterior: arrays, and the shapes of the free variables.
+
+Both the PyMC model and the compiled density read their inputs from here, so that neither can mean something else.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from bayesgmm.core.covariance import CovarianceStructure, structure
+from bayesgmm.core.parameters import FloatArray, factors_from_covariances
+from bayesgmm.core.priors import ConjugatePrior
+
+
+@dataclass(frozen=True)
+class BartlettLayout:
+    """Shapes and dims of the variables behind a covariance structure; all follow from what the structure shares.
+
+    The χ² variables ``bartlett_diagonal`` form a matrix (K or 1) × (D or 1), the Normal ones ``bartlett_offdiagonal`` a matrix
+    (K or 1) × (D(D − 1)/2 or 0); an axis of length 1 is left out of the variable's dims.
+
+    Parameters
+    ----------
+    by_component : bool
+        Whether each component has variables of its own.
+    by_feature : bool
+        Whether each feature has a χ² variable of its own.
+    off_diagonal : bool
+        Whether features covary.
+    """
+
+    by_component: bool
+    by_feature: bool
+    off_diagonal: bool
+
+    @classmethod
+    def of(cls, kind: CovarianceStructure) -> BartlettLayout:
+        """Layout of a covariance structure."""
+        return cls("component" in kind.free_dims, "feature" in kind.free_dims, "feature_bis" in kind.free_dims)
+
+    def dims(self, last: str | None) -> tuple[str, ...]:
+        """Dims of a variable over ``last`` (None: over components alone)."""
+        return (("component",) if self.by_component else ()) + ((last,) if last else ())
+
+    def squares_shape(self, n_components: int, n_features: int) -> tuple[int, int]:
+        """Shape of the χ² variables as a matrix."""
+        return (n_components if self.by_component else 1, n_features if self.by_feature else 1)
+
+    def below_shape(self, n_components: int, n_features: int) -> tuple[int, int]:
+        """Shape of the Normal variables as a matrix."""
+        pairs = n_features * (n_features - 1) // 2 if self.off_diagonal else 0
+        return (n_components if self.by_component else 1, pairs)
+
+    def degrees_of_freedom(self, prior: ConjugatePrior) -> FloatArray:
+        """Degrees of freedom of the χ² variables: ν₀ − j, or those of the inverse-Wishart's marginals; (D,) or (1,)."""
+        D = len(prior.resolved_mean)
+        if self.off_diagonal:
+            return prior.resolved_degrees_of_freedom - np.arange(D, dtype=float)
+        return np.full(D if self.by_feature else 1, prior.marginal_degrees_of_freedom)
+
+    def scale_factor(self, prior: ConjugatePrior) -> FloatArray:
+        """V, lower (D, D), with V Vᵀ the inverse of the part of Λ₀ that the structure uses."""
+        scale = prior.resolved_scale
+        if not self.off_diagonal:
+            variances = np.diag(scale)
+            scale = np.diag(variances if self.by_feature else np.full(len(scale), variances.mean()))
+        return factors_from_covariances(scale)
+
+
+@dataclass(frozen=True, eq=False)
+class ModelInputs:
+    """Everything of a data set and a resolved prior that the model's graph reads, as C-contiguous float64 arrays.
+
+    Parameters
+    ----------
+    X : ndarray of shape (N, D)
+    sample_weight : ndarray of shape (N,) or (0,)
+        Empty for all ones.
+    weight_concentration : ndarray of shape (K,)
+    mean_prior : ndarray of shape (D,)
+    mean_precision : ndarray of shape ()
+    degrees_of_freedom : ndarray of shape (D,) or (1,)
+        Of the χ² variables.
+    scale_factor : ndarray of shape (D, D)
+        V, lower, with V Vᵀ the inverse of the prior's scale.
+    """
+
+    X: FloatArray
+    sample_weight: FloatArray
+    weight_concentration: FloatArray
+    mean_prior: FloatArray
+    mean_precision: FloatArray
+    degrees_of_freedom: FloatArray
+    scale_factor: FloatArray
+
+    @classmethod
+    def resolve(
+        cls,
+        X: ArrayLike,
+        n_components: int,
+        covariance_type: str = "full",
+        prior: str | ConjugatePrior = "default",
+        sample_weight: ArrayLike | None = None,
+    ) -> ModelInputs:
+        """Check the arguments and resolve the prior on the data.
+
+        Raises
+        ------
+        ValueError
+            If the table is not two-dimensional and finite, weights do not match it, or an option is unknown.
+        TypeError
+            If ``prior`` is neither "default" nor a ConjugatePrior.
+        """
+        table = np.ascontiguousarray(X, dtype=np.float64)
+        if table.ndim != 2 or not table.size or not np.all(np.isfinite(table)):
+            raise ValueError(f"X must be a finite table of rows × features, got an array of shape {table.shape}")
+        structure(covariance_type)  # an unknown name is refused before any work
+        weights = np.empty(0) if sample_weight is None else np.ascontiguousarray(sample_weight, dtype=np.float64)
+        if sample_weight is not None and (
+            weights.shape != table.shape[:1] or not np.all(np.isfinite(weights)) or np.any(weights < 0)
+        ):
+            raise ValueError(f"sample_weight must be {len(table)} finite non-negative numbers, one for each row of X")
+        if isinstance(prior, str):
+            if prior != "default":
+                raise ValueError(f'prior must be "default" or a ConjugatePrior, got {prior!r}')
+            prior = ConjugatePrior()
+        if not isinstance(prior, ConjugatePrior):
+            raise TypeError(f'prior must be "default" or a ConjugatePrior, got {type(prior).__name__}')
+        resolved = prior.resolve(table, n_components, covariance_type, None if sample_weight is None else weights)
+        return cls.from_prior(table, covariance_type, resolved, weights)
+
+    @classmethod
+    def from_prior(
+        cls, X: FloatArray, covariance_type: str, prior: ConjugatePrior, sample_weight: FloatArray | None = None
+    ) -> ModelInputs:
+        """Inputs from clean data and a resolved prior, without checks.
+
+        Parameters
+        ----------
+        X : ndarray of shape (N, D)
+        covariance_type : {"full", "tied", "diag", "spherical"}
+        prior : ConjugatePrior
+            Resolved.
+        sample_weight : ndarray of shape (N,) or (0,), optional
+        """
+        layout = BartlettLayout.of(structure(covariance_type))
+        arrays = (
+            X,
+            np.empty(0) if sample_weight is None else sample_weight,
+            prior.resolved_concentration,
+            prior.resolved_mean,
+            prior.mean_precision,
+            layout.degrees_of_freedom(prior),
+            layout.scale_factor(prior),
+        )
+        # Contiguous and writeable: Numba compiles anew for any other layout. asarray keeps zero dimensions.
+        return cls(*(np.require(array, np.float64, ["C", "A", "W"]) for array in arrays))
+
+    @property
+    def n_components(self) -> int:
+        """Number of components K."""
+        return len(self.weight_concentration)
+
+    @property
+    def n_features(self) -> int:
+        """Number of features D."""
+        return self.X.shape[1]
