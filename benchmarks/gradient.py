@@ -36,7 +36,7 @@ def _measure(X: np.ndarray, truth: Truth, target: float | None, repetitions: int
 
     K = len(truth.weights)
     prior = ConjugatePrior().resolve(X, K)
-    posterior = CompiledPosterior.from_data(X, K, "full", prior).compile()
+    posterior = CompiledPosterior.from_data(X, K, "full", prior)
     theta = posterior.unconstrain(truth.weights, truth.means, factors_from_covariances(truth.covariances))
     log_posterior, gradient = posterior.logp_and_grad(theta)
     log_prior = prior.log_density(truth.weights, truth.means, truth.covariances, "full")

@@ -9,7 +9,7 @@ which is the whole E-step and, by Fisher's identity, the whole gradient of the m
 
 How it is made fast. Rows are taken in blocks of ``BLOCK``; a block is turned feature-major once, and every inner loop
 runs over its rows with unit stride, so that LLVM vectorises it. Whitening (y = Pᵀ(x − μ)) and the second moments
-are matrix products in tiles of 4 × 4, sixteen multiply-adds for eight loads, over the lower triangles alone. The
+are matrix products in tiles of 4 × 4 and 4 × 3, so that sums stay in registers, over the lower triangles alone. The
 exponential and the logarithm are range-reduced polynomials, since libm's do not vectorise. Sums centred at μ_k do not
 cancel for data far from the origin. Where features are many, rows with less than 1e-24 of a component's count in their block are
 left out of its moments: they lie below the last bit of the sum.
@@ -45,6 +45,7 @@ MAX_CHUNKS = 64
 PARALLEL_FLOPS = 2e6
 
 LOG2E = 1.4426950408889634
+ROUNDER = 1.5 * 2.0**52 + 1023.0
 LN2_HIGH = 6.93147180369123816490e-01
 LN2_LOW = 1.90821492927058770002e-10
 LOG_2PI = math.log(2.0 * math.pi)
@@ -62,26 +63,25 @@ _exact_options = {**_options, "fastmath": {"contract", "nsz"}}
 
 @nb.njit(**_exact_options)
 def exp_nonpositive(x):
-    """exp(x) for x ≤ 0, within 1 ulp, by operations that vectorise; 0 below −708 (and for −inf)."""
-    bounded = max(x, -708.0)
-    n = math.floor(bounded * LOG2E + 0.5)
+    """exp(x) for x ≤ 0, within 1.1 ulp, by operations that vectorise; 0 below −708.8 (and for −inf)."""
+    bounded = max(x, -709.1)
+    # Adding 1.5 · 2^52 rounds to an integer in the low bits; the 1023 makes these the exponent of 2^n, and 0 the power at the bound.
+    shifted = bounded * LOG2E + ROUNDER
+    n = shifted - ROUNDER
     r = (bounded - n * LN2_HIGH) - n * LN2_LOW
-    # (exp(r) − 1 − r) / r² interpolated at Chebyshev nodes of |r| ≤ ½ log 2: within 0.003 ulp of exp(r).
-    p = 2.090950689961886e-09
-    p = p * r + 2.5105157790501425e-08
-    p = p * r + 2.7557288972596216e-07
-    p = p * r + 2.7557255557949563e-06
-    p = p * r + 2.480158730930618e-05
-    p = p * r + 0.00019841269874672072
-    p = p * r + 0.0013888888888890958
-    p = p * r + 0.008333333333326197
-    p = p * r + 0.04166666666666666
-    p = p * r + 0.1666666666666667
-    p = p * r + 0.5
+    # (exp(r) − 1 − r) / r² interpolated at Chebyshev nodes of |r| ≤ ½ log 2: within 0.1 ulp of exp(r).
+    p = 2.510055005369219e-08
+    p = p * r + 2.762013956529841e-07
+    p = p * r + 2.7557268033663613e-06
+    p = p * r + 2.4801521188359105e-05
+    p = p * r + 0.00019841269863424233
+    p = p * r + 0.0013888888917283214
+    p = p * r + 0.008333333333329942
+    p = p * r + 0.04166666666662399
+    p = p * r + 0.16666666666666669
+    p = p * r + 0.5000000000000001
     p = (r * r) * p + r + 1.0
-    # Through int32: conversion from float64 to int64 has no vector instruction before AVX-512.
-    power = np.int64((np.int64(np.int32(n)) + 1023) << 52).view(np.float64)
-    return p * power if x > -708.0 else 0.0
+    return p * np.int64(np.float64(shifted).view(np.int64) << 52).view(np.float64)
 
 
 @nb.njit(**_exact_options)
@@ -223,21 +223,119 @@ def _quadratic_tile(z, P, j, b, lp, y):
 
 
 @nb.njit(**_options)
-def _log_joint(x, mean, P, constant, b, lp, z, y):
-    """Fill lp with log π_k N(x; μ_k, Σ_k) for the b rows of a block."""
+def _log_joint_small(x, mean, P, constant, b, lp):
+    """As ``_log_joint`` for D ≤ 4, straight from the features."""
     D = P.shape[0]
-    for i in range(b):
-        lp[i] = constant
+    m0, a00 = mean[0], P[0, 0]
+    if D == 1:
+        for i in range(b):
+            y0 = a00 * (x[i] - m0)
+            lp[i] = constant - 0.5 * (y0 * y0)
+        return
+    m1, a10, a11 = mean[1], P[1, 0], P[1, 1]
     if D == 2:
-        # The commonest case again without the trip through z.
-        m0, m1 = mean[0], mean[1]
-        a00, a10, a11 = P[0, 0], P[1, 0], P[1, 1]
         for i in range(b):
             z1 = x[BLOCK + i] - m1
             y0 = a00 * (x[i] - m0) + a10 * z1
             y1 = a11 * z1
-            lp[i] -= 0.5 * (y0 * y0 + y1 * y1)
+            lp[i] = constant - 0.5 * (y0 * y0 + y1 * y1)
         return
+    m2, a20, a21, a22 = mean[2], P[2, 0], P[2, 1], P[2, 2]
+    if D == 3:
+        for i in range(b):
+            z1, z2 = x[BLOCK + i] - m1, x[2 * BLOCK + i] - m2
+            y0 = a00 * (x[i] - m0) + a10 * z1 + a20 * z2
+            y1 = a11 * z1 + a21 * z2
+            y2 = a22 * z2
+            lp[i] = constant - 0.5 * (y0 * y0 + y1 * y1 + y2 * y2)
+        return
+    m3, a30, a31, a32, a33 = mean[3], P[3, 0], P[3, 1], P[3, 2], P[3, 3]
+    for i in range(b):
+        z1, z2, z3 = x[BLOCK + i] - m1, x[2 * BLOCK + i] - m2, x[3 * BLOCK + i] - m3
+        y0 = a00 * (x[i] - m0) + a10 * z1 + a20 * z2 + a30 * z3
+        y1 = a11 * z1 + a21 * z2 + a31 * z3
+        y2 = a22 * z2 + a32 * z3
+        y3 = a33 * z3
+        lp[i] = constant - 0.5 * ((y0 * y0 + y1 * y1) + (y2 * y2 + y3 * y3))
+
+
+@nb.njit(**_options)
+def _log_joint_eight(x, mean, P, constant, b, lp, packed):
+    """As ``_log_joint`` for up to 8 features, in one loop; missing features count as zeros. ``packed`` is scratch."""
+    D = P.shape[0]
+    for j in range(8):
+        packed[j] = mean[j] if j < D else 0.0
+        for i in range(j, 8):
+            packed[8 + 8 * j + i] = P[i, j] if i < D else 0.0
+    m0, m1, m2, m3, m4, m5, m6, m7 = (
+        packed[0],
+        packed[1],
+        packed[2],
+        packed[3],
+        packed[4],
+        packed[5],
+        packed[6],
+        packed[7],
+    )
+    a00, a10, a20, a30, a40, a50, a60, a70 = (
+        packed[8],
+        packed[9],
+        packed[10],
+        packed[11],
+        packed[12],
+        packed[13],
+        packed[14],
+        packed[15],
+    )
+    a11, a21, a31, a41, a51, a61, a71 = (
+        packed[17],
+        packed[18],
+        packed[19],
+        packed[20],
+        packed[21],
+        packed[22],
+        packed[23],
+    )
+    a22, a32, a42, a52, a62, a72 = packed[26], packed[27], packed[28], packed[29], packed[30], packed[31]
+    a33, a43, a53, a63, a73 = packed[35], packed[36], packed[37], packed[38], packed[39]
+    a44, a54, a64, a74 = packed[44], packed[45], packed[46], packed[47]
+    a55, a65, a75 = packed[53], packed[54], packed[55]
+    a66, a76 = packed[62], packed[63]
+    a77 = packed[71]
+    for i in range(b):
+        z0 = x[i] - m0
+        z1 = x[BLOCK + i] - m1
+        z2 = x[2 * BLOCK + i] - m2
+        z3 = x[3 * BLOCK + i] - m3
+        z4 = x[4 * BLOCK + i] - m4
+        z5 = x[5 * BLOCK + i] - m5
+        z6 = x[6 * BLOCK + i] - m6
+        z7 = x[7 * BLOCK + i] - m7
+        y0 = ((a00 * z0 + a10 * z1) + (a20 * z2 + a30 * z3)) + ((a40 * z4 + a50 * z5) + (a60 * z6 + a70 * z7))
+        y1 = ((a11 * z1 + a21 * z2) + (a31 * z3 + a41 * z4)) + ((a51 * z5 + a61 * z6) + a71 * z7)
+        y2 = ((a22 * z2 + a32 * z3) + (a42 * z4 + a52 * z5)) + (a62 * z6 + a72 * z7)
+        y3 = ((a33 * z3 + a43 * z4) + (a53 * z5 + a63 * z6)) + a73 * z7
+        y4 = (a44 * z4 + a54 * z5) + (a64 * z6 + a74 * z7)
+        y5 = (a55 * z5 + a65 * z6) + a75 * z7
+        y6 = a66 * z6 + a76 * z7
+        y7 = a77 * z7
+        near = (y0 * y0 + y1 * y1) + (y2 * y2 + y3 * y3)
+        far = (y4 * y4 + y5 * y5) + (y6 * y6 + y7 * y7)
+        lp[i] = constant - 0.5 * (near + far)
+
+
+@nb.njit(**_options)
+def _log_joint(x, mean, P, constant, b, lp, z, y):
+    """Fill lp with log π_k N(x; μ_k, Σ_k) for the b rows of a block."""
+    D = P.shape[0]
+    if D <= 4:
+        _log_joint_small(x, mean, P, constant, b, lp)
+        return
+    if 6 < D <= 8:
+        _log_joint_eight(x, mean, P, constant, b, lp, y)
+        return
+    for i in range(b):
+        lp[i] = constant
     _centre(x, mean, b, z)
     j = 0
     while j + 4 < D:
@@ -247,8 +345,8 @@ def _log_joint(x, mean, P, constant, b, lp, z, y):
 
 
 @nb.njit(**_options)
-def _normalise(lp, K, b, top, total):
-    """Turn log joint densities (K × BLOCK, flat) into responsibilities; top becomes the log density of each row."""
+def _exponentials(lp, K, b, top, total):
+    """Turn log joint densities (K × BLOCK, flat) into their ratios to the largest, ``top``; ``total`` becomes the sum of these."""
     for i in range(b):
         top[i] = lp[i]
     for k in range(1, K):
@@ -265,6 +363,12 @@ def _normalise(lp, K, b, top, total):
             e = exp_nonpositive(joint[i] - top[i])
             joint[i] = e
             total[i] += e
+
+
+@nb.njit(**_options)
+def _normalise(lp, K, b, top, total):
+    """Turn log joint densities (K × BLOCK, flat) into responsibilities; top becomes the log density of each row."""
+    _exponentials(lp, K, b, top, total)
     for i in range(b):
         s = total[i]
         top[i] += log_positive(s)
@@ -276,8 +380,22 @@ def _normalise(lp, K, b, top, total):
 
 
 @nb.njit(**_options)
-def _moments_small(x, mean, r, b, S1, S2):
-    """Add N, S1, S2 of one component for D ≤ 4; the count is returned."""
+def _sum_of_logs(total, b):
+    """Σ log total over the b rows, each between 1 and K: a logarithm for each product of eight."""
+    lanes = BLOCK // 8
+    for i in range(b, BLOCK):
+        total[i] = 1.0
+    out = 0.0
+    for i in range(lanes):
+        low = (total[i] * total[lanes + i]) * (total[2 * lanes + i] * total[3 * lanes + i])
+        high = (total[4 * lanes + i] * total[5 * lanes + i]) * (total[6 * lanes + i] * total[7 * lanes + i])
+        out += log_positive(low * high)
+    return out
+
+
+@nb.njit(**_options)
+def _moments_small(x, mean, e, scale, b, S1, S2):
+    """Add N, S1, S2 of one component for D ≤ 4, its responsibilities being e · scale; the count is returned."""
     D = mean.shape[0]
     n = 0.0
     s0, s1, s2, s3 = 0.0, 0.0, 0.0, 0.0
@@ -287,16 +405,18 @@ def _moments_small(x, mean, r, b, S1, S2):
     if D == 1:
         for i in range(b):
             z0 = x[i] - m0
-            q0 = r[i] * z0
-            n += r[i]
+            r = e[i] * scale[i]
+            q0 = r * z0
+            n += r
             s0 += q0
             c00 += q0 * z0
     elif D == 2:
         m1 = mean[1]
         for i in range(b):
             z0, z1 = x[i] - m0, x[BLOCK + i] - m1
-            q0, q1 = r[i] * z0, r[i] * z1
-            n += r[i]
+            r = e[i] * scale[i]
+            q0, q1 = r * z0, r * z1
+            n += r
             s0 += q0
             s1 += q1
             c00 += q0 * z0
@@ -306,8 +426,9 @@ def _moments_small(x, mean, r, b, S1, S2):
         m1, m2 = mean[1], mean[2]
         for i in range(b):
             z0, z1, z2 = x[i] - m0, x[BLOCK + i] - m1, x[2 * BLOCK + i] - m2
-            q0, q1, q2 = r[i] * z0, r[i] * z1, r[i] * z2
-            n += r[i]
+            r = e[i] * scale[i]
+            q0, q1, q2 = r * z0, r * z1, r * z2
+            n += r
             s0 += q0
             s1 += q1
             s2 += q2
@@ -321,8 +442,9 @@ def _moments_small(x, mean, r, b, S1, S2):
         m1, m2, m3 = mean[1], mean[2], mean[3]
         for i in range(b):
             z0, z1, z2, z3 = x[i] - m0, x[BLOCK + i] - m1, x[2 * BLOCK + i] - m2, x[3 * BLOCK + i] - m3
-            q0, q1, q2, q3 = r[i] * z0, r[i] * z1, r[i] * z2, r[i] * z3
-            n += r[i]
+            r = e[i] * scale[i]
+            q0, q1, q2, q3 = r * z0, r * z1, r * z2, r * z3
+            n += r
             s0 += q0
             s1 += q1
             s2 += q2
@@ -358,15 +480,12 @@ def _moments_small(x, mean, r, b, S1, S2):
 
 
 @nb.njit(**_options)
-def _diagonal_tile(r, z, j, b, q, S1, S2):
-    """Fill q with r z for the four features j … j + 3, and add their sums to S1 and their products to S2, lower triangle."""
+def _weigh_tile(r, z, j, b, q, S1):
+    """Fill q with r z for the four features j … j + 3 and add their sums to S1."""
     z = z[j * BLOCK :]
     s0, s1, s2, s3 = 0.0, 0.0, 0.0, 0.0
-    c00, c10, c11, c20, c21, c22 = 0.0, 0.0, 0.0, 0.0, 0.0, 0.0
-    c30, c31, c32, c33 = 0.0, 0.0, 0.0, 0.0
     for i in range(b):
-        z0, z1, z2, z3 = z[i], z[BLOCK + i], z[2 * BLOCK + i], z[3 * BLOCK + i]
-        q0, q1, q2, q3 = r[i] * z0, r[i] * z1, r[i] * z2, r[i] * z3
+        q0, q1, q2, q3 = r[i] * z[i], r[i] * z[BLOCK + i], r[i] * z[2 * BLOCK + i], r[i] * z[3 * BLOCK + i]
         q[i] = q0
         q[BLOCK + i] = q1
         q[2 * BLOCK + i] = q2
@@ -375,26 +494,6 @@ def _diagonal_tile(r, z, j, b, q, S1, S2):
         s1 += q1
         s2 += q2
         s3 += q3
-        c00 += q0 * z0
-        c10 += q1 * z0
-        c11 += q1 * z1
-        c20 += q2 * z0
-        c21 += q2 * z1
-        c22 += q2 * z2
-        c30 += q3 * z0
-        c31 += q3 * z1
-        c32 += q3 * z2
-        c33 += q3 * z3
-    S2[j, j] += c00
-    S2[j + 1, j] += c10
-    S2[j + 1, j + 1] += c11
-    S2[j + 2, j] += c20
-    S2[j + 2, j + 1] += c21
-    S2[j + 2, j + 2] += c22
-    S2[j + 3, j] += c30
-    S2[j + 3, j + 1] += c31
-    S2[j + 3, j + 2] += c32
-    S2[j + 3, j + 3] += c33
     # The last tile may reach past the features that there are.
     D = S1.shape[0]
     S1[j] += s0
@@ -407,56 +506,93 @@ def _diagonal_tile(r, z, j, b, q, S1, S2):
 
 
 @nb.njit(**_options)
-def _product_tile(q, z, j, f, b, S2):
-    """Add Σ_i q_j z_f to S2[j : j + 4, f : f + 4]; q holds the four weighted features of tile j."""
+def _product_tile(q, z, j, f, width, b, S2):
+    """Add Σ_i q_j z_f to S2[j : j + 4, f : f + width], width 1 to 3; q holds the four weighted features of tile j.
+
+    Twelve sums, three features and one weighted feature fill the sixteen vector registers; four by four would spill.
+    """
     z = z[f * BLOCK :]
-    c00, c01, c02, c03 = 0.0, 0.0, 0.0, 0.0
-    c10, c11, c12, c13 = 0.0, 0.0, 0.0, 0.0
-    c20, c21, c22, c23 = 0.0, 0.0, 0.0, 0.0
-    c30, c31, c32, c33 = 0.0, 0.0, 0.0, 0.0
-    for i in range(b):
-        q0, q1, q2, q3 = q[i], q[BLOCK + i], q[2 * BLOCK + i], q[3 * BLOCK + i]
-        z0, z1, z2, z3 = z[i], z[BLOCK + i], z[2 * BLOCK + i], z[3 * BLOCK + i]
-        c00 += q0 * z0
-        c01 += q0 * z1
-        c02 += q0 * z2
-        c03 += q0 * z3
-        c10 += q1 * z0
-        c11 += q1 * z1
-        c12 += q1 * z2
-        c13 += q1 * z3
-        c20 += q2 * z0
-        c21 += q2 * z1
-        c22 += q2 * z2
-        c23 += q2 * z3
-        c30 += q3 * z0
-        c31 += q3 * z1
-        c32 += q3 * z2
-        c33 += q3 * z3
-    S2[j, f] += c00
-    S2[j, f + 1] += c01
-    S2[j, f + 2] += c02
-    S2[j, f + 3] += c03
-    S2[j + 1, f] += c10
-    S2[j + 1, f + 1] += c11
-    S2[j + 1, f + 2] += c12
-    S2[j + 1, f + 3] += c13
-    S2[j + 2, f] += c20
-    S2[j + 2, f + 1] += c21
-    S2[j + 2, f + 2] += c22
-    S2[j + 2, f + 3] += c23
-    S2[j + 3, f] += c30
-    S2[j + 3, f + 1] += c31
-    S2[j + 3, f + 2] += c32
-    S2[j + 3, f + 3] += c33
+    if width == 3:
+        c00, c01, c02 = 0.0, 0.0, 0.0
+        c10, c11, c12 = 0.0, 0.0, 0.0
+        c20, c21, c22 = 0.0, 0.0, 0.0
+        c30, c31, c32 = 0.0, 0.0, 0.0
+        for i in range(b):
+            q0, q1, q2, q3 = q[i], q[BLOCK + i], q[2 * BLOCK + i], q[3 * BLOCK + i]
+            z0, z1, z2 = z[i], z[BLOCK + i], z[2 * BLOCK + i]
+            c00 += q0 * z0
+            c01 += q0 * z1
+            c02 += q0 * z2
+            c10 += q1 * z0
+            c11 += q1 * z1
+            c12 += q1 * z2
+            c20 += q2 * z0
+            c21 += q2 * z1
+            c22 += q2 * z2
+            c30 += q3 * z0
+            c31 += q3 * z1
+            c32 += q3 * z2
+        S2[j, f] += c00
+        S2[j, f + 1] += c01
+        S2[j, f + 2] += c02
+        S2[j + 1, f] += c10
+        S2[j + 1, f + 1] += c11
+        S2[j + 1, f + 2] += c12
+        S2[j + 2, f] += c20
+        S2[j + 2, f + 1] += c21
+        S2[j + 2, f + 2] += c22
+        S2[j + 3, f] += c30
+        S2[j + 3, f + 1] += c31
+        S2[j + 3, f + 2] += c32
+    elif width == 2:
+        c00, c01 = 0.0, 0.0
+        c10, c11 = 0.0, 0.0
+        c20, c21 = 0.0, 0.0
+        c30, c31 = 0.0, 0.0
+        for i in range(b):
+            q0, q1, q2, q3 = q[i], q[BLOCK + i], q[2 * BLOCK + i], q[3 * BLOCK + i]
+            z0, z1 = z[i], z[BLOCK + i]
+            c00 += q0 * z0
+            c01 += q0 * z1
+            c10 += q1 * z0
+            c11 += q1 * z1
+            c20 += q2 * z0
+            c21 += q2 * z1
+            c30 += q3 * z0
+            c31 += q3 * z1
+        S2[j, f] += c00
+        S2[j, f + 1] += c01
+        S2[j + 1, f] += c10
+        S2[j + 1, f + 1] += c11
+        S2[j + 2, f] += c20
+        S2[j + 2, f + 1] += c21
+        S2[j + 3, f] += c30
+        S2[j + 3, f + 1] += c31
+    else:
+        c00 = 0.0
+        c10 = 0.0
+        c20 = 0.0
+        c30 = 0.0
+        for i in range(b):
+            q0, q1, q2, q3 = q[i], q[BLOCK + i], q[2 * BLOCK + i], q[3 * BLOCK + i]
+            z0 = z[i]
+            c00 += q0 * z0
+            c10 += q1 * z0
+            c20 += q2 * z0
+            c30 += q3 * z0
+        S2[j, f] += c00
+        S2[j + 1, f] += c10
+        S2[j + 2, f] += c20
+        S2[j + 3, f] += c30
 
 
 @nb.njit(**_options)
-def _moments_large(x, mean, r, b, S1, S2, z, q, kept):
-    """Add N, S1, S2 of one component for D > 4 (scratch is padded to whole tiles); the count is returned."""
+def _moments_large(x, mean, r, scale, b, S1, S2, z, q, kept):
+    """Add N, S1, S2 of one component for D > 4 (scratch is padded to whole tiles); r is scaled, its count returned."""
     D = mean.shape[0]
     n = 0.0
     for i in range(b):
+        r[i] *= scale[i]
         n += r[i]
     if n == 0.0:
         return n
@@ -478,18 +614,17 @@ def _moments_large(x, mean, r, b, S1, S2, z, q, kept):
                 out[i] = column[kept[i]] - mj
         for i in range(m):
             r[i] = r[kept[i]]
-    tiles = (D + 3) // 4
-    for tile in range(tiles):
-        j = 4 * tile
-        _diagonal_tile(r, z, j, m, q, S1, S2)
-        for other in range(tile):
-            _product_tile(q, z, j, 4 * other, m, S2)
+    # Rows of the lower triangle by fours; what a tile has above the diagonal is never read.
+    for j in range(0, D, 4):
+        _weigh_tile(r, z, j, m, q, S1)
+        for f in range(0, j + 4, 3):
+            _product_tile(q, z, j, f, min(3, j + 4 - f), m, S2)
     return n
 
 
 @nb.njit(**_options)
 def _pass_rows(X, v, start, stop, constants, means, P, counts, first, second):
-    """Add the sums of rows start … stop; second is (K, Dp, Dp) with Dp a multiple of 4, lower triangle filled."""
+    """Add the sums of rows start … stop; second is (K, Dp, Dp) with Dp a multiple of 4, its lower triangle the result."""
     D = X.shape[1]
     K = means.shape[0]
     Dp = second.shape[1]
@@ -506,27 +641,26 @@ def _pass_rows(X, v, start, stop, constants, means, P, counts, first, second):
         _load_block(X, block, b, x)
         for k in range(K):
             _log_joint(x, means[k], P[k], constants[k], b, lp[k * BLOCK : (k + 1) * BLOCK], z, q)
-        _normalise(lp, K, b, top, total)
+        _exponentials(lp, K, b, top, total)
         partial = 0.0
         if v.shape[0] > 0:
+            weight = v[block : block + b]
             for i in range(b):
                 # A row of weight 0 counts for nothing even where its density is 0.
-                partial += v[block + i] * top[i] if v[block + i] > 0.0 else 0.0
-            weight = v[block : block + b]
-            for k in range(K):
-                r = lp[k * BLOCK :]
-                for i in range(b):
-                    r[i] *= weight[i]
+                partial += weight[i] * (top[i] + log_positive(total[i])) if weight[i] > 0.0 else 0.0
+                total[i] = weight[i] / total[i] if total[i] > 0.0 else 0.0
         else:
+            partial = _sum_of_logs(total, b)
             for i in range(b):
                 partial += top[i]
+                total[i] = 1.0 / total[i] if total[i] > 0.0 else 0.0
         loglik += partial
         for k in range(K):
-            r = lp[k * BLOCK : (k + 1) * BLOCK]
+            e = lp[k * BLOCK : (k + 1) * BLOCK]
             if D <= 4:
-                counts[k] += _moments_small(x, means[k], r, b, first[k], second[k])
+                counts[k] += _moments_small(x, means[k], e, total, b, first[k], second[k])
             else:
-                counts[k] += _moments_large(x, means[k], r, b, first[k], second[k], z, q, kept)
+                counts[k] += _moments_large(x, means[k], e, total, b, first[k], second[k], z, q, kept)
     return loglik
 
 
