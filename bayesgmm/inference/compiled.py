@@ -97,7 +97,7 @@ class CompiledPosterior:
         logp : float
         gradient : ndarray of shape (P,)
         """
-        point = np.ascontiguousarray(theta, dtype=np.float64)
+        point = np.asarray(theta, dtype=np.float64)
         if point.shape != (self.ndim,):
             raise ValueError(f"theta must have shape ({self.ndim},), got {point.shape}")
         return self._packed(point)

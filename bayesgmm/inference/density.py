@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import math
+import threading
 from functools import cache
 from typing import Any
 
@@ -16,7 +17,7 @@ import numba as nb
 import numpy as np
 from numba import types
 
-from bayesgmm.core.kernel import LOG_2PI, fused_pass, gradients
+from bayesgmm.core.kernel import KERNEL_VERSION, LOG_2PI, fused_pass, gradients
 from bayesgmm.core.parameters import FloatArray
 from bayesgmm.inference.layout import BartlettLayout, ModelInputs
 
@@ -141,7 +142,8 @@ def means_log_density_and_gradients(means, centre, kappa, P):
     return value, g_means, g_factors
 
 
-@nb.njit(**_options)
+# Numba's cache does not see that the kernel has changed: what calls it is kept within the C function alone, whose key says so.
+@nb.njit(**{**_options, "cache": False})
 def _log_posterior(theta, X, v, concentration, mean_prior, kappa, degrees, V, shape, gradient):
     """Log posterior at theta; its gradient goes into ``gradient``. The shapes of the two Bartlett matrices are one tuple."""
     K, D = concentration.shape[0], mean_prior.shape[0]
@@ -217,6 +219,8 @@ def density_function() -> Any:
     ``addresses`` is what :class:`PackedPosterior` holds. Status 0 is success; 3 and 4, a gradient or a value that is not
     finite, are nutpie's codes of a point to be rejected.
     """
+    # Read by the function, hence part of Numba's cache key.
+    version = int(KERNEL_VERSION[:8], 16)
 
     @nb.cfunc(types.int64(types.uint64, _NUMBERS, _NUMBERS, _NUMBERS, _ADDRESSES), cache=True, error_model="numpy")
     def log_density(n_parameters, point_at, gradient_at, value_at, addresses):
@@ -245,7 +249,7 @@ def density_function() -> Any:
         for j in range(P):
             if not math.isfinite(gradient[j]):
                 return 3
-        return 0 if math.isfinite(value) else 4
+        return 0 if math.isfinite(value) and version >= 0 else 4
 
     return log_density
 
@@ -311,11 +315,19 @@ class PackedPosterior:
         self.addresses = np.array([array.ctypes.data for array in self._arrays], dtype=np.uintp)
         """Addresses of the arrays, which live as long as this object."""
         self._address = self.addresses.ctypes.data
+        self._buffers = threading.local()
 
     def __call__(self, point: FloatArray) -> tuple[float, FloatArray]:
-        """Log density and gradient at a contiguous point (P,)."""
-        P = len(point)
-        out = np.empty(P + 1)
-        begin = out.ctypes.data
-        _callable()(P, point.ctypes.data, begin, begin + 8 * P, self._address)
-        return float(out[P]), out[:P]
+        """Log density and gradient at a point (P,); may run in several threads at once."""
+        buffers, P = self._buffers, len(point)
+        try:
+            held, out, addresses = buffers.point, buffers.out, buffers.addresses
+        except AttributeError:
+            # To ask an array for its address takes longer than a pass over a small table: once for each thread.
+            held, out = np.empty(P), np.empty(P + 1)
+            begin = out.ctypes.data
+            addresses = (held.ctypes.data, begin, begin + 8 * P, self._address)
+            buffers.point, buffers.out, buffers.addresses = held, out, addresses
+        held[:] = point
+        _callable()(P, *addresses)
+        return float(out[P]), out[:P].copy()
