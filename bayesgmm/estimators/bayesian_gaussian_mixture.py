@@ -71,7 +71,7 @@ class BayesianGaussianMixture(DensityMixin, BaseEstimator):
     draws : int, default 1000
         Draws per chain after warm-up.
     tune : int or "auto", default "auto"
-        Warm-up draws per chain; "auto" is 400, enough in whitened coordinates.
+        Warm-up draws per chain; "auto" is 200, enough in whitened coordinates.
     chains : int, default 4
         Number of chains. They are shared out over the modes of EM within 10 nats of the best, overdispersed, and one of
         them (of two or more) starts from a random partition of the rows.
@@ -250,7 +250,7 @@ class BayesianGaussianMixture(DensityMixin, BaseEstimator):
             sampling.Settings(
                 method=self.method,
                 draws=int(self.draws),
-                tune=400 if isinstance(self.tune, str) else int(self.tune),
+                tune=200 if isinstance(self.tune, str) else int(self.tune),
                 chains=int(self.chains),
                 target_ess=float(self.target_ess),
                 max_draws=int(max(self.max_draws, self.draws)),
