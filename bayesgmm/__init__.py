@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from bayesgmm.comparison import compare
     from bayesgmm.core.priors import ConjugatePrior
+    from bayesgmm.criteria import loo, waic
     from bayesgmm.estimators.bayesian_gaussian_mixture import BayesianGaussianMixture
     from bayesgmm.estimators.gaussian_mixture import GaussianMixture
     from bayesgmm.inference.model import build_model
@@ -26,7 +27,9 @@ __all__ = [
     "build_model",
     "compare",
     "load",
+    "loo",
     "save",
+    "waic",
 ]
 
 _HOMES = {
@@ -36,7 +39,9 @@ _HOMES = {
     "build_model": "bayesgmm.inference.model",
     "compare": "bayesgmm.comparison",
     "load": "bayesgmm.persistence",
+    "loo": "bayesgmm.criteria",
     "save": "bayesgmm.persistence",
+    "waic": "bayesgmm.criteria",
 }
 
 

@@ -1,0 +1,621 @@
+"""Criteria for the choice of a model, as pure functions on arrays: AIC, AICc, BIC and ICL of a maximum, WAIC and LOO of draws.
+
+Signs and scales. AIC, AICc, BIC and ICL are on the deviance scale (−2 log), smaller is better, as in scikit-learn; mclust's BIC
+and ICL have the opposite sign. WAIC and LOO are expected log predictive densities summed over the rows: the log scale, higher is
+better, as in ArviZ 1.x and in R's ``elpd_waic`` and ``elpd_loo`` (``waic`` and ``looic`` there are −2 times these).
+
+AIC, AICc, BIC and ICL assume a maximum of the likelihood: at a maximum a posteriori, or at a near-singular optimum, they are a
+number but no longer the criterion. Parameters are counted by ``bayesgmm.core.covariance.structure(name).n_parameters(K, D)``.
+
+Nothing of size draws × rows is needed at once: :class:`PointwiseCriteria` takes blocks of rows.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import ArrayLike
+from scipy.special import logsumexp, xlogy
+
+from bayesgmm.core.parameters import FloatArray
+from bayesgmm.exceptions import CriterionWarning
+
+if TYPE_CHECKING:
+    from arviz_stats.utils import ELPDDataLOO
+    from xarray import DataArray
+
+    from bayesgmm.elpd import ELPDDataWAIC
+
+WAIC_VARIANCE_LIMIT = 0.4
+"""Pointwise variance of the log-likelihood above which WAIC is not to be trusted (Vehtari, Gelman & Gabry 2017)."""
+
+MIN_DRAWS = 25
+"""Draws below which a generalized Pareto distribution cannot be fitted to the five largest weights."""
+
+BLOCK_ELEMENTS = 4_000_000
+"""Draws × rows that are worked on at a time; 32 MB an array."""
+
+R_EFF_ROWS = 200
+"""Rows whose effective sample sizes are averaged where a relative efficiency has to be found from the log-likelihood."""
+
+
+def aic(log_likelihood: float, n_parameters: float) -> float:
+    """Akaike's information criterion −2 log L + 2 p; smaller is better.
+
+    Parameters
+    ----------
+    log_likelihood : float
+        Maximum of the log-likelihood, summed over the rows.
+    n_parameters : float
+        Number of free parameters p.
+
+    Returns
+    -------
+    float
+
+    References
+    ----------
+    Akaike (1974), A new look at the statistical model identification, IEEE Trans. Automatic Control 19, 716–723.
+    """
+    return -2.0 * log_likelihood + 2.0 * n_parameters
+
+
+def aicc(log_likelihood: float, n_parameters: float, n_observations: float) -> float:
+    """AIC corrected for small samples: AIC + 2 p (p + 1) / (N − p − 1); smaller is better.
+
+    Parameters
+    ----------
+    log_likelihood : float
+        Maximum of the log-likelihood, summed over the rows.
+    n_parameters : float
+        Number of free parameters p.
+    n_observations : float
+        Number of rows N (the sum of their weights).
+
+    Returns
+    -------
+    float
+        Infinity where N ≤ p + 1: the correction has its pole at p + 1 = N, and beyond it would reward parameters.
+
+    References
+    ----------
+    Hurvich & Tsai (1989), Regression and time series model selection in small samples, Biometrika 76, 297–307.
+    """
+    spare = n_observations - n_parameters - 1.0
+    if spare <= 0:
+        return float("inf")
+    return aic(log_likelihood, n_parameters) + 2.0 * n_parameters * (n_parameters + 1.0) / spare
+
+
+def bic(log_likelihood: float, n_parameters: float, n_observations: float) -> float:
+    """Bayesian information criterion −2 log L + p log N; smaller is better.
+
+    Parameters
+    ----------
+    log_likelihood : float
+        Maximum of the log-likelihood, summed over the rows.
+    n_parameters : float
+        Number of free parameters p.
+    n_observations : float
+        Number of rows N (the sum of their weights); positive.
+
+    Returns
+    -------
+    float
+
+    References
+    ----------
+    Schwarz (1978), Estimating the dimension of a model, Annals of Statistics 6, 461–464.
+    """
+    if not n_observations > 0:
+        raise ValueError(f"n_observations must be positive; got {n_observations}")
+    return -2.0 * log_likelihood + n_parameters * float(np.log(n_observations))
+
+
+def icl(
+    log_likelihood: float,
+    n_parameters: float,
+    n_observations: float,
+    responsibilities: ArrayLike,
+    sample_weight: ArrayLike | None = None,
+    definition: str = "hard",
+) -> float:
+    """Integrated completed likelihood: BIC plus twice what the labels leave open; smaller is better.
+
+    Parameters
+    ----------
+    log_likelihood : float
+        Maximum of the log-likelihood, summed over the rows.
+    n_parameters : float
+        Number of free parameters.
+    n_observations : float
+        Number of rows N (the sum of their weights).
+    responsibilities : array-like of shape (N, K)
+        p(z_n = k given x_n); each row sums to 1.
+    sample_weight : array-like of shape (N,), optional
+        Frequency weights.
+    definition : {"hard", "entropy"}, default "hard"
+        - "hard": BIC − 2 Σ_n v_n log max_k r_nk. The most probable label stands in for the true one; mclust's ``icl`` (with
+          the opposite sign) and :meth:`GaussianMixture.icl`.
+        - "entropy": BIC − 2 Σ_n v_n Σ_k r_nk log r_nk. The labels' entropy is the penalty (Biernacki et al. 2000 with
+          McLachlan & Peel's 2000 approximation); never smaller than "hard".
+
+    Returns
+    -------
+    float
+
+    Raises
+    ------
+    ValueError
+        If the responsibilities are no table of probabilities, or the definition is unknown.
+
+    References
+    ----------
+    Biernacki, Celeux & Govaert (2000), Assessing a mixture model for clustering with the integrated completed likelihood, IEEE
+    Trans. Pattern Analysis and Machine Intelligence 22, 719–725.
+    McLachlan & Peel (2000), Finite Mixture Models, Wiley, section 6.10.
+    """
+    r = np.asarray(responsibilities, dtype=float)
+    if r.ndim != 2 or not np.all(np.isfinite(r)) or np.any(r < 0) or np.any(np.abs(r.sum(axis=-1) - 1) > 1e-6):
+        raise ValueError(
+            f"responsibilities must be a table (rows × components) of probabilities with row sums 1; got shape {r.shape}"
+        )
+    if definition == "hard":
+        logs = np.log(r.max(axis=1))
+    elif definition == "entropy":
+        logs = xlogy(r, r).sum(axis=1)
+    else:
+        raise ValueError(f'definition must be "hard" or "entropy"; got {definition!r}')
+    total = float(logs.sum() if sample_weight is None else np.asarray(sample_weight, dtype=float) @ logs)
+    return bic(log_likelihood, n_parameters, n_observations) - 2.0 * total
+
+
+def good_k(n_draws: int) -> float:
+    """Largest Pareto k̂ at which importance weights of S draws are reliable: min(1 − 1 / log₁₀ S, 0.7).
+
+    References
+    ----------
+    Vehtari, Simpson, Gelman, Yao & Gabry (2024), Pareto smoothed importance sampling, JMLR 25(72), section 3.2.4.
+    """
+    return min(1.0 - 1.0 / float(np.log10(n_draws)), 0.7) if n_draws > 1 else 0.7
+
+
+def psis_weights(log_ratios: FloatArray, r_eff: float = 1.0) -> tuple[FloatArray, FloatArray]:
+    """Pareto-smoothed importance weights by ArviZ, without its exceptions for degenerate ratios.
+
+    Parameters
+    ----------
+    log_ratios : ndarray of shape (n, S)
+        Unnormalised log importance ratios of S draws in each row; finite.
+    r_eff : float, default 1.0
+        Effective per drawn: enters through the length of the tail.
+
+    Returns
+    -------
+    log_weights : ndarray of shape (n, S)
+        Normalised: exp sums to 1.
+    pareto_k : ndarray of shape (n,)
+        −inf where all ratios are equal; inf where no Pareto distribution can be fitted to the tail (ties), and the weights are
+        then unsmoothed.
+
+    Raises
+    ------
+    ValueError
+        If there are fewer than 25 draws.
+    """
+    from arviz_stats.base import array_stats
+
+    S = log_ratios.shape[1]
+    if S < MIN_DRAWS:
+        raise ValueError(f"Pareto smoothing needs at least {MIN_DRAWS} draws; there are {S}")
+    weights, pareto_k = np.empty_like(log_ratios), np.empty(len(log_ratios))
+    with np.errstate(all="ignore"):
+        for i, ratios in enumerate(log_ratios):
+            try:
+                # ArviZ takes the negative log ratios.
+                weights[i], pareto_k[i] = array_stats.psislw(-ratios, r_eff=r_eff)
+            except ValueError:
+                # "All tail values are the same"
+                weights[i] = ratios - logsumexp(ratios)
+                pareto_k[i] = -np.inf if np.ptp(ratios) == 0 else np.inf
+    pareto_k[np.isnan(pareto_k)] = np.inf
+    return weights, pareto_k
+
+
+def relative_efficiency(log_likelihood: FloatArray) -> float:
+    """Relative effective sample size of the likelihood, averaged over rows; 1 for a single chain.
+
+    Parameters
+    ----------
+    log_likelihood : ndarray of shape (C, S, n)
+        Of at most some hundred rows: 200, evenly spaced, are used.
+
+    Returns
+    -------
+    float
+
+    Notes
+    -----
+    R's ``loo::relative_eff`` does this row by row, on exp of the log-likelihood; it takes no account of the labels.
+    """
+    from arviz_stats.base import array_stats
+
+    if log_likelihood.shape[0] == 1:
+        return 1.0
+    n = log_likelihood.shape[2]
+    some = np.unique(np.linspace(0, n - 1, min(n, R_EFF_ROWS)).astype(int))
+    logs = log_likelihood[:, :, some]
+    likelihood = np.exp(logs - logs.max(axis=(0, 1)))
+    moving = np.ptp(likelihood, axis=(0, 1)) > 0
+    if not moving.any() or log_likelihood.shape[1] < 4:
+        return 1.0
+    values = np.moveaxis(likelihood[:, :, moving], 2, 0)
+    sizes = array_stats.ess(values, chain_axis=-2, draw_axis=-1, method="mean", relative=True)
+    return float(np.nanmean(sizes))
+
+
+class PointwiseCriteria:
+    """WAIC and PSIS-LOO of draws whose log-likelihood arrives in blocks of rows.
+
+    Only the results are kept: some numbers a row. The order of the blocks is that of the rows.
+
+    Parameters
+    ----------
+    r_eff : float or None, default None
+        Relative efficiency of the draws. None: found from the first block (see :func:`relative_efficiency`).
+    with_loo : bool, default True
+        False leaves LOO out; smoothing costs much more than WAIC.
+
+    Attributes
+    ----------
+    n_draws : int
+    lppd_i, p_waic_i, elpd_loo_i, pareto_k : ndarray of shape (N,)
+        Log mean likelihood of each row; variance of its log-likelihood over draws; leave-one-out density; k̂.
+    """
+
+    def __init__(self, r_eff: float | None = None, with_loo: bool = True) -> None:
+        if r_eff is not None and not r_eff > 0:
+            raise ValueError(f"r_eff must be positive; got {r_eff}")
+        self.r_eff = r_eff
+        self.with_loo = with_loo
+        self.n_draws = 0
+        self.n_rows = 0
+        self._parts: dict[str, list[FloatArray]] = {"lppd_i": [], "p_waic_i": [], "elpd_loo_i": [], "pareto_k": []}
+
+    def add(self, log_likelihood: ArrayLike, log_ratio_power: FloatArray | None = None) -> PointwiseCriteria:
+        """Take in a block of rows.
+
+        Parameters
+        ----------
+        log_likelihood : array-like of shape (C, S, n) or (S, n)
+            Chains × draws × rows of the block.
+        log_ratio_power : ndarray of shape (n,), optional
+            Share of the row that is left out: its ratios are the likelihood to minus this power. Default 1.
+
+        Returns
+        -------
+        PointwiseCriteria
+            Itself.
+
+        Raises
+        ------
+        ValueError
+            If a value is NaN or infinite (the row is named), or the number of draws differs from the blocks before.
+        """
+        block = np.asarray(log_likelihood, dtype=float)
+        if block.ndim == 2:
+            block = block[None]
+        if block.ndim != 3 or 0 in block.shape:
+            raise ValueError(f"log_likelihood must have shape (chains, draws, rows); got {np.shape(log_likelihood)}")
+        flat = block.reshape(-1, block.shape[2])
+        if self.n_draws and len(flat) != self.n_draws:
+            raise ValueError(f"a block has {len(flat)} draws; those before had {self.n_draws}")
+        if len(flat) < 2:
+            raise ValueError("WAIC and LOO need at least 2 draws; there is 1")
+        self._refuse_infinite(flat)
+        self.n_draws = len(flat)
+        if self.with_loo and self.r_eff is None:
+            self.r_eff = relative_efficiency(block)
+        rows = max(1, BLOCK_ELEMENTS // len(flat))
+        for start in range(0, flat.shape[1], rows):
+            part = slice(start, start + rows)
+            self._add_part(flat[:, part], None if log_ratio_power is None else log_ratio_power[part])
+        return self
+
+    def _refuse_infinite(self, flat: FloatArray) -> None:
+        # A sum is finite when all its terms are (or has overflowed): no table of flags unless something is wrong.
+        if np.isfinite(flat.sum()) or np.isfinite(flat).all():
+            return
+        bad = np.flatnonzero(~np.isfinite(flat).all(axis=0))
+        column = flat[:, bad[0]]
+        value = column[~np.isfinite(column)][0]
+        raise ValueError(
+            f"log_likelihood must be finite: row {self.n_rows + int(bad[0])} has {value} "
+            f"({len(bad)} such row{'s' * (len(bad) > 1)} so far); the row lies beyond the reach of the model: look at it, and drop "
+            "or correct it"
+        )
+
+    def _add_part(self, flat: FloatArray, power: FloatArray | None) -> None:
+        S, n = flat.shape
+        top = flat.max(axis=0)
+        shifted = flat - top
+        self._parts["p_waic_i"].append(np.var(shifted, axis=0, ddof=1))
+        self._parts["lppd_i"].append(top + np.log(np.exp(shifted, out=shifted).mean(axis=0)))
+        del shifted
+        if self.with_loo:
+            rows = np.ascontiguousarray(flat.T)
+            ratios = -rows if power is None else -rows * power[:, None]
+            log_weights, pareto_k = psis_weights(ratios, float(self.r_eff or 1.0))
+            log_weights += rows
+            self._parts["elpd_loo_i"].append(logsumexp(log_weights, axis=1))
+            self._parts["pareto_k"].append(pareto_k)
+        self.n_rows += n
+
+    def _joined(self, name: str) -> FloatArray:
+        if not self._parts[name]:
+            raise ValueError("no rows have been added" if self.n_rows == 0 else f"{name} was not asked for")
+        if len(self._parts[name]) > 1:
+            self._parts[name] = [np.concatenate(self._parts[name])]
+        return self._parts[name][0]
+
+    @property
+    def lppd_i(self) -> FloatArray:
+        """Log of the mean likelihood (N,)."""
+        return self._joined("lppd_i")
+
+    @property
+    def p_waic_i(self) -> FloatArray:
+        """Variance over draws of the log-likelihood (N,)."""
+        return self._joined("p_waic_i")
+
+    @property
+    def elpd_loo_i(self) -> FloatArray:
+        """Log leave-one-out predictive density (N,)."""
+        return self._joined("elpd_loo_i")
+
+    @property
+    def pareto_k(self) -> FloatArray:
+        """Tail index k̂ of each row's importance ratios (N,)."""
+        return self._joined("pareto_k")
+
+    def waic(
+        self, like: DataArray | None = None, sample_weight: FloatArray | None = None, warn: bool = True
+    ) -> ELPDDataWAIC:
+        """WAIC of the rows so far; see :func:`waic`."""
+        from bayesgmm.elpd import ELPDDataWAIC, pointwise_array
+
+        elpd_i, p_i = self.lppd_i - self.p_waic_i, self.p_waic_i
+        high = np.flatnonzero(p_i > WAIC_VARIANCE_LIMIT)
+        if len(high) and warn:
+            warnings.warn(
+                f"the variance of the log-likelihood over the draws exceeds {WAIC_VARIANCE_LIMIT} in {len(high)} of "
+                f"{len(p_i)} rows ({named_rows(high)}): WAIC is not reliable there; use LOO, which has a diagnostic of its own",
+                CriterionWarning,
+                stacklevel=3,
+            )
+        values, effective = weighted(elpd_i, sample_weight), weighted(p_i, sample_weight)
+        return ELPDDataWAIC(
+            elpd=float(values.sum()),
+            se=standard_error(elpd_i, sample_weight),
+            p=float(effective.sum()),
+            n_samples=self.n_draws,
+            n_data_points=self.n_rows,
+            scale="log",
+            warning=bool(len(high)),
+            good_k=None,
+            elpd_i=pointwise_array(values, like),
+            p_waic_i=pointwise_array(effective, like, "p_waic_i"),
+        )
+
+    def loo(
+        self, like: DataArray | None = None, sample_weight: FloatArray | None = None, warn: bool = True
+    ) -> ELPDDataLOO:
+        """LOO of the rows so far; see :func:`loo`."""
+        result = loo_data(
+            self.elpd_loo_i, self.lppd_i - self.elpd_loo_i, self.pareto_k, self.n_draws, like, sample_weight
+        )
+        if warn and result.warning:
+            warn_pareto_k(self.pareto_k, good_k(self.n_draws), stacklevel=4)
+        return result
+
+
+def loo_data(
+    elpd_i: FloatArray,
+    p_i: FloatArray,
+    pareto_k: FloatArray,
+    n_draws: int,
+    like: DataArray | None = None,
+    sample_weight: FloatArray | None = None,
+) -> ELPDDataLOO:
+    """Pointwise values as ArviZ's ``ELPDDataLOO``."""
+    from arviz_stats.utils import ELPDDataLOO
+
+    from bayesgmm.elpd import pointwise_array
+
+    threshold = good_k(n_draws)
+    values, effective = weighted(elpd_i, sample_weight), weighted(p_i, sample_weight)
+    return ELPDDataLOO(
+        elpd=float(values.sum()),
+        se=standard_error(elpd_i, sample_weight),
+        p=float(effective.sum()),
+        n_samples=n_draws,
+        n_data_points=len(values),
+        scale="log",
+        warning=bool(np.any(pareto_k > threshold)),
+        good_k=threshold,
+        elpd_i=pointwise_array(values, like),
+        pareto_k=pointwise_array(pareto_k, like, "pareto_k"),
+        p_loo_i=pointwise_array(effective, like, "p_loo_i"),
+    )
+
+
+def warn_pareto_k(pareto_k: FloatArray, threshold: float, advice: str = "", stacklevel: int = 3) -> None:
+    """Warn of rows whose k̂ exceeds the threshold, if there are any."""
+    high = np.flatnonzero(pareto_k > threshold)
+    if len(high):
+        advice = advice or "give these rows an exact refit (bayesgmm.inference.loo.loo_posterior) or use kfold"
+        warnings.warn(
+            f"Pareto k̂ exceeds {threshold:.2f} in {len(high)} of {len(pareto_k)} rows ({named_rows(high)}): leaving them out changes "
+            f"the posterior too much for importance sampling, and their part of LOO is not reliable; {advice}",
+            CriterionWarning,
+            stacklevel=stacklevel,
+        )
+
+
+def named_rows(rows: Iterable[int], limit: int = 5) -> str:
+    """Row numbers in words, no more than ``limit``."""
+    numbers = [int(row) for row in rows]
+    shown = ", ".join(map(str, numbers[:limit]))
+    return f"row{'s' * (len(numbers) > 1)} {shown}{', …' if len(numbers) > limit else ''}"
+
+
+def weighted(values: FloatArray, sample_weight: FloatArray | None) -> FloatArray:
+    """Values times frequency weights: what the rows add to a sum."""
+    return values if sample_weight is None else values * sample_weight
+
+
+def standard_error(values: FloatArray, sample_weight: FloatArray | None = None) -> float:
+    """Standard error of a sum over rows, √(N var) with N − 1; with frequency weights that of the repeated rows. NaN for one row.
+
+    Parameters
+    ----------
+    values : ndarray of shape (N,)
+        Of one copy of each row.
+    sample_weight : ndarray of shape (N,), optional
+    """
+    if sample_weight is None:
+        n = len(values)
+        return float(np.sqrt(n * np.var(values, ddof=1))) if n > 1 else float("nan")
+    total = float(sample_weight.sum())
+    mean = float(sample_weight @ values) / total
+    squares = float(sample_weight @ (values - mean) ** 2)
+    return float(np.sqrt(total * squares / (total - 1.0))) if total > 1 else float("nan")
+
+
+def waic(log_likelihood: Any, var_name: str | None = None) -> ELPDDataWAIC:
+    """Widely applicable information criterion, as an expected log predictive density (log scale, higher is better).
+
+    elpd_waic = Σ_n [log mean_s p(x_n given θ_s) − var_s log p(x_n given θ_s)].
+
+    Parameters
+    ----------
+    log_likelihood : array-like of shape (C, S, N), DataTree, or iterator of arrays of shape (C, S, n)
+        Pointwise log-likelihood of N rows under S draws of C chains (two axes are one chain), a DataTree with the group
+        ``log_likelihood``, or a stream of blocks of rows.
+    var_name : str, optional
+        Variable of the group, where it has several.
+
+    Returns
+    -------
+    ELPDData
+        ``kind`` "waic"; ``elpd``, ``se`` (with N − 1, as R's loo), ``p`` (the sum of the variances over draws, with S − 1),
+        pointwise ``elpd_i`` and ``p_waic_i``; ``warning`` tells whether a variance exceeds 0.4. ``az.compare`` takes it.
+
+    Raises
+    ------
+    ValueError
+        If a value is NaN or infinite; the row is named.
+
+    Warns
+    -----
+    CriterionWarning
+        If a pointwise variance exceeds 0.4.
+
+    References
+    ----------
+    Watanabe (2010), Asymptotic equivalence of Bayes cross validation and widely applicable information criterion in singular
+    learning theory, JMLR 11, 3571–3594.
+    Vehtari, Gelman & Gabry (2017), Practical Bayesian model evaluation using leave-one-out cross-validation and WAIC,
+    Statistics and Computing 27, 1413–1432, equations 11 to 13 and section 2.2.
+    """
+    blocks, like, _ = _blocks(log_likelihood, var_name)
+    found = PointwiseCriteria(with_loo=False)
+    for block in blocks:
+        found.add(block)
+    return found.waic(like)
+
+
+def loo(log_likelihood: Any, r_eff: float | None = None, var_name: str | None = None) -> ELPDDataLOO:
+    """Leave-one-out expected log predictive density by Pareto-smoothed importance sampling (log scale, higher is better).
+
+    Parameters
+    ----------
+    log_likelihood : array-like of shape (C, S, N), DataTree, or iterator of arrays of shape (C, S, n)
+        Pointwise log-likelihood of N rows under S draws of C chains (two axes are one chain), a DataTree with the group
+        ``log_likelihood``, or a stream of blocks of rows.
+    r_eff : float, optional
+        Relative efficiency of the draws, effective sample size / S. Default: 1 for a single chain; for a DataTree with a
+        posterior the mean over its variables, as ``az.loo`` does (so the draws must be relabelled); for arrays the mean over
+        (at most 200) rows of that of the likelihood, as R's ``relative_eff``; for a stream that of its first block.
+    var_name : str, optional
+        Variable of the group, where it has several.
+
+    Returns
+    -------
+    ELPDDataLOO
+        As ``az.loo(..., pointwise=True)``: ``elpd``, ``se``, ``p``, ``elpd_i``, ``pareto_k``, ``good_k`` = min(1 − 1/log₁₀ S, 0.7),
+        ``warning``; ``az.compare`` takes it. Log weights are not kept.
+
+    Raises
+    ------
+    ValueError
+        If a value is NaN or infinite (the row is named), or there are fewer than 25 draws.
+
+    Warns
+    -----
+    CriterionWarning
+        If k̂ of a row exceeds ``good_k``; the rows are named.
+
+    References
+    ----------
+    Vehtari, Gelman & Gabry (2017), Practical Bayesian model evaluation using leave-one-out cross-validation and WAIC,
+    Statistics and Computing 27, 1413–1432.
+    Vehtari, Simpson, Gelman, Yao & Gabry (2024), Pareto smoothed importance sampling, JMLR 25(72).
+    """
+    blocks, like, of_posterior = _blocks(log_likelihood, var_name)
+    found = PointwiseCriteria(of_posterior if r_eff is None else r_eff)
+    for block in blocks:
+        found.add(block)
+    return found.loo(like)
+
+
+def posterior_efficiency(tree: Any) -> float | None:
+    """Relative effective sample size, averaged over the variables of a DataTree's posterior; None where it has none.
+
+    The definition is that of ``az.loo``. Parameters of single components enter, so the draws must be relabelled.
+    """
+    if "posterior" not in getattr(tree, "children", ()):
+        return None
+    import arviz_stats  # noqa: F401  (registers the accessor)
+
+    dataset = tree["posterior"].to_dataset()
+    if dataset.sizes["chain"] == 1:
+        return 1.0
+    sizes = dataset.azstats.ess(method="mean")
+    values = np.concatenate([np.ravel(sizes[name].values) for name in sizes.data_vars])
+    values = values[np.isfinite(values)]
+    return float(values.mean()) / (dataset.sizes["chain"] * dataset.sizes["draw"]) if len(values) else 1.0
+
+
+def _blocks(source: Any, var_name: str | None) -> tuple[Iterable[Any], DataArray | None, float | None]:
+    """Blocks of rows, an array with the dims of the rows, and the posterior's relative efficiency (where there is one)."""
+    if isinstance(source, Iterator):
+        return source, None, None
+    if not hasattr(source, "children"):
+        return [np.asarray(source, dtype=float)], None, None
+    if "log_likelihood" not in source.children:
+        raise ValueError(
+            "the DataTree has no group log_likelihood: call compute_log_likelihood() on the fit, or give an array"
+        )
+    group = source["log_likelihood"]
+    names = list(group.data_vars)
+    if var_name is None and len(names) != 1:
+        raise ValueError(f"the group log_likelihood has the variables {', '.join(map(str, names))}: give var_name")
+    values = group[names[0] if var_name is None else var_name]
+    rest = [dim for dim in values.dims if dim not in ("chain", "draw")]
+    ordered = values.transpose("chain", "draw", *rest)
+    array = np.asarray(ordered.values, dtype=float).reshape(*ordered.shape[:2], -1)
+    return [array], ordered.isel(chain=0, draw=0, drop=True), posterior_efficiency(source)
