@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from bayesgmm.comparison import compare
     from bayesgmm.core.priors import ConjugatePrior
     from bayesgmm.criteria import loo, waic
+    from bayesgmm.crossvalidation import kfold, labelled_scores
     from bayesgmm.estimators.bayesian_gaussian_mixture import BayesianGaussianMixture
     from bayesgmm.estimators.gaussian_mixture import GaussianMixture
     from bayesgmm.inference.model import build_model
@@ -26,6 +27,8 @@ __all__ = [
     "__version__",
     "build_model",
     "compare",
+    "kfold",
+    "labelled_scores",
     "load",
     "loo",
     "save",
@@ -38,6 +41,8 @@ _HOMES = {
     "GaussianMixture": "bayesgmm.estimators.gaussian_mixture",
     "build_model": "bayesgmm.inference.model",
     "compare": "bayesgmm.comparison",
+    "kfold": "bayesgmm.crossvalidation",
+    "labelled_scores": "bayesgmm.crossvalidation",
     "load": "bayesgmm.persistence",
     "loo": "bayesgmm.criteria",
     "save": "bayesgmm.persistence",
