@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from bayesgmm.estimators.gaussian_mixture import GaussianMixture
     from bayesgmm.inference.model import build_model
     from bayesgmm.persistence import load, save
+    from bayesgmm.selection import Selection, select
 
 __version__ = "0.1.0"
 
@@ -24,6 +25,7 @@ __all__ = [
     "BayesianGaussianMixture",
     "ConjugatePrior",
     "GaussianMixture",
+    "Selection",
     "__version__",
     "build_model",
     "compare",
@@ -32,6 +34,7 @@ __all__ = [
     "load",
     "loo",
     "save",
+    "select",
     "waic",
 ]
 
@@ -39,6 +42,7 @@ _HOMES = {
     "BayesianGaussianMixture": "bayesgmm.estimators.bayesian_gaussian_mixture",
     "ConjugatePrior": "bayesgmm.core.priors",
     "GaussianMixture": "bayesgmm.estimators.gaussian_mixture",
+    "Selection": "bayesgmm.selection",
     "build_model": "bayesgmm.inference.model",
     "compare": "bayesgmm.comparison",
     "kfold": "bayesgmm.crossvalidation",
@@ -46,6 +50,7 @@ _HOMES = {
     "load": "bayesgmm.persistence",
     "loo": "bayesgmm.criteria",
     "save": "bayesgmm.persistence",
+    "select": "bayesgmm.selection",
     "waic": "bayesgmm.criteria",
 }
 
