@@ -39,6 +39,10 @@ NEGLIGIBLE_BIC = 2.0
 """Difference of BIC "not worth more than a bare mention" (Kass & Raftery 1995); the same is taken for AIC, AICc and ICL."""
 
 
+DOUBTFUL = ("EM not converged", "modes disagree", "not converged", "Laplace k-hat high")
+"""Flags that speak against a fit as a whole."""
+
+
 @dataclass(frozen=True)
 class Criterion:
     """A criterion by its name.
@@ -280,6 +284,16 @@ class Selection:
             return gap < NEGLIGIBLE_ELPD or gap < 2 * error
         return gap < (NEGLIGIBLE_ELPD if criterion == "waic" else NEGLIGIBLE_BIC)
 
+    @property
+    def doubtful(self) -> tuple[str, ...]:
+        """Models that a criterion picks although their own diagnostics speak against them, with the flags that do."""
+        out = []
+        for key in dict.fromkeys(self.picks.values()):
+            flags = [flag for flag in str(self.table.loc[key, "flags"]).split(", ") if flag in DOUBTFUL]
+            if flags:
+                out.append(f"{_words(key)} is picked, but its fit is not to be trusted yet ({', '.join(flags)})")
+        return tuple(out)
+
     def plot(self) -> Figure:
         """Criteria against the number of components with their errors, one line a structure, and the weights.
 
@@ -334,6 +348,7 @@ def select(
     random_state: Any = None,
     prior: Any = "default",
     out: str | Path | None = None,
+    overwrite: bool = False,
     progressbar: bool = True,
     **options: Any,
 ) -> Selection:
@@ -367,6 +382,8 @@ def select(
     out : path, optional
         Folder that takes every finished fit. A sweep that was stopped goes on from there when it is called again with the same data
         and settings; more K, structures and criteria may be asked of it.
+    overwrite : bool, default False
+        Begin anew in ``out`` whatever is there; what a selection wrote there before is removed, other files are left alone.
     progressbar : bool, default True
         Show the progress over models on standard error.
     **options
@@ -407,7 +424,7 @@ def select(
     )
     folder = None
     if out is not None:
-        folder = Folder(out, plan, seed_given)
+        folder = Folder(out, plan, seed_given, overwrite)
         plan = replace(plan, entropy=folder.entropy)
     models = {key: Model(key) for key in plan.keys}
     with quiet() as caught:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 import threading
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -33,6 +34,7 @@ Key = tuple[str, int]
 """Covariance structure and number of components: ``("full", 2)``."""
 
 MANIFEST, MODELS, ROW, POINTWISE = "selection.json", "models", "row.json", "pointwise.npz"
+OUTPUTS = (MANIFEST, "selection.csv", "selection.png", "WARNING.txt")
 FORMAT, FORMAT_VERSION = "bayesgmm selection", 1
 
 SHORT_PASS, LONG_PASS = 5e5, 3e7
@@ -164,6 +166,8 @@ class Folder:
     plan : Plan
     seed_given : bool, default True
         False where the user left the random numbers open: those of a sweep that is gone on with are taken.
+    overwrite : bool, default False
+        Begin anew, removing what a selection wrote there before; other files are left alone.
 
     Raises
     ------
@@ -173,21 +177,32 @@ class Folder:
         If it holds a selection of other data or with other settings.
     """
 
-    def __init__(self, path: str | Path, plan: Plan, seed_given: bool = True) -> None:
+    def __init__(self, path: str | Path, plan: Plan, seed_given: bool = True, overwrite: bool = False) -> None:
         self.path = Path(path)
         if self.path.exists() and not self.path.is_dir():
             raise FileExistsError(f"cannot write to {self.path}: it exists and is not a folder")
         ours = plan.fingerprint()
         file = self.path / MANIFEST
+        if overwrite:
+            self._clear()
         if file.exists():
             self.entropy = self._continue(ours, plan.entropy if seed_given else None)
             return
-        if self.path.is_dir() and any(self.path.iterdir()):
-            raise FileExistsError(f"{self.path} is not empty and holds no selection to go on with; name another folder")
+        if self.path.is_dir() and any(self.path.iterdir()) and not overwrite:
+            raise FileExistsError(
+                f"{self.path} exists, is not empty and holds no selection to go on with; name another folder, or use overwrite=True "
+                "(--force at the command line)"
+            )
         self.path.mkdir(parents=True, exist_ok=True)
         self.entropy = plan.entropy
         manifest = {"format": FORMAT, "format_version": FORMAT_VERSION, "package_version": __version__}
         write_text(file, json.dumps(manifest | ours | {"entropy": str(plan.entropy)}, indent=1) + "\n")
+
+    def _clear(self) -> None:
+        if (self.path / MANIFEST).exists():
+            shutil.rmtree(self.path / MODELS, ignore_errors=True)
+        for name in OUTPUTS:
+            (self.path / name).unlink(missing_ok=True)
 
     def _continue(self, ours: dict[str, Any], entropy_given: int | None) -> int:
         manifest = read_manifest(self.path)
@@ -544,8 +559,8 @@ def _posterior(plan: Plan, model: Model) -> None:
         r_hat = float(diagnostics.invariants["r_hat"].max())
         if np.isfinite(r_hat):
             model.values["max_rhat"] = r_hat
-        if len(set(diagnostics.chain_modes)) > 1 and not r_hat <= R_HAT_LIMIT:
-            model.flag("modes disagree")
+        if not r_hat <= R_HAT_LIMIT:
+            model.flag("modes disagree" if len(set(diagnostics.chain_modes)) > 1 else "not converged")
     else:
         model.reasons["max_rhat"] = "independent draws have no R-hat"
         if diagnostics.pareto_k is None or not diagnostics.pareto_k <= PARETO_K_LIMIT:
