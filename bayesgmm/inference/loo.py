@@ -264,8 +264,8 @@ def _fitted_data(
         raise ValueError(f"sample_weight must be {len(table)} finite non-negative numbers")
     if own is not None:
         v = own_weight if v is None else v
-        weights = [np.ones(len(w)) if u is None else u for u, w in ((v, table), (own_weight, own))]
-        if not (np.array_equal(table, own) and np.array_equal(*weights)):
+        given, fitted = (np.ones(len(own)) if w is None else w for w in (v, own_weight))
+        if not (np.array_equal(table, own) and np.array_equal(given, fitted)):
             raise ValueError(
                 "X (or sample_weight) differs from the data of the fit: LOO leaves out rows that were fitted"
             )
