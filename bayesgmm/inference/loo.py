@@ -23,7 +23,7 @@ from bayesgmm.criteria import (
     warn_pareto_k,
     weighted,
 )
-from bayesgmm.inference.refit import FittedModel, refit
+from bayesgmm.inference.refit import FittedModel, refit, serious_problems
 
 if TYPE_CHECKING:
     from arviz_stats.utils import ELPDDataLOO
@@ -280,10 +280,11 @@ def _generator(random_state: Any) -> np.random.Generator:
 
 def _efficiency(post: Any, thin: int) -> float:
     """Relative efficiency of the draws: of the relabelled posterior, or of the importance weights."""
-    size = getattr(getattr(post, "diagnostics_", None), "effective_size", None)
-    total = post._draws.n_chains * post._draws.n_draws
-    if size is not None:
-        return float(min(1.0, size / total))
+    if getattr(post, "method", "nuts") == "laplace":
+        # Resampled with replacement: draws that stand several times count once.
+        means = post._draws.flat()[1]
+        copies = np.unique(means.reshape(len(means), -1), axis=0, return_counts=True)[1]
+        return float(len(means) / np.sum(copies**2))
     found = posterior_efficiency(post.idata_)
     found = 1.0 if found is None else found
     return found if thin == 1 else min(1.0, found * thin)
@@ -379,16 +380,24 @@ class _Treatment:
         else:
             X = np.delete(self.X, row, axis=0)
             v = None if self.v is None else np.delete(self.v, row)
+        n_draws = max(25, self.refit_draws // REFIT_CHAINS)
+        rng = self.rng.spawn(1)[0]
         try:
-            result = refit(model, X, v, self.rng.spawn(1)[0], draws=max(25, self.refit_draws // REFIT_CHAINS))
+            result = refit(model, X, v, rng, draws=n_draws)
+            if model.method == "laplace" and serious_problems(result.diagnostics, REFIT_CHAINS * n_draws):
+                result = refit(replace(model, method="nuts"), X, v, rng, draws=n_draws)
         except (ValueError, RuntimeError) as error:
             return replace(item, why=f"{item.why}; the refit failed: {error}")
         densities = kernel.pointwise_log_likelihood(self.X[row : row + 1], *result.draws.flat(), n_threads=1)[:, 0]
         elpd = float(logsumexp(densities) - np.log(len(densities)))
-        why = f"{item.why}; sampled again without it, {len(densities)} draws"
-        if result.diagnostics.problems:
-            why += f" ({'; '.join(result.diagnostics.problems)})"
-        return replace(item, how="refit", pareto_k_after=0.0, elpd_after=elpd, why=why.removeprefix("; "))
+        why = "; ".join(
+            [
+                item.why,
+                f"sampled again without it, {len(densities)} draws",
+                *serious_problems(result.diagnostics, len(densities)),
+            ]
+        )
+        return replace(item, how="refit", pareto_k_after=0.0, elpd_after=elpd, why=why)
 
 
 def _notes(treated: tuple[TreatedRow, ...], threshold: float, n_rows: int) -> tuple[str, ...]:

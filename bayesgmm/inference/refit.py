@@ -12,11 +12,18 @@ from bayesgmm.core.covariance import CovarianceStructure
 from bayesgmm.core.parameters import FloatArray
 from bayesgmm.core.priors import ConjugatePrior
 from bayesgmm.inference import sampling
+from bayesgmm.inference.diagnostics import Diagnostics
 
 NEAR_NATS = 10.0
 """Modes whose log posterior is within this of the best are kept; the others hold no mass to speak of."""
 
 EM_TOL = 1e-9
+
+R_HAT_LIMIT = 1.05
+"""Of label-invariant quantities. Looser than a first fit's: densities averaged over some thousand short-chain draws need no more."""
+
+DIVERGENT_LIMIT = 0.01
+PARETO_K_LIMIT = 0.7
 
 
 @dataclass(frozen=True, eq=False)
@@ -113,3 +120,25 @@ def refit(
         ),
         sampler_rng,
     )
+
+
+def serious_problems(diagnostics: Diagnostics, n_draws: int) -> list[str]:
+    """What makes predictive densities of a refit doubtful; labels and tails of single parameters do not matter to them.
+
+    Parameters
+    ----------
+    diagnostics : Diagnostics
+    n_draws : int
+        In all chains.
+    """
+    if diagnostics.pareto_k is not None:
+        if diagnostics.pareto_k <= PARETO_K_LIMIT:
+            return []
+        return [f"the Laplace approximation does not fit the posterior (k̂ = {diagnostics.pareto_k:.2f})"]
+    found = []
+    worst = float(diagnostics.invariants["r_hat"].max())
+    if worst > R_HAT_LIMIT:
+        found.append(f"chains disagree (R-hat = {worst:.2f} on a quantity that does not depend on labels)")
+    if diagnostics.n_divergent > DIVERGENT_LIMIT * n_draws:
+        found.append(f"{diagnostics.n_divergent} divergent transitions")
+    return found
