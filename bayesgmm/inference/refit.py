@@ -63,6 +63,7 @@ def refit(
     chains: int = 4,
     tune: int = 400,
     cores: int | None = None,
+    target_ess: float = 0.0,
 ) -> sampling.Result:
     """Sample the posterior of a fitted model given other rows.
 
@@ -79,6 +80,8 @@ def refit(
     chains : int, default 4
     tune : int, default 400
     cores : int, optional
+    target_ess : float, default 0.0
+        Smallest effective sample size for whose sake sampling goes on, up to four times ``draws``.
 
     Returns
     -------
@@ -113,8 +116,8 @@ def refit(
             draws=draws,
             tune=tune,
             chains=chains,
-            target_ess=0.0,
-            max_draws=draws,
+            target_ess=target_ess,
+            max_draws=4 * draws,
             cores=cores,
             progressbar=False,
         ),
