@@ -12,8 +12,8 @@ from numpy.typing import ArrayLike, NDArray
 from bayesgmm.core import kernel
 from bayesgmm.core.covariance import structure
 from bayesgmm.core.parameters import FloatArray
-from bayesgmm.criteria import standard_error, weighted
 from bayesgmm.exceptions import CriterionWarning
+from bayesgmm.pointwise import standard_error, weighted
 
 if TYPE_CHECKING:
     from arviz_stats.utils import ELPDDataLOOKFold

@@ -13,7 +13,7 @@ import pytest
 from scipy.stats import norm
 from sklearn.mixture import GaussianMixture as SklearnMixture
 
-from bayesgmm import GaussianMixture, criteria, loo, waic
+from bayesgmm import GaussianMixture, criteria, loo, pointwise, waic
 from bayesgmm.core.covariance import structure
 from bayesgmm.exceptions import CriterionWarning
 from tests import reference
@@ -99,8 +99,8 @@ def test_relative_efficiency_of_an_array_is_the_mean_over_rows():
     dataset = arviz_base.from_dict({"posterior": {"like": np.exp(values)}})["posterior"]
     expected = az.ess(dataset, method="mean", relative=True)["like"].values.mean()
     # exp(ll − max) instead of exp(ll): the same up to rounding.
-    assert criteria.relative_efficiency(values) == pytest.approx(float(expected), rel=1e-9)
-    assert criteria.relative_efficiency(values[:1]) == 1.0
+    assert pointwise.relative_efficiency(values) == pytest.approx(float(expected), rel=1e-9)
+    assert pointwise.relative_efficiency(values[:1]) == 1.0
 
 
 @pytest.mark.parametrize("criterion", [waic, loo])
@@ -172,8 +172,8 @@ def test_icl_definitions():
 
 
 def test_good_k():
-    assert criteria.good_k(100) == pytest.approx(0.5)
-    assert criteria.good_k(10_000) == 0.7
+    assert pointwise.good_k(100) == pytest.approx(0.5)
+    assert pointwise.good_k(10_000) == 0.7
 
 
 def test_loo_of_a_normal_mean_is_the_closed_form():
@@ -190,8 +190,8 @@ def test_loo_of_a_normal_mean_is_the_closed_form():
 def test_frequency_weights_are_repeated_rows():
     values = simulated(n_rows=12)
     v = np.array([1.0, 2.0, 3.0] * 4)
-    plain = criteria.PointwiseCriteria(1.0).add(values)
-    repeated = criteria.PointwiseCriteria(1.0).add(np.repeat(values, v.astype(int), axis=2))
+    plain = pointwise.PointwiseCriteria(1.0).add(values)
+    repeated = pointwise.PointwiseCriteria(1.0).add(np.repeat(values, v.astype(int), axis=2))
     for one, other in ((plain.waic(sample_weight=v), repeated.waic()), (plain.loo(sample_weight=v), repeated.loo())):
         assert one.elpd == pytest.approx(other.elpd, rel=1e-12)
         assert one.se == pytest.approx(other.se, rel=1e-12)
@@ -205,8 +205,8 @@ def test_blocks_give_what_the_whole_gives(monkeypatch):
     values = simulated(n_rows=301)
     whole_waic, whole_loo = waic(values), loo(values, r_eff=0.8)
     # Odd sizes: 64 rows a piece of the caller's, 7 of the accumulator's, 5 of the cache's.
-    monkeypatch.setattr(criteria, "BLOCK_ELEMENTS", 7000)
-    monkeypatch.setattr(criteria, "CACHED_ROWS", 5)
+    monkeypatch.setattr(pointwise, "BLOCK_ELEMENTS", 7000)
+    monkeypatch.setattr(pointwise, "CACHED_ROWS", 5)
 
     def blocks():
         return iter([values[..., start : start + 64] for start in range(0, 301, 64)])
@@ -219,7 +219,7 @@ def test_blocks_give_what_the_whole_gives(monkeypatch):
 
 
 def test_an_accumulator_says_what_it_was_not_asked_for():
-    found = criteria.PointwiseCriteria(with_loo=False)
+    found = pointwise.PointwiseCriteria(with_loo=False)
     with pytest.raises(ValueError, match="no rows"):
         found.waic()
     found.add(simulated())

@@ -13,22 +13,23 @@ from scipy.special import logsumexp
 from bayesgmm.core import kernel
 from bayesgmm.core.covariance import structure
 from bayesgmm.core.parameters import FloatArray
-from bayesgmm.criteria import (
+from bayesgmm.criteria import posterior_efficiency
+from bayesgmm.inference.refit import FittedModel, refit, serious_problems
+from bayesgmm.pointwise import (
     BLOCK_ELEMENTS,
     PointwiseCriteria,
     good_k,
     loo_data,
     named_rows,
-    posterior_efficiency,
     warn_pareto_k,
     weighted,
 )
-from bayesgmm.inference.refit import FittedModel, refit, serious_problems
 
 if TYPE_CHECKING:
     from arviz_stats.utils import ELPDDataLOO
 
     from bayesgmm.elpd import ELPDDataWAIC
+    from bayesgmm.inference.posterior import PosteriorDraws
 
 SUBSAMPLE_ABOVE = 100_000
 """Rows from which on LOO is estimated from a subsample."""
@@ -392,10 +393,10 @@ class _Treatment:
                 result = refit(replace(model, method="nuts"), X, v, rng, n_draws, REFIT_CHAINS, target_ess=REFIT_ESS)
         except (ValueError, RuntimeError) as error:
             return replace(item, why=f"{item.why}; the refit failed: {error}")
-        without, given = (
-            kernel.pointwise_log_likelihood(self.X[row : row + 1], *draws.flat(), n_threads=1)[:, 0]
-            for draws in (result.draws, post._draws)
-        )
+        here = self.X[row : row + 1]
+        without = kernel.pointwise_log_likelihood(here, *result.draws.flat(), n_threads=1)[:, 0]
+        all_draws: PosteriorDraws = post._draws
+        given = kernel.pointwise_log_likelihood(here, *all_draws.flat(), n_threads=1)[:, 0]
         elpd = bridge(without, given, power)
         why = "; ".join(
             [

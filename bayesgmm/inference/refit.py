@@ -11,6 +11,7 @@ from bayesgmm.core import em
 from bayesgmm.core.covariance import CovarianceStructure
 from bayesgmm.core.parameters import FloatArray
 from bayesgmm.core.priors import ConjugatePrior
+from bayesgmm.exceptions import SamplingInterrupted
 from bayesgmm.inference import sampling
 from bayesgmm.inference.diagnostics import Diagnostics
 
@@ -87,6 +88,13 @@ def refit(
     -------
     Result
         Relabelled draws and their diagnostics.
+
+    Raises
+    ------
+    SamplingInterrupted
+        If the user stopped it: a part of the draws is of no use here.
+    DegenerateFitError
+        If no mode survives without the rows that were left out.
     """
     em_rng, sampler_rng = rng.spawn(2)
     total = float(len(X)) if sample_weight is None else float(sample_weight.sum())
@@ -101,7 +109,7 @@ def refit(
         rng=em_rng,
         starts=starts,
     )
-    return sampling.sample_posterior(
+    result = sampling.sample_posterior(
         sampling.Task(
             X=X,
             sample_weight=sample_weight,
@@ -123,6 +131,9 @@ def refit(
         ),
         sampler_rng,
     )
+    if result.interrupted is not None:
+        raise SamplingInterrupted(f"a refit to {len(X)} rows was interrupted: {result.interrupted}")
+    return result
 
 
 def serious_problems(diagnostics: Diagnostics, n_draws: int) -> list[str]:
