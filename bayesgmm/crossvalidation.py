@@ -12,8 +12,8 @@ from numpy.typing import ArrayLike, NDArray
 from bayesgmm.core import kernel
 from bayesgmm.core.covariance import structure
 from bayesgmm.core.parameters import FloatArray
-from bayesgmm.criteria import standard_error, weighted
 from bayesgmm.exceptions import CriterionWarning
+from bayesgmm.pointwise import standard_error, weighted
 
 if TYPE_CHECKING:
     from arviz_stats.utils import ELPDDataLOOKFold
@@ -55,6 +55,8 @@ def kfold(
     n_splits: int = 10,
     sample_weight: ArrayLike | None = None,
     random_state: Any = None,
+    *,
+    draws: int = 1000,
 ) -> ELPDDataLOOKFold:
     """K-fold cross-validated log predictive density (log scale, higher is better).
 
@@ -72,6 +74,8 @@ def kfold(
         Frequency weights. All copies of a row are in the same fold, and it counts by its weight.
     random_state : int, RandomState, Generator or None, default None
         Of the folds (and the draws). The same int gives the same folds to every model, so that ``az.compare`` pairs them.
+    draws : int, default 1000
+        Draws of a fold's posterior over all chains: a density averaged over 1000 draws is within some hundredths of a nat.
 
     Returns
     -------
@@ -113,19 +117,22 @@ def kfold(
     rng = generator(random_state)
     folds = fold_labels(len(table), n_splits, rng)
     seeds = rng.spawn(n_splits)
-    hold_out = _bayesian_fold if bayesian else _em_fold
     elpd_i = np.empty(len(table))
     problems: list[str] = []
-    n_samples = fitted._draws.n_chains * fitted._draws.n_draws if bayesian else 1
+    n_samples = int(fitted.chains) * max(25, draws // int(fitted.chains)) if bayesian else 1
     for fold in range(n_splits):
         held = folds == fold
         weights = None if v is None else v[~held]
         try:
-            elpd_i[held], trouble = hold_out(fitted, table[~held], weights, table[held], seeds[fold])
+            if bayesian:
+                density, trouble = _bayesian_fold(fitted, table[~held], weights, table[held], seeds[fold], draws)
+            else:
+                density, trouble = _em_fold(fitted, table[~held], weights, table[held], seeds[fold])
         except ValueError as error:
             raise ValueError(
                 f"fold {fold} of {n_splits} ({int((~held).sum())} rows) cannot be fitted: {error}"
             ) from error
+        elpd_i[held] = density
         problems += [f"fold {fold}: {text}" for text in trouble]
     if problems:
         warnings.warn(
@@ -209,11 +216,11 @@ def _em_fold(
 
 
 def _bayesian_fold(
-    fitted: Any, X: FloatArray, v: FloatArray | None, held: FloatArray, rng: np.random.Generator
+    fitted: Any, X: FloatArray, v: FloatArray | None, held: FloatArray, rng: np.random.Generator, draws: int
 ) -> tuple[FloatArray, list[str]]:
     """Log posterior-predictive density of held-out rows given the others, sampled from the full data's modes."""
     from bayesgmm.estimators.validation import feature_names
-    from bayesgmm.inference.refit import FittedModel, refit
+    from bayesgmm.inference.refit import FittedModel, refit, serious_problems
 
     model = FittedModel(
         structure(fitted.covariance_type),
@@ -223,9 +230,10 @@ def _bayesian_fold(
         fitted.method,
     )
     tune = 400 if isinstance(fitted.tune, str) else int(fitted.tune)
-    result = refit(model, X, v, rng, int(fitted.draws), int(fitted.chains), tune, fitted.cores)
+    chains = int(fitted.chains)
+    result = refit(model, X, v, rng, max(25, draws // chains), chains, tune, fitted.cores)
     density = kernel.posterior_predictive(held, *result.draws.flat(), with_responsibilities=False)[0]
-    return density, list(result.diagnostics.problems)
+    return density, serious_problems(result.diagnostics, result.draws.n_chains * result.draws.n_draws)
 
 
 @dataclass(frozen=True, eq=False)

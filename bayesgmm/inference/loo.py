@@ -13,22 +13,23 @@ from scipy.special import logsumexp
 from bayesgmm.core import kernel
 from bayesgmm.core.covariance import structure
 from bayesgmm.core.parameters import FloatArray
-from bayesgmm.criteria import (
+from bayesgmm.criteria import posterior_efficiency
+from bayesgmm.inference.refit import FittedModel, refit, serious_problems
+from bayesgmm.pointwise import (
     BLOCK_ELEMENTS,
     PointwiseCriteria,
     good_k,
     loo_data,
     named_rows,
-    posterior_efficiency,
     warn_pareto_k,
     weighted,
 )
-from bayesgmm.inference.refit import FittedModel, refit
 
 if TYPE_CHECKING:
     from arviz_stats.utils import ELPDDataLOO
 
     from bayesgmm.elpd import ELPDDataWAIC
+    from bayesgmm.inference.posterior import PosteriorDraws
 
 SUBSAMPLE_ABOVE = 100_000
 """Rows from which on LOO is estimated from a subsample."""
@@ -38,6 +39,8 @@ MATCH_BUDGET = 200_000_000
 """Moment matching uses at most 2000 draws, fewer (but 500) where draws × rows exceed this."""
 
 REFIT_CHAINS = 4
+REFIT_ESS = 100.0
+"""A refit goes on for up to four times its draws where its smallest effective sample size is below this."""
 
 
 @dataclass(frozen=True)
@@ -124,7 +127,8 @@ def loo_posterior(
     """Leave-one-out predictive density of a fitted posterior, and WAIC, with the log-likelihood streamed over the rows.
 
     Rows whose k̂ exceeds min(1 − 1/log₁₀ S, 0.7) are moment-matched; where that does not help, the posterior is sampled again without
-    the row, from the modes of the full data and with the prior as it was resolved on all rows. The worst rows come first.
+    the row, from the modes of the full data and with the prior as it was resolved on all rows, and the density is found by bridge
+    sampling between the two posteriors. The worst rows come first.
 
     Parameters
     ----------
@@ -144,7 +148,7 @@ def loo_posterior(
     max_matched : int, default 30
         Rows that are moment-matched at most.
     refit_draws : int, default 1000
-        Draws of a refit, over four chains.
+        Draws of a refit, over four chains; up to four times as many where they mix slowly.
     subsample_above : int or None, default 100_000
         With more rows LOO is estimated by the difference estimator: an approximation for all rows, PSIS-LOO for a random subsample.
         None: never.
@@ -177,6 +181,7 @@ def loo_posterior(
     Vehtari, Gelman & Gabry (2017), Practical Bayesian model evaluation using leave-one-out cross-validation and WAIC,
     Statistics and Computing 27, 1413–1432.
     Paananen, Piironen, Bürkner & Vehtari (2021), Implicitly adaptive importance sampling, Statistics and Computing 31, 16.
+    Meng & Wong (1996), Simulating ratios of normalizing constants via a simple identity, Statistica Sinica 6, 831–860.
     Magnusson, Vehtari, Jonasson & Andersen (2020), Leave-one-out cross-validation for Bayesian model comparison in large data,
     AISTATS, PMLR 108, equations 7 to 9.
     """
@@ -264,8 +269,8 @@ def _fitted_data(
         raise ValueError(f"sample_weight must be {len(table)} finite non-negative numbers")
     if own is not None:
         v = own_weight if v is None else v
-        weights = [np.ones(len(w)) if u is None else u for u, w in ((v, table), (own_weight, own))]
-        if not (np.array_equal(table, own) and np.array_equal(*weights)):
+        given, fitted = (np.ones(len(own)) if w is None else w for w in (v, own_weight))
+        if not (np.array_equal(table, own) and np.array_equal(given, fitted)):
             raise ValueError(
                 "X (or sample_weight) differs from the data of the fit: LOO leaves out rows that were fitted"
             )
@@ -280,10 +285,11 @@ def _generator(random_state: Any) -> np.random.Generator:
 
 def _efficiency(post: Any, thin: int) -> float:
     """Relative efficiency of the draws: of the relabelled posterior, or of the importance weights."""
-    size = getattr(getattr(post, "diagnostics_", None), "effective_size", None)
-    total = post._draws.n_chains * post._draws.n_draws
-    if size is not None:
-        return float(min(1.0, size / total))
+    if getattr(post, "method", "nuts") == "laplace":
+        # Resampled with replacement: draws that stand several times count once.
+        means = post._draws.flat()[1]
+        copies = np.unique(means.reshape(len(means), -1), axis=0, return_counts=True)[1]
+        return float(len(means) / np.sum(copies**2))
     found = posterior_efficiency(post.idata_)
     found = 1.0 if found is None else found
     return found if thin == 1 else min(1.0, found * thin)
@@ -379,16 +385,67 @@ class _Treatment:
         else:
             X = np.delete(self.X, row, axis=0)
             v = None if self.v is None else np.delete(self.v, row)
+        n_draws = max(25, self.refit_draws // REFIT_CHAINS)
+        rng = self.rng.spawn(1)[0]
         try:
-            result = refit(model, X, v, self.rng.spawn(1)[0], draws=max(25, self.refit_draws // REFIT_CHAINS))
+            result = refit(model, X, v, rng, n_draws, REFIT_CHAINS, target_ess=REFIT_ESS)
+            if model.method == "laplace" and serious_problems(result.diagnostics, REFIT_CHAINS * n_draws):
+                result = refit(replace(model, method="nuts"), X, v, rng, n_draws, REFIT_CHAINS, target_ess=REFIT_ESS)
         except (ValueError, RuntimeError) as error:
             return replace(item, why=f"{item.why}; the refit failed: {error}")
-        densities = kernel.pointwise_log_likelihood(self.X[row : row + 1], *result.draws.flat(), n_threads=1)[:, 0]
-        elpd = float(logsumexp(densities) - np.log(len(densities)))
-        why = f"{item.why}; sampled again without it, {len(densities)} draws"
-        if result.diagnostics.problems:
-            why += f" ({'; '.join(result.diagnostics.problems)})"
-        return replace(item, how="refit", pareto_k_after=0.0, elpd_after=elpd, why=why.removeprefix("; "))
+        here = self.X[row : row + 1]
+        without = kernel.pointwise_log_likelihood(here, *result.draws.flat(), n_threads=1)[:, 0]
+        all_draws: PosteriorDraws = post._draws
+        given = kernel.pointwise_log_likelihood(here, *all_draws.flat(), n_threads=1)[:, 0]
+        elpd = bridge(without, given, power)
+        why = "; ".join(
+            [
+                item.why,
+                f"sampled again without it, {len(without)} draws",
+                *serious_problems(result.diagnostics, len(without)),
+            ]
+        )
+        return replace(item, how="refit", pareto_k_after=0.0, elpd_after=elpd, why=why)
+
+
+def bridge(without: FloatArray, given: FloatArray, power: float = 1.0) -> float:
+    """Leave-one-out log density of a row from draws without it and draws given it, by optimal bridge sampling.
+
+    With ℓ the row's likelihood, p(x_n given the others) = r is the ratio of the normalising constants of the two posteriors, whose
+    densities differ by the factor ℓ. The mean of ℓ over draws without the row rests on the few draws near it, the harmonic mean
+    over draws given it on the few far from it; the bridge uses where the two overlap.
+
+    Parameters
+    ----------
+    without : ndarray of shape (S1,)
+        log ℓ of draws of the posterior without the row.
+    given : ndarray of shape (S2,)
+        log ℓ of draws of the posterior given all rows.
+    power : float, default 1.0
+        Share of the row by which the two posteriors differ. Below 1 the mean over the draws without it is taken: r is then the
+        constant of ℓ to that power, not the density.
+
+    Returns
+    -------
+    float
+
+    References
+    ----------
+    Meng & Wong (1996), Simulating ratios of normalizing constants via a simple identity, Statistica Sinica 6, 831–860, equation 4.1.
+    """
+    plain = float(logsumexp(without) - np.log(len(without)))
+    if power < 1:
+        return plain
+    log_share, log_rest = np.log(len(without)), np.log(len(given))
+    log_r = plain
+    for _ in range(1000):
+        above = logsumexp(without - np.logaddexp(log_share, log_rest + without - log_r)) - log_share
+        below = logsumexp(-np.logaddexp(log_share, log_rest + given - log_r)) - log_rest
+        change = above - below - log_r
+        log_r += change
+        if abs(change) < 1e-8:
+            break
+    return float(log_r)
 
 
 def _notes(treated: tuple[TreatedRow, ...], threshold: float, n_rows: int) -> tuple[str, ...]:

@@ -10,8 +10,8 @@ from scipy.special import logsumexp
 
 from bayesgmm.core import kernel
 from bayesgmm.core.parameters import FloatArray
-from bayesgmm.criteria import good_k, psis_weights
 from bayesgmm.inference.compiled import CompiledPosterior
+from bayesgmm.pointwise import good_k, psis_weights
 
 MAX_ROUNDS = 30
 

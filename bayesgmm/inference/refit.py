@@ -11,12 +11,20 @@ from bayesgmm.core import em
 from bayesgmm.core.covariance import CovarianceStructure
 from bayesgmm.core.parameters import FloatArray
 from bayesgmm.core.priors import ConjugatePrior
+from bayesgmm.exceptions import SamplingInterrupted
 from bayesgmm.inference import sampling
+from bayesgmm.inference.diagnostics import Diagnostics
 
 NEAR_NATS = 10.0
 """Modes whose log posterior is within this of the best are kept; the others hold no mass to speak of."""
 
 EM_TOL = 1e-9
+
+R_HAT_LIMIT = 1.05
+"""Of label-invariant quantities. Looser than a first fit's: densities averaged over some thousand short-chain draws need no more."""
+
+DIVERGENT_LIMIT = 0.01
+PARETO_K_LIMIT = 0.7
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,6 +64,7 @@ def refit(
     chains: int = 4,
     tune: int = 400,
     cores: int | None = None,
+    target_ess: float = 0.0,
 ) -> sampling.Result:
     """Sample the posterior of a fitted model given other rows.
 
@@ -72,11 +81,20 @@ def refit(
     chains : int, default 4
     tune : int, default 400
     cores : int, optional
+    target_ess : float, default 0.0
+        Smallest effective sample size for whose sake sampling goes on, up to four times ``draws``.
 
     Returns
     -------
     Result
         Relabelled draws and their diagnostics.
+
+    Raises
+    ------
+    SamplingInterrupted
+        If the user stopped it: a part of the draws is of no use here.
+    DegenerateFitError
+        If no mode survives without the rows that were left out.
     """
     em_rng, sampler_rng = rng.spawn(2)
     total = float(len(X)) if sample_weight is None else float(sample_weight.sum())
@@ -91,7 +109,7 @@ def refit(
         rng=em_rng,
         starts=starts,
     )
-    return sampling.sample_posterior(
+    result = sampling.sample_posterior(
         sampling.Task(
             X=X,
             sample_weight=sample_weight,
@@ -106,10 +124,35 @@ def refit(
             draws=draws,
             tune=tune,
             chains=chains,
-            target_ess=0.0,
-            max_draws=draws,
+            target_ess=target_ess,
+            max_draws=4 * draws,
             cores=cores,
             progressbar=False,
         ),
         sampler_rng,
     )
+    if result.interrupted is not None:
+        raise SamplingInterrupted(f"a refit to {len(X)} rows was interrupted: {result.interrupted}")
+    return result
+
+
+def serious_problems(diagnostics: Diagnostics, n_draws: int) -> list[str]:
+    """What makes predictive densities of a refit doubtful; labels and tails of single parameters do not matter to them.
+
+    Parameters
+    ----------
+    diagnostics : Diagnostics
+    n_draws : int
+        In all chains.
+    """
+    if diagnostics.pareto_k is not None:
+        if diagnostics.pareto_k <= PARETO_K_LIMIT:
+            return []
+        return [f"the Laplace approximation does not fit the posterior (k̂ = {diagnostics.pareto_k:.2f})"]
+    found = []
+    worst = float(diagnostics.invariants["r_hat"].max())
+    if worst > R_HAT_LIMIT:
+        found.append(f"chains disagree (R-hat = {worst:.2f} on a quantity that does not depend on labels)")
+    if diagnostics.n_divergent > DIVERGENT_LIMIT * n_draws:
+        found.append(f"{diagnostics.n_divergent} divergent transitions")
+    return found
