@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import ArrayLike
 from scipy.optimize import brentq
-from scipy.special import expit, gammaln, logsumexp, softmax
+from scipy.special import gammaln, log_expit, logsumexp, softmax
 from threadpoolctl import threadpool_limits
 
 from bayesgmm.core import em
@@ -544,18 +544,21 @@ def bridge(half: _Half, log_ratio_at_draws: FloatArray, log_ratio_at_proposed: F
         odds = np.log(size / M)
         s = size / (size + M)
 
-        def averages(r: float, odds: float = odds, s: float = s) -> tuple[FloatArray, FloatArray]:
-            over_q = expit(odds + log_ratio_at_proposed - r) / s
-            return over_q, expit(r - odds - log_ratio_at_draws) / (1 - s)
+        def summands(r: float, odds: float = odds, s: float = s) -> tuple[FloatArray, FloatArray]:
+            over_q = log_expit(odds + log_ratio_at_proposed - r) - np.log(s)
+            return over_q, log_expit(r - odds - log_ratio_at_draws) - np.log1p(-s)
 
         def difference(r: float) -> float:
-            over_q, over_p = averages(r)
-            return float(over_q.mean() - share @ over_p)
+            over_q, over_p = summands(r)
+            return float(logsumexp(over_q) - np.log(M) - logsumexp(over_p, b=share))
 
         r = float(brentq(difference, low, high, xtol=1e-10, rtol=1e-14))
-        over_q, over_p = averages(r)
-        mean, variance = half.mean_and_variance(over_p)
-        relative = (float(np.var(over_q)) / M + variance) / mean**2
+        over_q, over_p = summands(r)
+        # In units of their mean: where p and q hardly meet, the numbers themselves are too small.
+        over_q = np.exp(over_q - logsumexp(over_q) + np.log(M))
+        over_p = np.exp(over_p - logsumexp(over_p, b=share))
+        _, variance = half.mean_and_variance(over_p)
+        relative = float(np.var(over_q)) / M + variance
         spread = float(np.var(over_p))
         effective = spread / variance if variance > 0 else size
         result = Bridge(r, float(relative), effective)

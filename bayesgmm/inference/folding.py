@@ -262,12 +262,12 @@ def _log_sum_over_orders(
     S, K, B = own.shape
     H = shared.shape[1]
     # Of every beginning: the point, what it adds to the square norm so far, the rest of L⁻¹(σθ − m) as far as it is known,
-    # which components are placed, and the log weight that makes up for thinning.
+    # which components are free, whether it is the point's own order, and the log weight that makes up for thinning.
     rest = shared @ inverse_factor[:, :H].T - inverse_factor @ center
     square = np.sum(rest[:, :H] ** 2, axis=1)
     rest = rest[:, H:]
     point, weight = np.arange(S), np.zeros(S)
-    free = np.ones((S, K), dtype=bool)
+    free, identity = np.ones((S, K), dtype=bool), np.ones(S, dtype=bool)
     thinned = np.zeros(S, dtype=bool)
     for k in range(K):
         width = B if k < K - 1 else B - 1
@@ -277,9 +277,11 @@ def _log_sum_over_orders(
         squares = square[:, None] + np.einsum("nkb,nkb->nk", head, head)
         node, component = np.nonzero(free & (squares <= limit[point, None]))
         square, weight, point = squares[node, component], weight[node], point[node]
-        if np.bincount(point, minlength=1).max() > max_orders:
-            kept, weight = _thin(point, weight - 0.5 * square, weight, max_orders, rng, thinned)
+        identity = identity[node] & (component == k)
+        if np.bincount(point[~identity], minlength=1).max() > max_orders:
+            kept, weight = _thin(point, weight - 0.5 * square, weight, max_orders, rng, thinned, identity)
             node, component, square, point = node[kept], component[kept], square[kept], point[kept]
+            identity = identity[kept]
         rest = rest[node, width:] + added[point, component, width:]
         free = free[node]
         free[np.arange(len(node)), component] = False
@@ -301,21 +303,25 @@ def _thin(
     max_orders: int,
     rng: np.random.Generator,
     thinned: np.ndarray,
+    identity: np.ndarray,
 ) -> tuple[np.ndarray, FloatArray]:
     """Keep ``max_orders`` beginnings of every point that has more; the largest surely, the others by chance and with more weight.
+
+    The beginning of the order that a point came in always stays, so that no estimate is 0.
 
     Returns
     -------
     kept : ndarray of int
     log_weight : ndarray of shape (len(kept),)
     """
-    counts = np.bincount(point, minlength=len(thinned))
+    counts = np.bincount(point[~identity], minlength=len(thinned))
     many = counts > max_orders
     thinned |= many
-    at = np.flatnonzero(many[point])
-    first = np.cumsum(counts) - counts
-    row, column = (np.cumsum(many) - 1)[point[at]], at - first[point[at]]
-    value = np.full((int(many.sum()), int(counts.max())), -np.inf)
+    at = np.flatnonzero(many[point] & ~identity)
+    sizes = counts[many]
+    row = (np.cumsum(many) - 1)[point[at]]
+    column = np.arange(len(at)) - (np.cumsum(sizes) - sizes)[row]
+    value = np.full((len(sizes), int(sizes.max())), -np.inf)
     value[row, column] = log_value[at]
     value = np.exp(value - value.max(axis=1, keepdims=True))
     # The threshold c with Σ min(v / c, 1) = max_orders: values above it stay, the rest stand for c each.
