@@ -17,13 +17,13 @@ Statistica Sinica 6, 831–860.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import ArrayLike
 from scipy.optimize import brentq
-from scipy.special import expit, gammaln, logsumexp, softmax
+from scipy.special import gammaln, log_expit, logsumexp, softmax
 from threadpoolctl import threadpool_limits
 
 from bayesgmm.core import em
@@ -117,15 +117,27 @@ class Bridge:
     Parameters
     ----------
     log_ratio : float
-    variance : float
-        Of ``log_ratio``: the relative mean squared error of Frühwirth-Schnatter (2004), section 3.3.
+    proposal_variance : float
+        Of ``log_ratio``, from the draws of q (and from thinned orders).
+    draws_variance : float
+        Of ``log_ratio``, from the draws of p. The sum of the two is the relative mean squared error of
+        Frühwirth-Schnatter (2004), section 3.3.
+    summands : ndarray of shape (S,)
+        What is averaged over the draws of p, in units of its mean: ``draws_variance`` is the variance of their mean.
     effective_size : float
-        Effective sample size of the draws for what is averaged over them.
+        Effective sample size of the draws of p for these.
     """
 
     log_ratio: float
-    variance: float
+    proposal_variance: float
+    draws_variance: float
+    summands: FloatArray
     effective_size: float
+
+    @property
+    def variance(self) -> float:
+        """Of ``log_ratio``."""
+        return self.proposal_variance + self.draws_variance
 
 
 @dataclass(frozen=True, eq=False)
@@ -361,7 +373,7 @@ def _cross(
         normals.append(len(proposal.shares))
     values = np.array([bridge.log_ratio for bridge in bridges])
     variances = np.array([bridge.variance for bridge in bridges])
-    estimate, error = float(values.mean()), float(np.sqrt(variances.sum()) / 2)
+    estimate, error = float(values.mean()), _error_of_mean(halves, bridges)
     apart = float(abs(values[0] - values[1]))
     problems: list[str] = []
     notes: list[str] = []
@@ -403,6 +415,21 @@ def _cross(
         converged=not problems,
         notes=(*problems, *notes),
     )
+
+
+def _error_of_mean(halves: tuple[_Half, _Half], bridges: Sequence[Bridge]) -> float:
+    """Standard error of the mean of two bridges, the first over the second half of the draws and the reverse.
+
+    The draws enter it by the mean of the summands of both. The halves of a chain are not independent where it mixes slowly or
+    stays at a mode of its own, so their series is judged as one.
+    """
+    early, late = halves
+    proposals = sum(found.proposal_variance for found in bridges) / 4
+    if not early.n_chains:
+        return float(np.sqrt(proposals + sum(found.draws_variance for found in bridges) / 4))
+    series = [bridges[1].summands.reshape(early.n_chains, -1), bridges[0].summands.reshape(late.n_chains, -1)]
+    whole = _Half(np.empty(0), np.empty(0), np.ones(len(early.theta) + len(late.theta)), early.n_chains)
+    return float(np.sqrt(proposals + whole.mean_and_variance(np.concatenate(series, axis=1).ravel())[1]))
 
 
 def _doubts_about_draws(post: Any) -> list[str]:
@@ -534,31 +561,32 @@ def bridge(half: _Half, log_ratio_at_draws: FloatArray, log_ratio_at_proposed: F
     M = len(log_ratio_at_proposed)
     finite = log_ratio_at_proposed[np.isfinite(log_ratio_at_proposed)]
     if not len(finite):
-        return Bridge(float(np.median(log_ratio_at_draws)), np.inf, 0.0)
+        return Bridge(float(np.median(log_ratio_at_draws)), np.inf, 0.0, np.ones(len(log_ratio_at_draws)), 0.0)
     low = min(log_ratio_at_draws.min(), finite.min()) - 50.0
     high = max(log_ratio_at_draws.max(), finite.max()) + 50.0
     share = half.counts / half.counts.sum()
     size = float(1 / np.sum(share**2))
-    result = Bridge(np.nan, np.inf, size)
     for _ in range(2):
         odds = np.log(size / M)
         s = size / (size + M)
 
-        def averages(r: float, odds: float = odds, s: float = s) -> tuple[FloatArray, FloatArray]:
-            over_q = expit(odds + log_ratio_at_proposed - r) / s
-            return over_q, expit(r - odds - log_ratio_at_draws) / (1 - s)
+        def summands(r: float, odds: float = odds, s: float = s) -> tuple[FloatArray, FloatArray]:
+            over_q = log_expit(odds + log_ratio_at_proposed - r) - np.log(s)
+            return over_q, log_expit(r - odds - log_ratio_at_draws) - np.log1p(-s)
 
         def difference(r: float) -> float:
-            over_q, over_p = averages(r)
-            return float(over_q.mean() - share @ over_p)
+            over_q, over_p = summands(r)
+            return float(logsumexp(over_q) - np.log(M) - logsumexp(over_p, b=share))
 
         r = float(brentq(difference, low, high, xtol=1e-10, rtol=1e-14))
-        over_q, over_p = averages(r)
-        mean, variance = half.mean_and_variance(over_p)
-        relative = (float(np.var(over_q)) / M + variance) / mean**2
+        over_q, over_p = summands(r)
+        # In units of their mean: where p and q hardly meet, the numbers themselves are too small.
+        over_q = np.exp(over_q - logsumexp(over_q) + np.log(M))
+        over_p = np.exp(over_p - logsumexp(over_p, b=share))
+        _, variance = half.mean_and_variance(over_p)
         spread = float(np.var(over_p))
         effective = spread / variance if variance > 0 else size
-        result = Bridge(r, float(relative), effective)
+        result = Bridge(r, float(np.var(over_q)) / M, variance, over_p, effective)
         # Once more with the effective number of draws in the place of their number.
         size = float(np.clip(effective, 1.0, size))
     return result
@@ -589,7 +617,7 @@ def _bridge_over_repeats(
     # An unbiased estimate inside a ratio makes a bias of about its relative variance; pooling R of them divides that by R.
     bias = (singles.mean() - pooled.log_ratio) / (repeats - 1)
     added = float(np.var(singles, ddof=1) / repeats + bias**2)
-    return Bridge(pooled.log_ratio, pooled.variance + added, pooled.effective_size)
+    return replace(pooled, proposal_variance=pooled.proposal_variance + added)
 
 
 @dataclass(frozen=True, eq=False)

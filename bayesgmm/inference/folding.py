@@ -38,6 +38,12 @@ from bayesgmm.core.parameters import FloatArray
 NEGLIGIBLE_NATS = 14.0
 """Orders that together add less than e^−14 of the density are left out: 1e-6, far below any Monte Carlo error here."""
 
+KEPT_SHARE = 30
+"""Where more than ``max_orders`` beginnings matter, one in this many of ``max_orders`` is kept (eight at least)."""
+
+PILOT = 64
+"""Points that tell whether most will need thinning, so that the others are thinned from the start."""
+
 BLOCK_ELEMENTS = 2_000_000
 """Size of the largest temporary array; 16 MB."""
 
@@ -168,15 +174,19 @@ class FoldedNormals:
         ndarray of shape (1, S) or (repeats, S)
             One row where every sum is exact, else independent estimates; exact values are repeated.
         """
-        first, thinned = self._log_sums(theta, rng, max_orders)
+        kept = min(max_orders, max(8, max_orders // KEPT_SHARE))
+        pilot = self._log_sums(theta[:: max(1, len(theta) // PILOT)], rng, max_orders, kept)[1]
+        first, thinned = self._log_sums(theta, rng, max_orders if pilot.mean() < 0.5 else kept, kept)
         if not thinned.any():
             return first[None]
         out = np.repeat(first[None], repeats, axis=0)
         for row in out[1:]:
-            row[thinned] = self._log_sums(theta[thinned], rng, max_orders)[0]
+            row[thinned] = self._log_sums(theta[thinned], rng, kept, kept)[0]
         return out
 
-    def _log_sums(self, theta: FloatArray, rng: np.random.Generator, max_orders: int) -> tuple[FloatArray, np.ndarray]:
+    def _log_sums(
+        self, theta: FloatArray, rng: np.random.Generator, max_orders: int, kept: int
+    ) -> tuple[FloatArray, np.ndarray]:
         K, B = self.blocks.own.shape
         log_orders = float(gammaln(K + 1))
         at_identity = self.log_unfolded(theta)
@@ -195,7 +205,9 @@ class FoldedNormals:
             terms = []
             for constant, center, inverse in zip(log_constants, self.centers, inverses, strict=True):
                 limit = 2 * (constant - at_identity[part] + tolerance)
-                log_sum, some = _log_sum_over_orders(shared[part], own[part], center, inverse, limit, max_orders, rng)
+                log_sum, some = _log_sum_over_orders(
+                    shared[part], own[part], center, inverse, limit, max_orders, kept, rng
+                )
                 terms.append(constant + log_sum)
                 thinned[part] |= some
             out[part] = logsumexp(terms, axis=0) - log_orders
@@ -237,6 +249,7 @@ def _log_sum_over_orders(
     inverse_factor: FloatArray,
     limit: FloatArray,
     max_orders: int,
+    kept: int,
     rng: np.random.Generator,
 ) -> tuple[FloatArray, np.ndarray]:
     """Log Σ_σ exp(−½ |L⁻¹ (σθ − m)|²) over the orders whose square norm stays within a limit.
@@ -250,6 +263,9 @@ def _log_sum_over_orders(
         L⁻¹, lower.
     limit : ndarray of shape (S,)
     max_orders : int
+        Number of beginnings of a point from which on they are thinned.
+    kept : int
+        Number to which they are thinned.
     rng : numpy.random.Generator
 
     Returns
@@ -262,12 +278,12 @@ def _log_sum_over_orders(
     S, K, B = own.shape
     H = shared.shape[1]
     # Of every beginning: the point, what it adds to the square norm so far, the rest of L⁻¹(σθ − m) as far as it is known,
-    # which components are placed, and the log weight that makes up for thinning.
+    # which components are free, whether it is the point's own order, and the log weight that makes up for thinning.
     rest = shared @ inverse_factor[:, :H].T - inverse_factor @ center
     square = np.sum(rest[:, :H] ** 2, axis=1)
     rest = rest[:, H:]
     point, weight = np.arange(S), np.zeros(S)
-    free = np.ones((S, K), dtype=bool)
+    free, identity = np.ones((S, K), dtype=bool), np.ones(S, dtype=bool)
     thinned = np.zeros(S, dtype=bool)
     for k in range(K):
         width = B if k < K - 1 else B - 1
@@ -277,9 +293,14 @@ def _log_sum_over_orders(
         squares = square[:, None] + np.einsum("nkb,nkb->nk", head, head)
         node, component = np.nonzero(free & (squares <= limit[point, None]))
         square, weight, point = squares[node, component], weight[node], point[node]
-        if np.bincount(point, minlength=1).max() > max_orders:
-            kept, weight = _thin(point, weight - 0.5 * square, weight, max_orders, rng, thinned)
-            node, component, square, point = node[kept], component[kept], square[kept], point[kept]
+        identity = identity[node] & (component == k)
+        counts = np.bincount(point[~identity], minlength=S)
+        many = counts > np.where(thinned, kept, max_orders)
+        if np.any(many):
+            thinned |= many
+            stay, weight = _thin(point, weight - 0.5 * square, weight, counts * many, kept, identity, rng)
+            node, component, square, point = node[stay], component[stay], square[stay], point[stay]
+            identity = identity[stay]
         rest = rest[node, width:] + added[point, component, width:]
         free = free[node]
         free[np.arange(len(node)), component] = False
@@ -298,31 +319,45 @@ def _thin(
     point: np.ndarray,
     log_value: FloatArray,
     log_weight: FloatArray,
-    max_orders: int,
+    counts: np.ndarray,
+    kept: int,
+    identity: np.ndarray,
     rng: np.random.Generator,
-    thinned: np.ndarray,
 ) -> tuple[np.ndarray, FloatArray]:
-    """Keep ``max_orders`` beginnings of every point that has more; the largest surely, the others by chance and with more weight.
+    """Thin the beginnings of some points: the largest stay surely, the others by chance and with more weight.
+
+    The beginning of the order that a point came in always stays, so that no estimate is 0.
+
+    Parameters
+    ----------
+    point, log_value, log_weight : ndarray of shape (n,)
+        Of each beginning; those of a point lie together.
+    counts : ndarray of shape (S,), int
+        Beginnings of each point that are to be thinned, its own order aside; 0 where all stay.
+    kept : int
+        Less than any count above 0.
+    identity : ndarray of shape (n,), bool
+        Whether the beginning is that of the point's own order.
+    rng : numpy.random.Generator
 
     Returns
     -------
-    kept : ndarray of int
-    log_weight : ndarray of shape (len(kept),)
+    stay : ndarray of int
+    log_weight : ndarray of shape (len(stay),)
     """
-    counts = np.bincount(point, minlength=len(thinned))
-    many = counts > max_orders
-    thinned |= many
-    at = np.flatnonzero(many[point])
-    first = np.cumsum(counts) - counts
-    row, column = (np.cumsum(many) - 1)[point[at]], at - first[point[at]]
-    value = np.full((int(many.sum()), int(counts.max())), -np.inf)
+    many = counts > 0
+    at = np.flatnonzero(many[point] & ~identity)
+    sizes = counts[many]
+    row = (np.cumsum(many) - 1)[point[at]]
+    column = np.arange(len(at)) - (np.cumsum(sizes) - sizes)[row]
+    value = np.full((len(sizes), int(sizes.max())), -np.inf)
     value[row, column] = log_value[at]
     value = np.exp(value - value.max(axis=1, keepdims=True))
-    # The threshold c with Σ min(v / c, 1) = max_orders: values above it stay, the rest stand for c each.
+    # The threshold c with Σ min(v / c, 1) = kept: values above it stay, the rest stand for c each.
     descending = -np.sort(-value, axis=1)
     tail = np.cumsum(descending[:, ::-1], axis=1)[:, ::-1]
-    left = np.arange(max_orders, 0, -1)
-    sure = np.argmax(tail[:, :max_orders] / left >= descending[:, :max_orders], axis=1)[:, None]
+    left = np.arange(kept, 0, -1)
+    sure = np.argmax(tail[:, :kept] / left >= descending[:, :kept], axis=1)[:, None]
     c = np.take_along_axis(tail, sure, axis=1) / left[sure]
     chance = np.minimum(value / c, 1.0)
     by_chance = np.where(chance < 1, chance, 0.0)
