@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from types import SimpleNamespace
 
 import arviz as az
@@ -11,7 +12,7 @@ from scipy.stats import multivariate_t, norm
 
 from bayesgmm import BayesianGaussianMixture, ConjugatePrior
 from bayesgmm.core.parameters import MixtureParameters
-from bayesgmm.exceptions import CriterionWarning
+from bayesgmm.exceptions import CriterionWarning, SamplingInterrupted
 from bayesgmm.inference import loo as loo_module
 from bayesgmm.inference.compiled import CompiledPosterior
 from bayesgmm.inference.loo import loo_posterior
@@ -266,3 +267,55 @@ def test_unfitted_and_rows_out_of_reach():
     post._X = None
     with pytest.raises(ValueError, match="give X"):
         loo_posterior(post, r_eff=1.0)
+
+
+def test_nothing_of_size_draws_times_rows(monkeypatch):
+    post = simulated_posterior(20_000)
+    monkeypatch.setattr(loo_module, "BLOCK_ELEMENTS", 400_000)
+    options = {"r_eff": 1.0, "subsample_above": 1000, "subsample_size": 50, "random_state": 0}
+    loo_posterior(post, **options)
+    tracemalloc.start()
+    loo_posterior(post, **options)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    # 400 draws × 20,000 rows would be 64 MB; a block is 3.2 MB, and the results are some 1 MB.
+    assert peak < 16e6
+
+
+def test_resampled_draws_count_once():
+    rng = np.random.default_rng(0)
+    means = rng.standard_normal((100, 1, 1))
+    # 100 draws, each four times: as good as 100.
+    draws = np.repeat(means, 4, axis=0).reshape(4, 100, 1, 1)
+    post = SimpleNamespace(
+        method="laplace", _draws=PosteriorDraws(np.ones((4, 100, 1)), draws, np.ones((4, 100, 1, 1, 1)))
+    )
+    assert loo_module._efficiency(post, 1) == pytest.approx(0.25)
+
+
+def test_a_refit_that_is_interrupted_or_fails(one_normal, monkeypatch):
+    def interrupted(*args, **kwargs):
+        return SimpleNamespace(interrupted="stopped by the user")
+
+    def failing(*args, **kwargs):
+        raise ValueError("no start led to positive definite covariances")
+
+    monkeypatch.setattr("bayesgmm.inference.sampling.sample_posterior", interrupted)
+    with pytest.raises(SamplingInterrupted, match="refit to 24 rows"):
+        loo_posterior(one_normal, moment_matching=False)
+    monkeypatch.setattr("bayesgmm.inference.sampling.sample_posterior", failing)
+    with pytest.warns(CriterionWarning, match="row 24"):
+        found = loo_posterior(one_normal, moment_matching=False)
+    assert found.treated[0].how == "none"
+    assert "the refit failed: no start" in found.treated[0].why
+
+
+@UNCONVERGED
+def test_a_prior_that_tells_components_apart_is_not_moment_matched():
+    X = np.concatenate([np.random.default_rng(0).standard_normal((20, 1)), [[6.0]]])
+    prior = ConjugatePrior(weight_concentration=[1.0, 2.0])
+    post = BayesianGaussianMixture(2, prior=prior, method="laplace", draws=250, **SETTINGS).fit(X)
+    treatment = loo_module._Treatment(post, X, None, 1.0, True, 5, 0, 100, np.random.default_rng(0))
+    (item,) = treatment.apply([(20, 1.0, -9.0)])
+    assert item.how == "none"
+    assert "not the same for all components" in item.why
