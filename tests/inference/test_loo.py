@@ -16,7 +16,7 @@ from bayesgmm.exceptions import CriterionWarning, SamplingInterrupted
 from bayesgmm.inference import loo as loo_module
 from bayesgmm.inference.compiled import CompiledPosterior
 from bayesgmm.inference.loo import loo_posterior
-from bayesgmm.inference.moment_matching import MomentMatching
+from bayesgmm.inference.moment_matching import MomentMatching, _affine_step
 from bayesgmm.inference.posterior import PosteriorDraws
 from tests import oracles
 
@@ -128,36 +128,68 @@ def test_plain_loo_is_that_of_arviz(two_normals):
     assert found.loo.se == pytest.approx(expected.se, abs=1e-10)
 
 
-def test_moment_matching_of_a_shifted_normal():
-    """Exact draws, an outlier whose plain k̂ is 0.9, and the Student-t predictive in closed form."""
+@pytest.fixture(scope="module")
+def exact_draws() -> tuple[MomentMatching, np.ndarray, ConjugatePrior]:
+    """Independent draws of a normal–inverse-gamma posterior, 40 rows and an outlier, no sampler between."""
     rng = np.random.default_rng(0)
     X = np.concatenate([rng.standard_normal(40), [4.5]])[:, None]
     prior = ConjugatePrior().resolve(X, 1)
-    compiled = CompiledPosterior.from_data(X, 1, "full", prior)
-    # Exact draws of the normal–inverse-gamma posterior, no sampler between.
-    N, mean = len(X), X.mean()
-    kappa, nu = float(prior.mean_precision) + N, prior.resolved_degrees_of_freedom + N
+    N, mean, kappa0 = len(X), X.mean(), float(prior.mean_precision)
+    kappa, nu = kappa0 + N, prior.resolved_degrees_of_freedom + N
     gap = mean - prior.resolved_mean[0]
-    scale = prior.resolved_scale[0, 0] + ((X - mean) ** 2).sum() + float(prior.mean_precision) * N / kappa * gap**2
+    scale = prior.resolved_scale[0, 0] + ((X - mean) ** 2).sum() + kappa0 * N / kappa * gap**2
     variances = scale / rng.chisquare(nu, size=2000)
-    location = (float(prior.mean_precision) * prior.resolved_mean[0] + N * mean) / kappa
+    location = (kappa0 * prior.resolved_mean[0] + N * mean) / kappa
     means = location + np.sqrt(variances / kappa) * rng.standard_normal(2000)
-    theta = np.array(
-        [compiled.unconstrain([1.0], [[m]], [[[1 / np.sqrt(s)]]]) for m, s in zip(means, variances, strict=True)]
-    )
-    assert theta.shape == (2000, 2)
-    matching = MomentMatching(compiled, theta)
+    compiled = CompiledPosterior.from_data(X, 1, "full", prior)
+    theta = [compiled.unconstrain([1.0], [[m]], [[[1 / np.sqrt(s)]]]) for m, s in zip(means, variances)]
+    return MomentMatching(compiled, np.array(theta)), X, prior
+
+
+def test_moment_matching_of_an_outlier(exact_draws):
+    matching, X, prior = exact_draws
+    plain = -matching._log_likelihood(X[-1:], matching._theta)
+    assert matching._weights(plain)[1] > 0.9
     found = matching.match(X[-1:])
-    exact = student_predictive(X, 40, prior)
     assert found.rounds >= 1
     assert found.pareto_k < matching.threshold
     # 2000 draws, the row 4.5 sd out: relative error of the weighted mean density some 3 %.
-    assert found.elpd == pytest.approx(exact, abs=0.12)
+    assert found.elpd == pytest.approx(student_predictive(X, 40, prior), abs=0.12)
     # A row in the middle needs no move.
     middle = int(np.argmin(np.abs(X[:, 0])))
     found = matching.match(X[middle : middle + 1])
     assert found.rounds == 0
     assert found.elpd == pytest.approx(student_predictive(X, middle, prior), abs=0.02)
+
+
+def test_any_map_gives_the_same_density(exact_draws):
+    matching, X, prior = exact_draws
+    row, theta = X[-1:], matching._theta
+    centre, spread = theta.mean(axis=0), np.cov(theta.T)
+    root = np.linalg.cholesky(spread)
+    # Shrink to 0.8, 0.7 and turn in the coordinates in which the posterior is round; then shift by half a deviation.
+    linear = root @ np.array([[0.8, 0.1], [-0.2, 0.7]]) @ np.linalg.inv(root)
+    offset = centre - linear @ centre + root @ np.array([0.5, -0.5])
+    elpd, _ = matching._split(row, 1.0, linear, offset)
+    # As in the test above; a wrong volume (log 0.58 = −0.54) would tilt the weights of the two halves.
+    assert elpd == pytest.approx(student_predictive(X, 40, prior), abs=0.12)
+    # Draws that are not moved have the plain ratios.
+    assert np.allclose(matching._log_ratios(row, 1.0, theta), -matching._log_likelihood(row, theta), rtol=1e-12)
+
+
+@pytest.mark.parametrize("how", ["shift", "scale", "covariance"])
+def test_a_step_matches_the_weighted_moments(how):
+    rng = np.random.default_rng(0)
+    theta = rng.standard_normal((500, 3)) @ np.array([[1.0, 0.5, 0.0], [0.0, 2.0, 0.3], [0.0, 0.0, 0.1]])
+    w = rng.dirichlet(np.ones(500))
+    centre, matrix, target = _affine_step(theta, w, how)
+    moved = (theta - centre) @ matrix.T + target
+    assert np.allclose(moved.mean(axis=0), w @ theta, rtol=1e-9)
+    weighted = np.cov(theta.T, aweights=w, ddof=0)
+    if how == "scale":
+        assert np.allclose(moved.var(axis=0), np.diag(weighted), rtol=1e-9)
+    if how == "covariance":
+        assert np.allclose(np.cov(moved.T, ddof=0), weighted, rtol=1e-7)
 
 
 # --- many rows ------------------------------------------------------------------------------------------------------
