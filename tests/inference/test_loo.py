@@ -167,11 +167,13 @@ def test_any_map_gives_the_same_density(exact_draws):
     row, theta = X[-1:], matching._theta
     centre, spread = theta.mean(axis=0), np.cov(theta.T)
     root = np.linalg.cholesky(spread)
-    # Shrink to 0.8, 0.7 and turn in the coordinates in which the posterior is round; then shift by half a deviation.
-    linear = root @ np.array([[0.8, 0.1], [-0.2, 0.7]]) @ np.linalg.inv(root)
-    offset = centre - linear @ centre + root @ np.array([0.5, -0.5])
+    # Stretched by 1.5 and 1.3 and turned in the coordinates in which the posterior is round, then moved to where the row's
+    # absence puts it: a proposal wide enough to be weighted back.
+    linear = root @ np.array([[1.5, 0.2], [-0.3, 1.3]]) @ np.linalg.inv(root)
+    log_weights, _ = matching._weights(-matching._log_likelihood(row, theta))
+    offset = np.exp(log_weights) @ theta - linear @ centre
     elpd, _ = matching._split(row, 1.0, linear, offset)
-    # As in the test above; a wrong volume (log 0.58 = −0.54) would tilt the weights of the two halves.
+    # As in the test above; a wrong volume (log 2.01 = 0.70) would tilt the weights of the two halves.
     assert elpd == pytest.approx(student_predictive(X, 40, prior), abs=0.12)
     # Draws that are not moved have the plain ratios.
     assert np.allclose(matching._log_ratios(row, 1.0, theta), -matching._log_likelihood(row, theta), rtol=1e-12)
