@@ -69,6 +69,13 @@ class MomentMatching:
         log_weights, pareto_k = psis_weights(_bounded(log_ratios)[None], self._r_eff)
         return log_weights[0], float(pareto_k[0])
 
+    def _log_ratios(self, row: FloatArray, power: float, moved: FloatArray) -> FloatArray:
+        """Density without the row at moved draws over the density that moving gave them.
+
+        The map's Jacobian is the same for all draws, and self-normalised weights do not see it.
+        """
+        return self._density(moved) - power * self._log_likelihood(row, moved) - self._log_posterior
+
     def match(self, row: FloatArray, power: float = 1.0) -> Matched:
         """Leave-one-out density of a row.
 
@@ -102,9 +109,7 @@ class MomentMatching:
                     continue
                 centre, matrix, target = step
                 moved = (theta - centre) @ matrix.T + target
-                # The map's Jacobian is the same for all draws, and self-normalised weights do not see it.
-                ratios = self._density(moved) - power * self._log_likelihood(row, moved) - self._log_posterior
-                new_weights, new_k = self._weights(ratios)
+                new_weights, new_k = self._weights(self._log_ratios(row, power, moved))
                 if new_k < pareto_k:
                     theta, log_weights, pareto_k = moved, new_weights, new_k
                     linear, offset = matrix @ linear, matrix @ (offset - centre) + target

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from types import SimpleNamespace
 
 import arviz as az
@@ -11,11 +12,11 @@ from scipy.stats import multivariate_t, norm
 
 from bayesgmm import BayesianGaussianMixture, ConjugatePrior
 from bayesgmm.core.parameters import MixtureParameters
-from bayesgmm.exceptions import CriterionWarning
+from bayesgmm.exceptions import CriterionWarning, SamplingInterrupted
 from bayesgmm.inference import loo as loo_module
 from bayesgmm.inference.compiled import CompiledPosterior
 from bayesgmm.inference.loo import loo_posterior
-from bayesgmm.inference.moment_matching import MomentMatching
+from bayesgmm.inference.moment_matching import MomentMatching, _affine_step
 from bayesgmm.inference.posterior import PosteriorDraws
 from tests import oracles
 
@@ -127,36 +128,70 @@ def test_plain_loo_is_that_of_arviz(two_normals):
     assert found.loo.se == pytest.approx(expected.se, abs=1e-10)
 
 
-def test_moment_matching_of_a_shifted_normal():
-    """Exact draws, an outlier whose plain k̂ is 0.9, and the Student-t predictive in closed form."""
+@pytest.fixture(scope="module")
+def exact_draws() -> tuple[MomentMatching, np.ndarray, ConjugatePrior]:
+    """Independent draws of a normal–inverse-gamma posterior, 40 rows and an outlier, no sampler between."""
     rng = np.random.default_rng(0)
     X = np.concatenate([rng.standard_normal(40), [4.5]])[:, None]
     prior = ConjugatePrior().resolve(X, 1)
-    compiled = CompiledPosterior.from_data(X, 1, "full", prior)
-    # Exact draws of the normal–inverse-gamma posterior, no sampler between.
-    N, mean = len(X), X.mean()
-    kappa, nu = float(prior.mean_precision) + N, prior.resolved_degrees_of_freedom + N
+    N, mean, kappa0 = len(X), X.mean(), float(prior.mean_precision)
+    kappa, nu = kappa0 + N, prior.resolved_degrees_of_freedom + N
     gap = mean - prior.resolved_mean[0]
-    scale = prior.resolved_scale[0, 0] + ((X - mean) ** 2).sum() + float(prior.mean_precision) * N / kappa * gap**2
+    scale = prior.resolved_scale[0, 0] + ((X - mean) ** 2).sum() + kappa0 * N / kappa * gap**2
     variances = scale / rng.chisquare(nu, size=2000)
-    location = (float(prior.mean_precision) * prior.resolved_mean[0] + N * mean) / kappa
+    location = (kappa0 * prior.resolved_mean[0] + N * mean) / kappa
     means = location + np.sqrt(variances / kappa) * rng.standard_normal(2000)
-    theta = np.array(
-        [compiled.unconstrain([1.0], [[m]], [[[1 / np.sqrt(s)]]]) for m, s in zip(means, variances, strict=True)]
-    )
-    assert theta.shape == (2000, 2)
-    matching = MomentMatching(compiled, theta)
+    compiled = CompiledPosterior.from_data(X, 1, "full", prior)
+    theta = [compiled.unconstrain([1.0], [[m]], [[[1 / np.sqrt(s)]]]) for m, s in zip(means, variances)]
+    return MomentMatching(compiled, np.array(theta)), X, prior
+
+
+def test_moment_matching_of_an_outlier(exact_draws):
+    matching, X, prior = exact_draws
+    plain = -matching._log_likelihood(X[-1:], matching._theta)
+    assert matching._weights(plain)[1] > 0.9
     found = matching.match(X[-1:])
-    exact = student_predictive(X, 40, prior)
     assert found.rounds >= 1
     assert found.pareto_k < matching.threshold
     # 2000 draws, the row 4.5 sd out: relative error of the weighted mean density some 3 %.
-    assert found.elpd == pytest.approx(exact, abs=0.12)
+    assert found.elpd == pytest.approx(student_predictive(X, 40, prior), abs=0.12)
     # A row in the middle needs no move.
     middle = int(np.argmin(np.abs(X[:, 0])))
     found = matching.match(X[middle : middle + 1])
     assert found.rounds == 0
     assert found.elpd == pytest.approx(student_predictive(X, middle, prior), abs=0.02)
+
+
+def test_any_map_gives_the_same_density(exact_draws):
+    matching, X, prior = exact_draws
+    row, theta = X[-1:], matching._theta
+    centre, spread = theta.mean(axis=0), np.cov(theta.T)
+    root = np.linalg.cholesky(spread)
+    # Stretched by 1.5 and 1.3 and turned in the coordinates in which the posterior is round, then moved to where the row's
+    # absence puts it: a proposal wide enough to be weighted back.
+    linear = root @ np.array([[1.5, 0.2], [-0.3, 1.3]]) @ np.linalg.inv(root)
+    log_weights, _ = matching._weights(-matching._log_likelihood(row, theta))
+    offset = np.exp(log_weights) @ theta - linear @ centre
+    elpd, _ = matching._split(row, 1.0, linear, offset)
+    # As in the test above; a wrong volume (log 2.01 = 0.70) would tilt the weights of the two halves.
+    assert elpd == pytest.approx(student_predictive(X, 40, prior), abs=0.12)
+    # Draws that are not moved have the plain ratios.
+    assert np.allclose(matching._log_ratios(row, 1.0, theta), -matching._log_likelihood(row, theta), rtol=1e-12)
+
+
+@pytest.mark.parametrize("how", ["shift", "scale", "covariance"])
+def test_a_step_matches_the_weighted_moments(how):
+    rng = np.random.default_rng(0)
+    theta = rng.standard_normal((500, 3)) @ np.array([[1.0, 0.5, 0.0], [0.0, 2.0, 0.3], [0.0, 0.0, 0.1]])
+    w = rng.dirichlet(np.ones(500))
+    centre, matrix, target = _affine_step(theta, w, how)
+    moved = (theta - centre) @ matrix.T + target
+    assert np.allclose(moved.mean(axis=0), w @ theta, rtol=1e-9)
+    weighted = np.cov(theta.T, aweights=w, ddof=0)
+    if how == "scale":
+        assert np.allclose(moved.var(axis=0), np.diag(weighted), rtol=1e-9)
+    if how == "covariance":
+        assert np.allclose(np.cov(moved.T, ddof=0), weighted, rtol=1e-7)
 
 
 # --- many rows ------------------------------------------------------------------------------------------------------
@@ -266,3 +301,55 @@ def test_unfitted_and_rows_out_of_reach():
     post._X = None
     with pytest.raises(ValueError, match="give X"):
         loo_posterior(post, r_eff=1.0)
+
+
+def test_nothing_of_size_draws_times_rows(monkeypatch):
+    post = simulated_posterior(20_000)
+    monkeypatch.setattr(loo_module, "BLOCK_ELEMENTS", 400_000)
+    options = {"r_eff": 1.0, "subsample_above": 1000, "subsample_size": 50, "random_state": 0}
+    loo_posterior(post, **options)
+    tracemalloc.start()
+    loo_posterior(post, **options)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    # 400 draws × 20,000 rows would be 64 MB; a block is 3.2 MB, and the results are some 1 MB.
+    assert peak < 16e6
+
+
+def test_resampled_draws_count_once():
+    rng = np.random.default_rng(0)
+    means = rng.standard_normal((100, 1, 1))
+    # 100 draws, each four times: as good as 100.
+    draws = np.repeat(means, 4, axis=0).reshape(4, 100, 1, 1)
+    post = SimpleNamespace(
+        method="laplace", _draws=PosteriorDraws(np.ones((4, 100, 1)), draws, np.ones((4, 100, 1, 1, 1)))
+    )
+    assert loo_module._efficiency(post, 1) == pytest.approx(0.25)
+
+
+def test_a_refit_that_is_interrupted_or_fails(one_normal, monkeypatch):
+    def interrupted(*args, **kwargs):
+        return SimpleNamespace(interrupted="stopped by the user")
+
+    def failing(*args, **kwargs):
+        raise ValueError("no start led to positive definite covariances")
+
+    monkeypatch.setattr("bayesgmm.inference.sampling.sample_posterior", interrupted)
+    with pytest.raises(SamplingInterrupted, match="refit to 24 rows"):
+        loo_posterior(one_normal, moment_matching=False)
+    monkeypatch.setattr("bayesgmm.inference.sampling.sample_posterior", failing)
+    with pytest.warns(CriterionWarning, match="row 24"):
+        found = loo_posterior(one_normal, moment_matching=False)
+    assert found.treated[0].how == "none"
+    assert "the refit failed: no start" in found.treated[0].why
+
+
+@UNCONVERGED
+def test_a_prior_that_tells_components_apart_is_not_moment_matched():
+    X = np.concatenate([np.random.default_rng(0).standard_normal((20, 1)), [[6.0]]])
+    prior = ConjugatePrior(weight_concentration=[1.0, 2.0])
+    post = BayesianGaussianMixture(2, prior=prior, method="laplace", draws=250, **SETTINGS).fit(X)
+    treatment = loo_module._Treatment(post, X, None, 1.0, True, 5, 0, 100, np.random.default_rng(0))
+    (item,) = treatment.apply([(20, 1.0, -9.0)])
+    assert item.how == "none"
+    assert "not the same for all components" in item.why
