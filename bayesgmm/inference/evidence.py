@@ -194,9 +194,9 @@ def log_evidence(
     post : BayesianGaussianMixture
         Fitted, by NUTS or Laplace.
     max_permutations : int, default 720
-        Orders of the components kept for a draw. Orders (and beginnings of them) that matter and go beyond are thinned at
-        random without bias, and the error this makes is part of the standard error. 720 is exact up to K = 6, and for separated
-        components at any K.
+        Orders of the components (and beginnings of them) that are summed for a draw. Where more of them matter, they are thinned
+        at random without bias, to a thirtieth of this, and the error this makes is part of the standard error. 720 is exact
+        up to K = 6, and for separated components at any K.
     n_proposals : int, optional
         Draws of each of the two proposals; default: as many as half the draws.
     random_state : int or numpy.random.Generator, default 0
