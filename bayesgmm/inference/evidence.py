@@ -39,11 +39,14 @@ if TYPE_CHECKING:
 SMALLEST_HALF = 50
 """Draws that half a posterior must have."""
 
-NORMALS = (1, 2, 4, 8)
+NORMALS = (1, 2, 4, 8, 16)
 """Numbers of normals that the proposal may be a mixture of."""
 
-DRAWS_PER_PARAMETER = 5
+DRAWS_PER_NORMAL = 2
 """Draws per parameter and normal below which a mixture of more normals is not tried."""
+
+FEW_DRAWS = 5
+"""Draws per parameter in each half below which a note says that they are few."""
 
 LARGEST_ERROR = 0.5
 """Standard error of one half (nats) from which on the linear error formula is not to be trusted."""
@@ -126,6 +129,9 @@ class Bridge:
         What is averaged over the draws of p, in units of its mean: ``draws_variance`` is the variance of their mean.
     effective_size : float
         Effective sample size of the draws of p for these.
+    divergence : float
+        Mean over the draws of p of log p − log q, less ``log_ratio``: about the divergence KL(p ‖ q) in nats. By Gibbs' inequality the
+        mean itself bounds the log ratio from above, whether p and q overlap or not.
     """
 
     log_ratio: float
@@ -133,6 +139,7 @@ class Bridge:
     draws_variance: float
     summands: FloatArray
     effective_size: float
+    divergence: float
 
     @property
     def variance(self) -> float:
@@ -194,9 +201,9 @@ def log_evidence(
     post : BayesianGaussianMixture
         Fitted, by NUTS or Laplace.
     max_permutations : int, default 720
-        Orders of the components kept for a draw. Orders (and beginnings of them) that matter and go beyond are thinned at
-        random without bias, and the error this makes is part of the standard error. 720 is exact up to K = 6, and for separated
-        components at any K.
+        Orders of the components (and beginnings of them) that are summed for a draw. Where more of them matter, they are thinned
+        at random without bias, to a thirtieth of this, and the error this makes is part of the standard error. 720 is exact
+        up to K = 6, and for separated components at any K.
     n_proposals : int, optional
         Draws of each of the two proposals; default: as many as half the draws.
     random_state : int or numpy.random.Generator, default 0
@@ -378,9 +385,11 @@ def _cross(
     problems: list[str] = []
     notes: list[str] = []
     if not np.sqrt(variances.max()) < LARGEST_ERROR:
+        # Where p and q hardly meet, the formula sees only the few draws that do.
+        error = max(error, *(found.divergence for found in bridges))
         problems.append(
             f"the posterior is far from the normals fitted to it (standard error {np.sqrt(variances.max()):.2g} for half of the "
-            "draws): the error itself is uncertain; raise draws"
+            "draws): the error is put at the divergence between them; raise draws"
         )
     if apart > 3 * np.sqrt(variances.sum()):
         error = max(error, apart / 2)
@@ -388,7 +397,7 @@ def _cross(
             f"the two halves of the draws give {values[0]:.3f} and {values[1]:.3f}, further apart than their errors allow: raise draws"
         )
     problems += _doubts_about_draws(post)
-    if min(len(half.theta) for half in halves) < DRAWS_PER_PARAMETER * P:
+    if min(len(half.theta) for half in halves) < FEW_DRAWS * P:
         notes.append(
             f"{sum(len(half.theta) for half in halves)} draws are few for {P} parameters: more would lower the error"
         )
@@ -493,7 +502,7 @@ def fit_proposal(
     S, P = white.shape
     held = np.zeros(S, dtype=bool)
     held[rng.permutation(S)[: S // 4]] = True
-    candidates = [J for J in NORMALS if J == 1 or 0.75 * S >= DRAWS_PER_PARAMETER * J * P]
+    candidates = [J for J in NORMALS if J == 1 or 0.75 * S >= DRAWS_PER_NORMAL * J * P]
     scores = []
     if len(candidates) > 1:
         for J in candidates:
@@ -561,7 +570,7 @@ def bridge(half: _Half, log_ratio_at_draws: FloatArray, log_ratio_at_proposed: F
     M = len(log_ratio_at_proposed)
     finite = log_ratio_at_proposed[np.isfinite(log_ratio_at_proposed)]
     if not len(finite):
-        return Bridge(float(np.median(log_ratio_at_draws)), np.inf, 0.0, np.ones(len(log_ratio_at_draws)), 0.0)
+        return Bridge(float(np.median(log_ratio_at_draws)), np.inf, 0.0, np.ones(len(log_ratio_at_draws)), 0.0, np.inf)
     low = min(log_ratio_at_draws.min(), finite.min()) - 50.0
     high = max(log_ratio_at_draws.max(), finite.max()) + 50.0
     share = half.counts / half.counts.sum()
@@ -586,7 +595,9 @@ def bridge(half: _Half, log_ratio_at_draws: FloatArray, log_ratio_at_proposed: F
         _, variance = half.mean_and_variance(over_p)
         spread = float(np.var(over_p))
         effective = spread / variance if variance > 0 else size
-        result = Bridge(r, float(np.var(over_q)) / M, variance, over_p, effective)
+        result = Bridge(
+            r, float(np.var(over_q)) / M, variance, over_p, effective, float(share @ log_ratio_at_draws) - r
+        )
         # Once more with the effective number of draws in the place of their number.
         size = float(np.clip(effective, 1.0, size))
     return result
