@@ -631,7 +631,7 @@ def compare_elpds(
         elpd − elpd of the best, and its standard error (with N − 1; ``az.compare`` has N). For subsampled LOO by ``az.compare``.
     weights : ndarray of shape (models,)
     """
-    from bayesgmm.criteria import standard_error
+    from bayesgmm.pointwise import standard_error
 
     names = list(elpds)
     pointwise = np.array([np.asarray(elpds[name].elpd_i, dtype=float).ravel() for name in names])

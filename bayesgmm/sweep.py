@@ -312,8 +312,8 @@ def read_manifest(path: str | Path) -> dict[str, Any]:
 def _stored_elpd(file: Path, model: Model, n_samples: int) -> Any:
     from arviz_stats.utils import ELPDDataLOO
 
-    from bayesgmm.criteria import good_k
     from bayesgmm.elpd import pointwise_array
+    from bayesgmm.pointwise import good_k
 
     with np.load(file, allow_pickle=False) as arrays:
         elpd_i, p_i, pareto_k = arrays["elpd_i"], arrays["p_loo_i"], arrays["pareto_k"]
