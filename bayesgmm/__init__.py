@@ -11,10 +11,13 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from bayesgmm.comparison import compare
     from bayesgmm.core.priors import ConjugatePrior
+    from bayesgmm.criteria import loo, waic
+    from bayesgmm.crossvalidation import kfold, labelled_scores
     from bayesgmm.estimators.bayesian_gaussian_mixture import BayesianGaussianMixture
     from bayesgmm.estimators.gaussian_mixture import GaussianMixture
     from bayesgmm.inference.model import build_model
     from bayesgmm.persistence import load, save
+    from bayesgmm.selection import Selection, select
 
 __version__ = "0.1.0"
 
@@ -22,25 +25,43 @@ __all__ = [
     "BayesianGaussianMixture",
     "ConjugatePrior",
     "GaussianMixture",
+    "Selection",
     "__version__",
     "build_model",
     "compare",
+    "kfold",
+    "labelled_scores",
     "load",
+    "loo",
     "save",
+    "select",
+    "waic",
 ]
 
 _HOMES = {
     "BayesianGaussianMixture": "bayesgmm.estimators.bayesian_gaussian_mixture",
     "ConjugatePrior": "bayesgmm.core.priors",
     "GaussianMixture": "bayesgmm.estimators.gaussian_mixture",
+    "Selection": "bayesgmm.selection",
     "build_model": "bayesgmm.inference.model",
     "compare": "bayesgmm.comparison",
+    "kfold": "bayesgmm.crossvalidation",
+    "labelled_scores": "bayesgmm.crossvalidation",
     "load": "bayesgmm.persistence",
+    "loo": "bayesgmm.criteria",
     "save": "bayesgmm.persistence",
+    "select": "bayesgmm.selection",
+    "waic": "bayesgmm.criteria",
 }
 
 
+_MODULES = ("criteria",)
+"""Modules that are reached as attributes of the package, without an import of their own."""
+
+
 def __getattr__(name: str) -> Any:
+    if name in _MODULES:
+        return import_module(f"bayesgmm.{name}")
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     value = getattr(import_module(_HOMES[name]), name)
@@ -49,4 +70,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    return sorted({*globals(), *__all__, *_MODULES})

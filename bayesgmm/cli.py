@@ -27,6 +27,9 @@ if TYPE_CHECKING:
 DONE, AT_FAULT, USAGE, NOT_CONVERGED, INTERRUPTED = 0, 1, 2, 3, 130
 
 _SAMPLING_OPTIONS = ("draws", "chains", "tune", "target_ess")
+_STRUCTURES = ("full", "tied", "diag", "spherical")
+_EM_CRITERIA = ("aic", "aicc", "bic", "icl")
+_POSTERIOR_CRITERIA = ("waic", "loo", "evidence")
 
 
 class _Parser(argparse.ArgumentParser):
@@ -50,6 +53,29 @@ def _integer(minimum: int) -> Callable[[str], int]:
 
 def _tune(text: str) -> int | str:
     return text if text == "auto" else _integer(10)(text)
+
+
+def _numbers_of_components(text: str) -> list[int]:
+    """Read ``1-6`` or ``1,3,5-8``."""
+    found: set[int] = set()
+    for part in text.split(","):
+        first, dash, last = (piece.strip() for piece in part.partition("-"))
+        last = last if dash else first
+        if not (first.isdecimal() and last.isdecimal() and 1 <= int(first) <= int(last)):
+            raise argparse.ArgumentTypeError(f"expected numbers of components such as 1-6 or 2,4,8, not {text!r}")
+        found |= set(range(int(first), int(last) + 1))
+    return sorted(found)
+
+
+def _of(*allowed: str) -> Callable[[str], list[str]]:
+    def parse(text: str) -> list[str]:
+        names = [name.strip() for name in text.split(",") if name.strip()]
+        unknown = [name for name in names if name not in allowed]
+        if unknown or not names:
+            raise argparse.ArgumentTypeError(f"choose from {', '.join(allowed)}, not {', '.join(unknown) or 'nothing'}")
+        return list(dict.fromkeys(names))
+
+    return parse
 
 
 def _names(text: str) -> list[str]:
@@ -89,7 +115,7 @@ def build_parser() -> argparse.ArgumentParser:
     fit.add_argument("--columns", type=_names, metavar="A,B", help="columns to use (default: all)")
     fit.add_argument(
         "--covariance",
-        choices=("full", "tied", "diag", "spherical"),
+        choices=_STRUCTURES,
         default="full",
         help="structure of the covariance matrices (default: full)",
     )
@@ -99,12 +125,54 @@ def build_parser() -> argparse.ArgumentParser:
         default="nuts",
         help="nuts: posterior by sampling; laplace: by an approximation; em: maximum likelihood (default: nuts)",
     )
-    fit.add_argument("--seed", type=_integer(0), metavar="N", default=0, help="seed of the random numbers (default: 0)")
-    fit.add_argument("--draws", type=_integer(4), metavar="N", help="draws per chain (default: 1000)")
-    fit.add_argument("--chains", type=_integer(1), metavar="N", help="chains (default: 4)")
-    fit.add_argument("--tune", type=_tune, metavar="N", help="warm-up draws per chain, or auto (default: auto)")
-    fit.add_argument("--target-ess", type=_integer(0), metavar="ESS", help="effective draws to reach (default: 400)")
+    _add_sampling_options(fit)
     fit.set_defaults(parser=fit, run=_fit)
+
+    select = commands.add_parser(
+        "select",
+        parents=[common],
+        allow_abbrev=False,
+        help="compare numbers of components and covariance structures",
+        description="Fit mixtures over numbers of components and covariance structures to the numeric columns of a table, and put "
+        "all criteria side by side: selection.csv, selection.png, and every fit in models/. A run that was stopped goes on when the "
+        "same command is given again.",
+        epilog="Exit codes: 0 done; 1 the data or the run is at fault; 2 wrong usage; 3 done, but a criterion picks a model whose "
+        "convergence diagnostics failed (the results are written and marked); 130 interrupted (what is finished is kept).",
+    )
+    select.add_argument("data", metavar="DATA", help="CSV, TSV, Parquet or .npy; - reads standard input")
+    select.add_argument(
+        "-k",
+        "--components",
+        type=_numbers_of_components,
+        default=list(range(1, 7)),
+        metavar="K",
+        help="numbers of components, such as 1-6 or 2,4,8 (default: 1-6)",
+    )
+    select.add_argument(
+        "--out", required=True, metavar="DIR", help="folder for the results; made where it does not exist"
+    )
+    select.add_argument("--columns", type=_names, metavar="A,B", help="columns to use (default: all)")
+    select.add_argument(
+        "--covariance",
+        type=_of(*_STRUCTURES),
+        default=list(_STRUCTURES),
+        metavar="A,B",
+        help=f"structures of the covariance matrices, of {', '.join(_STRUCTURES)} (default: all)",
+    )
+    select.add_argument(
+        "--criteria",
+        type=_of(*_EM_CRITERIA, *_POSTERIOR_CRITERIA),
+        metavar="A,B",
+        help=f"of {', '.join((*_EM_CRITERIA, *_POSTERIOR_CRITERIA))} (default: all that the method has)",
+    )
+    select.add_argument(
+        "--method",
+        choices=("em", "laplace", "nuts"),
+        help="em: maximum likelihood alone; laplace, nuts: the posterior beside it (default: nuts where a criterion of "
+        f"{', '.join(_POSTERIOR_CRITERIA)} is asked for, else em)",
+    )
+    _add_sampling_options(select)
+    select.set_defaults(parser=select, run=_select)
 
     demo = commands.add_parser(
         "demo",
@@ -116,6 +184,16 @@ def build_parser() -> argparse.ArgumentParser:
     demo.add_argument("--out", default="bayesgmm-demo", metavar="DIR", help="default: bayesgmm-demo")
     demo.set_defaults(parser=demo, run=_demo)
     return parser
+
+
+def _add_sampling_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--seed", type=_integer(0), metavar="N", default=0, help="seed of the random numbers (default: 0)"
+    )
+    parser.add_argument("--draws", type=_integer(4), metavar="N", help="draws per chain (default: 1000)")
+    parser.add_argument("--chains", type=_integer(1), metavar="N", help="chains (default: 4)")
+    parser.add_argument("--tune", type=_tune, metavar="N", help="warm-up draws per chain, or auto (default: auto)")
+    parser.add_argument("--target-ess", type=_integer(0), metavar="ESS", help="effective draws to reach (default: 400)")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -192,11 +270,55 @@ def _fail(message: str, code: int = AT_FAULT) -> int:
     return code
 
 
-def _fit(arguments: argparse.Namespace) -> int:
+def _sampling_options(arguments: argparse.Namespace, method: str) -> dict[str, Any]:
     options = {name: value for name in _SAMPLING_OPTIONS if (value := getattr(arguments, name)) is not None}
-    if arguments.method == "em" and options:
+    if method == "em" and options:
         given = ", ".join("--" + name.replace("_", "-") for name in options)
         arguments.parser.error(f"{given}: not with --method em, which draws nothing")
+    return options
+
+
+def _select(arguments: argparse.Namespace) -> int:
+    asked = arguments.criteria or ()
+    posterior = [name for name in asked if name in _POSTERIOR_CRITERIA]
+    method = arguments.method or ("nuts" if posterior else "em")
+    if method == "em" and posterior:
+        arguments.parser.error(f"--criteria {','.join(posterior)}: not with --method em, which has no posterior")
+    options = _sampling_options(arguments, method)
+    from bayesgmm import results
+    from bayesgmm.io import read_table
+
+    table = read_table(arguments.data, arguments.columns)
+    silent = arguments.quiet or arguments.json
+    if not silent:
+        results.print_selection_task(table, method, arguments.components, arguments.covariance)
+    options |= {
+        "n_components": arguments.components,
+        "covariance_types": arguments.covariance,
+        "method": method,
+        "criteria": arguments.criteria,
+        "random_state": arguments.seed,
+        "out": arguments.out,
+        "overwrite": arguments.force,
+    }
+    outcome = results.select(table, options, progressbar=not silent and sys.stderr.isatty())
+    files = results.write_selection(outcome, arguments.out)
+    if arguments.json:
+        print(results.selection_to_json(outcome, arguments.out, files))
+    elif not silent:
+        results.print_selection(outcome, arguments.out, files)
+    if not arguments.json:
+        told = () if silent else outcome.problems
+        for message in (*outcome.messages, *outcome.problems):
+            if message not in told:
+                print(f"bayesgmm: warning: {message}", file=sys.stderr)
+    if outcome.selection.interrupted:
+        return INTERRUPTED
+    return NOT_CONVERGED if outcome.selection.doubtful else DONE
+
+
+def _fit(arguments: argparse.Namespace) -> int:
+    options = _sampling_options(arguments, arguments.method)
     from bayesgmm.io import OutputFolder, read_table
     from bayesgmm.results import OUTPUTS
 

@@ -33,3 +33,7 @@ class SamplingError(RuntimeError):
 
 class DataWarning(UserWarning):
     """The data make part of a result doubtful; the message says which part and what to do."""
+
+
+class CriterionWarning(UserWarning):
+    """A criterion rests on too little for some rows (WAIC's variances, LOO's importance weights); the message names them."""

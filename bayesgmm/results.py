@@ -9,6 +9,7 @@ import shutil
 import sys
 import time
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -16,14 +17,30 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from bayesgmm.exceptions import SamplingInterrupted
+from bayesgmm.exceptions import DataError, SamplingInterrupted
 from bayesgmm.io import Table, atomic_path, write_csv, write_text
 
 if TYPE_CHECKING:
     import pandas as pd
     from rich.console import Console
 
-__all__ = ["OUTPUTS", "Outcome", "fit", "print_outcome", "print_task", "to_json", "write"]
+    from bayesgmm.selection import Selection
+
+__all__ = [
+    "OUTPUTS",
+    "Outcome",
+    "SelectionOutcome",
+    "fit",
+    "print_outcome",
+    "print_selection",
+    "print_selection_task",
+    "print_task",
+    "select",
+    "selection_to_json",
+    "to_json",
+    "write",
+    "write_selection",
+]
 
 OUTPUTS = ("posterior.nc", "fit.json", "summary.csv", "assignments.csv", "mixture.png", "WARNING.txt")
 
@@ -133,8 +150,11 @@ def fit(table: Table, method: str, options: dict[str, Any], progressbar: bool = 
             if stop.estimator is None:
                 raise
             estimator, interrupted = stop.estimator, str(stop)
-    messages = dict.fromkeys(str(warning.message) for warning in caught if _is_ours(warning))
-    return Outcome(estimator, table, method, time.perf_counter() - started, tuple(messages), interrupted)
+    return Outcome(estimator, table, method, time.perf_counter() - started, _messages(caught), interrupted)
+
+
+def _messages(caught: Sequence[warnings.WarningMessage]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(str(warning.message) for warning in caught if _is_ours(warning)))
 
 
 def _is_ours(warning: warnings.WarningMessage) -> bool:
@@ -271,16 +291,20 @@ def _console() -> Console:
 def print_task(table: Table, method: str, options: dict[str, Any]) -> None:
     """Tell what is about to be done."""
     console = _console()
+    _print_table(console, table)
+    how = {"nuts": "EM, then NUTS", "laplace": "EM, then a Laplace approximation", "em": "EM"}[method]
+    k = options["n_components"]
+    structure = options.get("covariance_type", "full")
+    console.print(f"{k} component{'s' if k > 1 else ''}, covariance {structure}: {how}")
+
+
+def _print_table(console: Console, table: Table) -> None:
     n_rows, n_columns = table.values.shape
     names = ", ".join(table.columns[:6]) + (", …" if n_columns > 6 else "")
     columns = "column" if n_columns == 1 else "columns"
     console.print(f"{table.source}: {n_rows} rows, {n_columns} {columns} ({names})")
     for note in table.notes:
         console.print(f"note: {note}")
-    how = {"nuts": "EM, then NUTS", "laplace": "EM, then a Laplace approximation", "em": "EM"}[method]
-    k = options["n_components"]
-    structure = options.get("covariance_type", "full")
-    console.print(f"{k} component{'s' if k > 1 else ''}, covariance {structure}: {how}")
 
 
 def print_outcome(outcome: Outcome, path: Path, files: list[str]) -> None:
@@ -319,3 +343,220 @@ def _cell(value: Any) -> str:
         return f"{number:.3e}"
     digits = 3 if number == 0 else max(0, 3 - math.floor(math.log10(abs(number))))
     return f"{number:.{digits}f}"
+
+
+@dataclass(frozen=True, eq=False)
+class SelectionOutcome:
+    """A selection and how it went.
+
+    Attributes
+    ----------
+    selection : Selection
+        Of mixtures of ``table``.
+    table : Table
+        The data.
+    seconds : float
+        Wall time, imports and compilation included.
+    messages : tuple of str
+        The package's own warnings.
+    """
+
+    selection: Selection
+    table: Table
+    seconds: float
+    messages: tuple[str, ...] = ()
+
+    @property
+    def problems(self) -> tuple[str, ...]:
+        """What speaks against the result."""
+        stopped = self.selection.interrupted
+        remedy = "; the same command goes on from there"
+        return (*((stopped + remedy,) if stopped else ()), *self.selection.doubtful)
+
+
+def select(table: Table, options: dict[str, Any], progressbar: bool = False) -> SelectionOutcome:
+    """Compare mixtures of a table.
+
+    Parameters
+    ----------
+    table : Table
+        The data.
+    options : dict
+        Arguments of :func:`bayesgmm.select`.
+    progressbar : bool, default=False
+        Whether to show the progress over models.
+
+    Returns
+    -------
+    SelectionOutcome
+
+    Raises
+    ------
+    DataError
+        Where no model could be fitted.
+    """
+    from bayesgmm.selection import select as run
+
+    started = time.perf_counter()
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("default")
+        selection = run(table.to_frame(), progressbar=progressbar, **options)
+    if not selection.picks and not selection.interrupted:
+        raise DataError(selection.summary())
+    return SelectionOutcome(selection, table, time.perf_counter() - started, _messages(caught))
+
+
+def write_selection(outcome: SelectionOutcome, path: str | Path) -> list[str]:
+    """Write the table and the figure beside the fits that the sweep has written.
+
+    Parameters
+    ----------
+    outcome : SelectionOutcome
+    path : path
+        The folder of the sweep.
+
+    Returns
+    -------
+    list of str
+        The names of the files and folders of the selection.
+
+    Raises
+    ------
+    OSError
+        Where the disk is full or cannot be written.
+    """
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from bayesgmm.sweep import MODELS, OUTPUTS
+
+    folder, selection = Path(path), outcome.selection
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            write_csv(folder / "selection.csv", selection.table.reset_index())
+            with atomic_path(folder / "selection.png") as temporary:
+                selection.plot().savefig(temporary, dpi=150)
+            if outcome.problems:
+                write_text(folder / "WARNING.txt", "\n".join(outcome.problems) + "\n")
+            else:
+                (folder / "WARNING.txt").unlink(missing_ok=True)
+    except OSError as error:
+        raise OSError(f"cannot write the results: {error.strerror or error}") from error
+    return sorted(entry.name for entry in folder.iterdir() if entry.name in (*OUTPUTS, MODELS))
+
+
+def selection_to_json(outcome: SelectionOutcome, path: str | Path, files: list[str]) -> str:
+    """Return a selection as one JSON object; what does not apply, and what is not a finite number, is null."""
+    selection = outcome.selection
+    rows = selection.table.reset_index().astype(object)
+    return json.dumps(
+        _plain(
+            {
+                "data": {
+                    "source": outcome.table.source,
+                    "n_rows": len(outcome.table.values),
+                    "columns": outcome.table.columns,
+                    "notes": outcome.table.notes,
+                },
+                "method": selection.method,
+                "criteria": selection.criteria,
+                "models": rows.where(rows.notna(), None).to_dict(orient="records"),
+                "picks": {
+                    name: {"covariance_type": kind, "n_components": K} for name, (kind, K) in selection.picks.items()
+                },
+                "summary": selection.summary(),
+                "notes": selection.notes,
+                "problems": outcome.problems,
+                "interrupted": selection.interrupted,
+                "warnings": outcome.messages,
+                "seconds": outcome.seconds,
+                "out": str(path),
+                "files": files,
+            }
+        ),
+        allow_nan=False,
+    )
+
+
+def print_selection_task(table: Table, method: str, n_components: list[int], covariance_types: list[str]) -> None:
+    """Tell what is about to be compared."""
+    console = _console()
+    _print_table(console, table)
+    how = {"nuts": "EM and NUTS", "laplace": "EM and a Laplace approximation", "em": "EM"}[method]
+    n_models = len(n_components) * len(covariance_types)
+    ks = ", ".join(map(str, n_components))
+    console.print(
+        f"K = {ks}; covariance {', '.join(covariance_types)}: {n_models} model{'s' * (n_models > 1)} by {how}"
+    )
+
+
+_SHOWN_COLUMNS = (
+    "n_parameters",
+    "log_likelihood",
+    "aic",
+    "bic",
+    "icl",
+    "elpd_loo",
+    "elpd_diff",
+    "dse",
+    "weight",
+    "max_pareto_k",
+    "log_evidence",
+    "log_evidence_se",
+    "probability",
+    "max_rhat",
+)
+_SHORT_TITLES = {
+    "n_parameters": "p",
+    "log_likelihood": "log lik.",
+    "aic": "AIC",
+    "bic": "BIC",
+    "icl": "ICL",
+    "elpd_loo": "elpd LOO",
+    "elpd_diff": "diff.",
+    "weight": "weight",
+    "max_pareto_k": "k̂",
+    "log_evidence": "log evid.",
+    "log_evidence_se": "±",
+    "probability": "p(M)",
+    "max_rhat": "R-hat",
+}
+
+
+def print_selection(outcome: SelectionOutcome, path: str | Path, files: list[str]) -> None:
+    """Tell the result: the table, what the criteria pick, and where the files are."""
+    import pandas as pd
+    from rich.table import Table as Grid
+
+    console, selection = _console(), outcome.selection
+    table = selection.table
+    shown = [name for name in _SHOWN_COLUMNS if table[name].notna().any()]
+    picked: dict[Any, list[str]] = {}
+    for name, key in selection.picks.items():
+        picked.setdefault(key, []).append(name)
+    grid = Grid(box=None, pad_edge=False, header_style="bold")
+    grid.add_column("covariance", no_wrap=True)
+    grid.add_column("K", justify="right", no_wrap=True)
+    for name in shown:
+        grid.add_column(_SHORT_TITLES.get(name, name), justify="right", no_wrap=True)
+    grid.add_column("picked by", overflow="fold")
+    grid.add_column("flags", overflow="fold")
+    for (kind, K), row in table.iterrows():
+        cells = ["–" if row[name] is pd.NA else _selection_cell(name, row[name]) for name in shown]
+        grid.add_row(str(kind), str(K), *cells, ", ".join(picked.get((kind, K), ())), str(row["flags"]))
+    console.print()
+    console.print(grid)
+    console.print()
+    console.print(selection.summary())
+    for remark in (*outcome.problems, *selection.notes):
+        console.print(f"- {remark}")
+    console.print(f"{outcome.seconds:.1f} s; {', '.join(files)} in {path}")
+
+
+_DIGITS = {"n_parameters": 0, "weight": 3, "probability": 3, "max_rhat": 3, "max_pareto_k": 2, "log_evidence_se": 2}
+
+
+def _selection_cell(name: str, value: Any) -> str:
+    """Tenths of a nat are what criteria are compared in."""
+    return f"{float(value):.{_DIGITS.get(name, 1)}f}"

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import matplotlib as mpl
 import matplotlib.pyplot as plt
 import numpy as np
@@ -7,8 +9,8 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from bayesgmm import BayesianGaussianMixture, GaussianMixture
-from bayesgmm.plots import SHOWN_FEATURES, SHOWN_ROWS, ellipse, mixture_figure
+from bayesgmm import BayesianGaussianMixture, GaussianMixture, select
+from bayesgmm.plots import SHOWN_FEATURES, SHOWN_ROWS, ellipse, mixture_figure, selection_figure
 
 mpl.use("Agg")
 
@@ -148,3 +150,74 @@ def test_ellipse_holds_its_probability(level):
     inside = path.contains_points(rng.multivariate_normal(mean, covariance, 20_000))
     # Binomial error, at four of them.
     assert inside.mean() == pytest.approx(level, abs=4 * 0.5 / np.sqrt(20_000))
+
+
+# the figure of a selection
+
+
+@pytest.fixture(scope="module")
+def selections():
+    options = {"random_state": 0, "progressbar": False, "n_init": 3}
+    em = select(table(2), range(1, 5), **options)
+    return em, select(table(2), (1, 2, 3), ("full", "diag"), method="laplace", draws=100, **options)
+
+
+def titles(figure) -> list[str]:
+    return [ax.get_title() for ax in panels(figure)]
+
+
+def test_selection_has_a_panel_for_each_criterion(selections):
+    em, posterior = selections
+    figure = selection_figure(em)
+    figure.canvas.draw()
+    assert titles(figure) == ["BIC: lower is better", "ICL: lower is better", "AICc: lower is better"]
+    text = all_text(figure)
+    assert all(part in text for part in ("120 rows, 16 models (EM)", "full", "tied", "diag", "spherical", "picked"))
+    figure = posterior.plot()
+    figure.canvas.draw()
+    assert titles(figure)[3:] == [
+        "WAIC: higher is better",
+        "LOO: higher is better",
+        "Evidence: higher is better",
+        "Stacking weight (LOO)",
+        "p(model | data)",
+    ]
+    assert "EM; posterior by Laplace" in all_text(figure)
+
+
+def test_selection_lines_are_differences_to_the_pick_with_their_errors(selections):
+    _, found = selections
+    ax = next(ax for ax in panels(selection_figure(found)) if ax.get_title().startswith("LOO"))
+    curves = [line.get_xydata() for line in ax.lines if line.get_linestyle() == "-" and len(line.get_xydata()) == 3]
+    for kind, curve in zip(("full", "diag"), curves, strict=True):
+        np.testing.assert_allclose(curve[:, 1], found.table.loc[kind, "elpd_diff"].astype(float), atol=1e-9)
+        # the lines stand side by side
+        np.testing.assert_array_equal(np.round(curve[:, 0]), [1, 2, 3])
+    bars = [segment for c in ax.collections for segment in c.get_segments()]
+    lengths = np.array([segment[1, 1] - segment[0, 1] for segment in bars])
+    np.testing.assert_allclose(lengths, 2 * found.table["dse"].astype(float), atol=1e-9)
+    ring = next(line for line in ax.lines if line.get_markersize() == 12).get_xydata()[0]
+    assert (round(ring[0]), ring[1]) == (found.best("loo")[1], 0.0)
+
+
+def test_selection_bars_are_the_shares(selections):
+    _, found = selections
+    ax = next(ax for ax in panels(selection_figure(found)) if ax.get_title().startswith("p("))
+    heights = [bar.get_height() for bar in ax.patches]
+    np.testing.assert_allclose(heights, found.table["probability"].astype(float))
+
+
+def test_selection_marks_near_singular_fits_and_says_what_it_cuts_off(selections):
+    em, _ = selections
+    changed = em.table.copy()
+    changed.loc[("full", 4), "flags"] = "near-singular"
+    changed.loc[("spherical", 1), "bic"] = changed["bic"].max() + 1e6
+    ax = panels(selection_figure(replace(em, table=changed)))[0]
+    assert [len(line.get_xydata()) for line in ax.lines if line.get_markerfacecolor() == "white"] == [1, 0, 0, 0]
+    assert "beyond the axis" in ax.get_xlabel()
+    assert ax.get_ylim()[1] < 1e6
+
+
+def test_selection_of_one_model(selections):
+    one = select(table(1), 1, "full", random_state=0, progressbar=False)
+    selection_figure(one).canvas.draw()

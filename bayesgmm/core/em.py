@@ -18,6 +18,8 @@ from bayesgmm.core.priors import ConjugatePrior
 MAX_RESEEDS = 3
 LOOSE_TOL = 1e-4
 NEAR_SINGULAR = 1e-3
+RACE = ((10.0, 1e-3, 4), (1.0, 1e-4, 2))
+"""Stages of a race: the tolerance in nats in all, its cap per row, and how many optima go on."""
 
 BoolArray = NDArray[np.bool_]
 IntArray = NDArray[np.integer[Any]]
@@ -472,14 +474,95 @@ def fit(
                 failures.append(str(error))
         found = finished
     if not found:
-        raise DegenerateFitError(
-            "no start led to positive definite covariances: "
-            + "; ".join(sorted(set(failures)))
-            + ". Use fewer components, a simpler covariance_type, reg_covar > 0 or a prior"
-        )
+        raise _no_start(failures)
     modes = [_describe(problem, run, reached, scale) for run, reached in _distinct(found, scale, problem.total_weight)]
     modes.sort(key=lambda mode: (mode.spurious, -mode.objective))
     return EMFit(modes[0].run, tuple(modes), tuple(failures))
+
+
+def race(
+    problem: Problem,
+    starts: Sequence[tuple[MixtureParameters, FloatArray]],
+    rng: np.random.Generator,
+    n_kept: int = 1,
+    callback: Callback | None = None,
+) -> EMFit:
+    """Climb from several starts, going on at each stage with the most promising optima alone.
+
+    All starts are climbed to a loose tolerance (:data:`RACE`), the best four to a tighter one, the best two of them are compared, and
+    ``n_kept`` are climbed to the end. :func:`fit` climbs every distinct optimum to the end: more certain of the best and of the
+    others, and several times as long where there are more components than the data carry.
+
+    Parameters
+    ----------
+    problem : Problem
+    starts : sequence of (MixtureParameters, packed covariances)
+    rng : numpy.random.Generator
+    n_kept : int, default 1
+        Optima climbed to the end; more are where those are near-singular and others are left.
+    callback : callable, optional
+        As for :func:`climb`; what it raises ends the race.
+
+    Returns
+    -------
+    EMFit
+        ``modes`` are the optima that were climbed to the end.
+
+    Raises
+    ------
+    DegenerateFitError
+        If no start led to positive definite covariances.
+    """
+    scale = problem.feature_scale()
+    failures: list[str] = []
+    field: list[tuple[EMRun | None, MixtureParameters, FloatArray, int]]
+    field = [(None, parameters, packed, 1) for parameters, packed in starts]
+
+    def climbed(tol: float, entries: Sequence[tuple[EMRun | None, MixtureParameters, FloatArray, int]]) -> list[Any]:
+        stage, out = replace(problem, tol=tol), []
+        for run, parameters, packed, reached in entries:
+            try:
+                if run is None:
+                    out.append((climb(stage, parameters, packed, rng, callback), reached))
+                else:
+                    out.append((_continued(stage, run, rng, callback, False), reached))
+            except (DegenerateFitError, np.linalg.LinAlgError) as error:
+                failures.append(str(error))
+        return out
+
+    def again(modes: Sequence[Mode]) -> list[tuple[EMRun | None, MixtureParameters, FloatArray, int]]:
+        return [(mode.run, mode.run.parameters, mode.run.covariances, mode.n_starts) for mode in modes]
+
+    def ranked(found: list[tuple[EMRun, int]]) -> list[Mode]:
+        distinct = _distinct(found, scale, problem.total_weight)
+        modes = [_describe(problem, run, reached, scale) for run, reached in distinct]
+        return sorted(modes, key=lambda mode: (mode.spurious, -mode.objective))
+
+    waiting: list[Mode] = []
+    for nats, cap, n_on in RACE:
+        tol = max(problem.tol, min(cap, nats / problem.total_weight))
+        modes = ranked(climbed(tol, field))
+        waiting = modes[n_on:] + waiting
+        field = again(modes[:n_on])
+    finished: list[tuple[EMRun, int]] = []
+    queue = field + again(waiting)
+    while queue:
+        finished += climbed(problem.tol, queue[:1])
+        queue = queue[1:]
+        if len(finished) >= n_kept and not ranked(finished)[0].spurious:
+            break
+    if not finished:
+        raise _no_start(failures)
+    modes = ranked(finished)
+    return EMFit(modes[0].run, tuple(modes), tuple(failures))
+
+
+def _no_start(failures: Sequence[str]) -> DegenerateFitError:
+    return DegenerateFitError(
+        "no start led to positive definite covariances: "
+        + "; ".join(sorted(set(failures)))
+        + ". Use fewer components, a simpler covariance_type, reg_covar > 0 or a prior"
+    )
 
 
 def _continued(

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from xarray import DataTree
 
     from bayesgmm.inference.diagnostics import Diagnostics
+    from bayesgmm.inference.evidence import Evidence
     from bayesgmm.inference.posterior import PosteriorDraws
 
 NEAR_NATS = 10.0
@@ -493,6 +494,36 @@ class BayesianGaussianMixture(DensityMixin, BaseEstimator):
 
         kind = structure(self.covariance_type)
         return posterior_summary(self._draws, self.map_, kind, feature_names(self), self.diagnostics_, ci_prob)
+
+    def log_evidence(
+        self, *, max_permutations: int = 720, n_proposals: int | None = None, random_state: Any = 0
+    ) -> Evidence:
+        """Log marginal likelihood log p(X) by bridge sampling, with its standard error; Laplace's beside it.
+
+        Parameters
+        ----------
+        max_permutations : int, default 720
+            Orders of the components that the proposal is folded over at most: all of them up to K = 6.
+        n_proposals : int, optional
+            Draws of each of the two proposals; default: as many as half the draws.
+        random_state : int, RandomState, Generator or None, default 0
+
+        Returns
+        -------
+        Evidence
+            ``log_evidence``, ``standard_error``, ``laplace``, ``converged``, ``notes`` and more.
+
+        Raises
+        ------
+        ValueError
+            See :func:`bayesgmm.inference.evidence.log_evidence`: too few draws, or a prior that tells components apart.
+        """
+        check_is_fitted(self)
+        from bayesgmm.inference.evidence import log_evidence
+
+        return log_evidence(
+            self, max_permutations=max_permutations, n_proposals=n_proposals, random_state=generator(random_state)
+        )
 
     def save(self, path: str | Path) -> Path:
         """Write the fit to a folder: ``posterior.nc`` and ``fit.json``, no pickle.

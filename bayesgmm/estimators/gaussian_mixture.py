@@ -289,15 +289,19 @@ class GaussianMixture(DensityMixin, BaseEstimator):
             callback=self._reporter(callback),
             keep_history=self.keep_history,
         )
+        self._keep(found)
+        if self.keep_history:
+            self.history_ = found.best.history
+        self._warn(found)
+        return self
+
+    def _keep(self, found: em.EMFit) -> None:
+        """Take over what EM found."""
         best = found.best
         self.modes_ = found.modes
         self.converged_, self.n_iter_ = bool(best.converged), int(best.n_iter)
         self.lower_bound_, self.lower_bounds_ = best.objective, list(best.lower_bounds)
-        if self.keep_history:
-            self.history_ = best.history
         self._set(best.parameters, best.covariances)
-        self._warn(found)
-        return self
 
     def _resolve_prior(self, X: FloatArray, weights: FloatArray | None) -> ConjugatePrior | None:
         if self.prior is None:

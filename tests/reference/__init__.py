@@ -55,3 +55,17 @@ def data_set(name: str) -> np.ndarray:
     from bayesgmm.datasets import load_faithful, load_galaxies
 
     return np.ascontiguousarray({"faithful": load_faithful, "galaxies": load_galaxies}[name]().to_numpy(dtype=float))
+
+
+@lru_cache
+def log_likelihood() -> np.ndarray:
+    """The simulated log-likelihood of loo.csv, 1000 draws × 13 rows."""
+    return np.loadtxt(Path(__file__).parent / "loglik_1000x13.csv.gz", delimiter=",")
+
+
+@lru_cache
+def r_loo() -> dict[str, np.ndarray]:
+    """Columns of loo.csv: 13 pointwise values, the total, its standard error (both NaN for k̂)."""
+    with (Path(__file__).parent / "loo.csv").open() as stream:
+        rows = list(csv.DictReader(stream))
+    return {name: np.array([float(row[name] or "nan") for row in rows]) for name in rows[0] if name != "row"}

@@ -1,0 +1,782 @@
+"""Marginal likelihood of a sampled mixture by bridge sampling, and the posterior over the number of components.
+
+The bridge joins the posterior draws to a density q̃ that is fitted to half of them and folded over the orders of the components
+(:mod:`bayesgmm.inference.folding`). Posterior and q̃ are the same in every order of the components, so draws in any order
+serve, whether their copies overlap or not; no log K! is added anywhere.
+
+References
+----------
+Frühwirth-Schnatter, S. (2004). Estimating marginal likelihoods for mixture and Markov switching models using bridge sampling
+techniques. Econometrics Journal 7, 143–167.
+Gronau, Q. F., Sarafoglou, A., Matzke, D., Ly, A., Boehm, U., Marsman, M., Leslie, D. S., Forster, J. J., Wagenmakers, E.-J. &
+Steingroever, H. (2017). A tutorial on bridge sampling. Journal of Mathematical Psychology 81, 80–97.
+Meng, X.-L. & Wong, W. H. (1996). Simulating ratios of normalizing constants via a simple identity: a theoretical exploration.
+Statistica Sinica 6, 831–860.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import ArrayLike
+from scipy.optimize import brentq
+from scipy.special import gammaln, log_expit, logsumexp, softmax
+from threadpoolctl import threadpool_limits
+
+from bayesgmm.core import em
+from bayesgmm.core.covariance import structure
+from bayesgmm.core.parameters import FloatArray
+from bayesgmm.core.priors import ConjugatePrior
+from bayesgmm.inference.folding import ComponentBlocks, FoldedNormals, log_normals
+from bayesgmm.inference.laplace import LaplaceApproximation
+
+if TYPE_CHECKING:
+    from bayesgmm.inference.compiled import CompiledPosterior
+
+SMALLEST_HALF = 50
+"""Draws that half a posterior must have."""
+
+NORMALS = (1, 2, 4, 8, 16)
+"""Numbers of normals that the proposal may be a mixture of."""
+
+DRAWS_PER_NORMAL = 2
+"""Draws per parameter and normal below which a mixture of more normals is not tried."""
+
+FEW_DRAWS = 5
+"""Draws per parameter in each half below which a note says that they are few."""
+
+LARGEST_ERROR = 0.5
+"""Standard error of one half (nats) from which on the linear error formula is not to be trusted."""
+
+SIMULATIONS = 4000
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """Log marginal likelihood of a mixture, in nats, with its error.
+
+    Parameters
+    ----------
+    log_evidence : float
+        log p(X), prior and likelihood with all their constants.
+    standard_error : float
+        Monte Carlo standard error of ``log_evidence``.
+    laplace : float
+        Laplace approximation of the same: log Σ exp over the distinct modes, plus log K!. Approximate: it takes every mode for a
+        normal, and the K! copies of each for far apart.
+    method : str
+        "bridge".
+    n_components : int
+        K.
+    covariance_type : str
+    n_draws : int
+        Posterior draws.
+    n_proposals : int
+        Draws of the proposals.
+    n_normals : tuple of int
+        Number of normals in the proposal of each half.
+    n_permutations : int
+        Orders of the components that the proposals were folded over: K!, or the number to which they were thinned.
+    exact_permutations : bool
+        False where orders were thinned at random; their error is part of ``standard_error``.
+    halves : tuple of float
+        The estimate with the proposal fitted to the first half of the draws and evaluated on the second, and the reverse.
+    converged : bool
+        Whether nothing speaks against ``log_evidence`` and its error.
+    notes : tuple of str
+        What does, and what else is worth knowing.
+    """
+
+    log_evidence: float
+    standard_error: float
+    laplace: float
+    method: str
+    n_components: int
+    covariance_type: str
+    n_draws: int
+    n_proposals: int
+    n_normals: tuple[int, int]
+    n_permutations: int
+    exact_permutations: bool
+    halves: tuple[float, float]
+    converged: bool
+    notes: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        head = (
+            f"log evidence {self.log_evidence:.3f} ± {self.standard_error:.3f} (bridge sampling, K = {self.n_components}, "
+            f"{self.covariance_type}; Laplace: {self.laplace:.3f})"
+        )
+        return "\n".join([head, *(f"- {note}" for note in self.notes)])
+
+
+@dataclass(frozen=True, eq=False)
+class Bridge:
+    """One bridge: the log ratio of normalising constants and its error.
+
+    Parameters
+    ----------
+    log_ratio : float
+    proposal_variance : float
+        Of ``log_ratio``, from the draws of q (and from thinned orders).
+    draws_variance : float
+        Of ``log_ratio``, from the draws of p. The sum of the two is the relative mean squared error of
+        Frühwirth-Schnatter (2004), section 3.3.
+    summands : ndarray of shape (S,)
+        What is averaged over the draws of p, in units of its mean: ``draws_variance`` is the variance of their mean.
+    effective_size : float
+        Effective sample size of the draws of p for these.
+    divergence : float
+        Mean over the draws of p of log p − log q, less ``log_ratio``: about the divergence KL(p ‖ q) in nats. By Gibbs' inequality the
+        mean itself bounds the log ratio from above, whether p and q overlap or not.
+    """
+
+    log_ratio: float
+    proposal_variance: float
+    draws_variance: float
+    summands: FloatArray
+    effective_size: float
+    divergence: float
+
+    @property
+    def variance(self) -> float:
+        """Of ``log_ratio``."""
+        return self.proposal_variance + self.draws_variance
+
+
+@dataclass(frozen=True, eq=False)
+class _Half:
+    """Half of a posterior's draws.
+
+    Parameters
+    ----------
+    theta : ndarray of shape (S, P)
+    log_posterior : ndarray of shape (S,)
+    counts : ndarray of shape (S,)
+        How often each draw stands in the posterior: 1 for draws of a chain, more for resampled ones.
+    n_chains : int
+        The draws are those of the chains, one after the other; 0 for independent draws.
+    """
+
+    theta: FloatArray
+    log_posterior: FloatArray
+    counts: FloatArray
+    n_chains: int
+
+    def mean_and_variance(self, values: FloatArray) -> tuple[float, float]:
+        """Mean of a quantity (S,) over the draws, and the variance of that mean."""
+        share = self.counts / self.counts.sum()
+        mean = float(share @ values)
+        if not self.n_chains:
+            # The counts are random too: a draw that stands twice is one piece of news.
+            return mean, float(np.sum((share * (values - mean)) ** 2))
+        spread = float(np.var(values))
+        if spread <= (1e-14 * abs(mean)) ** 2:
+            return mean, 0.0
+        from arviz_stats.base import array_stats
+
+        size = float(array_stats.ess(values.reshape(self.n_chains, -1), method="mean"))
+        return mean, spread / size if np.isfinite(size) and size > 0 else np.inf
+
+
+def log_evidence(
+    post: Any,
+    *,
+    max_permutations: int = 720,
+    n_proposals: int | None = None,
+    random_state: int | np.random.Generator = 0,
+) -> Evidence:
+    """Log marginal likelihood of a fitted mixture by bridge sampling with a proposal folded over the components' orders.
+
+    The draws are cut in half. To each half a mixture of normals is fitted in the unconstrained coordinates of the PyMC model
+    (their number by the density of held-out draws; few draws are shrunk towards the Laplace approximation); folded over the K!
+    orders of the components it is bridged to the other half (Meng & Wong's optimal bridge, iterated to its fixed point). The result
+    is the mean of the two.
+
+    Parameters
+    ----------
+    post : BayesianGaussianMixture
+        Fitted, by NUTS or Laplace.
+    max_permutations : int, default 720
+        Orders of the components (and beginnings of them) that are summed for a draw. Where more of them matter, they are thinned
+        at random without bias, to a thirtieth of this, and the error this makes is part of the standard error. 720 is exact
+        up to K = 6, and for separated components at any K.
+    n_proposals : int, optional
+        Draws of each of the two proposals; default: as many as half the draws.
+    random_state : int or numpy.random.Generator, default 0
+
+    Returns
+    -------
+    Evidence
+
+    Raises
+    ------
+    ValueError
+        If the fit has no draws, too few, or draws that are not finite; if the prior's weight concentrations differ, so that the
+        posterior depends on the components' order; if an argument is out of range.
+
+    Notes
+    -----
+    The evidence depends on the prior as few other numbers do. The default prior's scale comes from the data and from K: compare
+    K under one prior that is common to all.
+
+    With ``sample_weight`` the rows count as if they stood that many times, which has this meaning for whole numbers alone.
+    """
+    from bayesgmm.inference.compiled import CompiledPosterior
+
+    rng = np.random.default_rng(random_state)
+    if max_permutations < 1:
+        raise ValueError(f"max_permutations must be at least 1; got {max_permutations!r}")
+    if n_proposals is not None and n_proposals < SMALLEST_HALF:
+        raise ValueError(f"n_proposals must be at least {SMALLEST_HALF}; got {n_proposals!r}")
+    draws = getattr(post, "_draws", None)
+    if draws is None:
+        raise ValueError(
+            f"{type(post).__name__} holds no posterior draws: log_evidence needs a BayesianGaussianMixture after fit"
+        )
+    alpha = post.prior_.resolved_concentration
+    if np.ptp(alpha) > 1e-12 * alpha.max():
+        raise ValueError(
+            f"the prior's weight_concentration differs between components ({alpha}): log_evidence needs a posterior that does not "
+            "depend on their order; give one number"
+        )
+    compiled = CompiledPosterior.from_data(
+        post._X, draws.weights.shape[-1], post.covariance_type, post.prior_, post._sample_weight
+    )
+    with threadpool_limits(limits=1, user_api="blas"):
+        approximations = _distinct_modes(compiled, _approximations(compiled, post), post.covariance_type)
+        halves = _halves(compiled, post, rng)
+        return _cross(compiled, post, approximations, halves, max_permutations, n_proposals, rng)
+
+
+def _approximations(compiled: CompiledPosterior, post: Any) -> list[LaplaceApproximation]:
+    """Laplace approximations of the modes that the fit gave chains to."""
+    from bayesgmm.inference.sampling import STRANDED_NATS, Task, approximate_modes
+
+    total = float(len(post._X)) if post._sample_weight is None else float(post._sample_weight.sum())
+    near = [m for m in post.modes_ if (post.modes_[0].objective - m.objective) * total <= STRANDED_NATS]
+    runs = tuple(m.run for m in near)
+    kind = structure(post.covariance_type)
+    return approximate_modes(compiled, Task(post._X, post._sample_weight, kind, post.prior_, runs, len(runs), ()))
+
+
+def _distinct_modes(
+    compiled: CompiledPosterior, approximations: Sequence[LaplaceApproximation], covariance_type: str
+) -> list[LaplaceApproximation]:
+    """Approximations that did not end at the mode of an earlier one, in whatever order of the components."""
+    from bayesgmm.inference.relabel import relabel
+
+    K = compiled.inputs.n_components
+    out: list[LaplaceApproximation] = []
+    for mode in approximations:
+        ours = compiled.constrain(mode.center)
+        for earlier in out:
+            theirs = compiled.constrain(earlier.center)
+            inverses = [np.linalg.inv(p["precision_factors"]) for p in (ours, theirs)]
+            sigma, reference = (np.swapaxes(inverse, 1, 2) @ inverse for inverse in inverses)
+            parts = (ours["weights"][None], ours["means"][None], sigma[None])
+            permutation = relabel(*parts, (theirs["weights"], theirs["means"], reference), covariance_type="full")[0]
+            blocks = ComponentBlocks.of(compiled.slices, K, covariance_type)
+            moved = blocks.permuted(mode.center[None], permutation)
+            # Within a tenth of the width that the posterior has there.
+            if np.linalg.norm(np.linalg.solve(earlier.factor, moved[0] - earlier.center)) < 0.1:
+                break
+        else:
+            out.append(mode)
+    return out
+
+
+def _halves(compiled: CompiledPosterior, post: Any, rng: np.random.Generator) -> tuple[_Half, _Half]:
+    """Unconstrained draws in two halves: of every chain the first and the second, or half of the distinct resampled ones."""
+    draws = post._draws
+    for name, values in (
+        ("weights", draws.weights),
+        ("means", draws.means),
+        ("precision_factors", draws.precision_factors),
+    ):
+        if not np.all(np.isfinite(values)):
+            where = tuple(int(i) for i in np.argwhere(~np.isfinite(values))[0])
+            raise ValueError(f"the posterior's {name} must be finite; the value at index {where} is {values[where]}")
+    if np.any(draws.weights <= 0):
+        raise ValueError(
+            "a draw has a component of weight 0 (below the smallest number): raise the prior's weight_concentration"
+        )
+    C, S = draws.n_chains, draws.n_draws
+    if C * (S // 2) < SMALLEST_HALF:
+        raise ValueError(f"{C * S} draws are too few: log_evidence needs at least {2 * SMALLEST_HALF}")
+    theta = np.array([compiled.unconstrain(*parts) for parts in zip(*draws.flat(), strict=True)])
+    log_posterior = _log_posterior_of_draws(compiled, post, theta)
+    if post.diagnostics_.pareto_k is None:
+        at = np.arange(C * S).reshape(C, S)
+        early, late = (
+            _Half(theta[i], log_posterior[i], np.ones(len(i)), C)
+            for i in (at[:, : S // 2].ravel(), at[:, S // 2 :].ravel())
+        )
+        return early, late
+    _, first, counts = np.unique(theta, axis=0, return_index=True, return_counts=True)
+    if len(first) < 2 * SMALLEST_HALF:
+        raise ValueError(
+            f"the Laplace approximation left {len(first)} distinct draws, too few for log_evidence (at least "
+            f"{2 * SMALLEST_HALF}): raise draws, or use method='nuts'"
+        )
+    one, other = (
+        _Half(theta[first[i]], log_posterior[first[i]], counts[i].astype(float), 0)
+        for i in np.array_split(rng.permutation(len(first)), 2)
+    )
+    return one, other
+
+
+def _log_posterior(compiled: CompiledPosterior, theta: FloatArray) -> FloatArray:
+    values = np.array([compiled.logp_and_grad(point)[0] for point in theta])
+    # Far out an overflow may leave no number: there is no density there.
+    return np.where(np.isfinite(values), values, -np.inf)
+
+
+def _log_posterior_of_draws(compiled: CompiledPosterior, post: Any, theta: FloatArray) -> FloatArray:
+    """Log posterior of the draws, from the sampler's own record where that is the same number."""
+    try:
+        stored = np.asarray(post.idata_["sample_stats"]["lp"].values, dtype=float).ravel()
+    except KeyError:
+        stored = np.empty(0)
+    if stored.shape == (len(theta),) and np.all(np.isfinite(stored)):
+        some = np.unique(np.linspace(0, len(theta) - 1, 7).astype(int))
+        if np.allclose(_log_posterior(compiled, theta[some]), stored[some], rtol=1e-9, atol=1e-6):
+            return stored
+    values = _log_posterior(compiled, theta)
+    if not np.all(np.isfinite(values)):
+        s = int(np.argmin(np.isfinite(values)))
+        raise ValueError(f"the log posterior of draw {s} is not finite: the draws do not belong to this data and prior")
+    return values
+
+
+def _cross(
+    compiled: CompiledPosterior,
+    post: Any,
+    approximations: Sequence[LaplaceApproximation],
+    halves: tuple[_Half, _Half],
+    max_permutations: int,
+    n_proposals: int | None,
+    rng: np.random.Generator,
+) -> Evidence:
+    K, P = compiled.inputs.n_components, compiled.ndim
+    blocks = ComponentBlocks.of(compiled.slices, K, post.covariance_type)
+    bridges: list[Bridge] = []
+    normals: list[int] = []
+    exact, size, total = True, 0, 0
+    for fitted, other in (halves, halves[::-1]):
+        proposal = fit_proposal(fitted.theta, fitted.counts, blocks, approximations[0], rng)
+        size = len(other.theta) if n_proposals is None else int(n_proposals)
+        total += size
+        proposed = proposal.draw(rng, size)
+        at_draws = proposal.log_density(other.theta, rng, max_permutations)
+        at_proposed = proposal.log_density(proposed, rng, max_permutations)
+        exact &= len(at_draws) == 1 and len(at_proposed) == 1
+        bridges.append(
+            _bridge_over_repeats(other, other.log_posterior, at_draws, _log_posterior(compiled, proposed), at_proposed)
+        )
+        normals.append(len(proposal.shares))
+    values = np.array([bridge.log_ratio for bridge in bridges])
+    variances = np.array([bridge.variance for bridge in bridges])
+    estimate, error = float(values.mean()), _error_of_mean(halves, bridges)
+    apart = float(abs(values[0] - values[1]))
+    problems: list[str] = []
+    notes: list[str] = []
+    if not np.sqrt(variances.max()) < LARGEST_ERROR:
+        # Where p and q hardly meet, the formula sees only the few draws that do.
+        error = max(error, *(found.divergence for found in bridges))
+        problems.append(
+            f"the posterior is far from the normals fitted to it (standard error {np.sqrt(variances.max()):.2g} for half of the "
+            "draws): the error is put at the divergence between them; raise draws"
+        )
+    if apart > 3 * np.sqrt(variances.sum()):
+        error = max(error, apart / 2)
+        problems.append(
+            f"the two halves of the draws give {values[0]:.3f} and {values[1]:.3f}, further apart than their errors allow: raise draws"
+        )
+    problems += _doubts_about_draws(post)
+    if min(len(half.theta) for half in halves) < FEW_DRAWS * P:
+        notes.append(
+            f"{sum(len(half.theta) for half in halves)} draws are few for {P} parameters: more would lower the error"
+        )
+    if not exact:
+        notes.append(
+            f"orders of the components were thinned at random to {max_permutations} of {K}! for some draws; the error includes this"
+        )
+    if post._sample_weight is not None and np.any(post._sample_weight % 1):
+        notes.append("sample_weight is not whole: the evidence is that of a weighted likelihood, not of data")
+    laplace = float(logsumexp([mode.log_evidence for mode in approximations]) + gammaln(K + 1))
+    return Evidence(
+        log_evidence=estimate,
+        standard_error=error,
+        laplace=laplace,
+        method="bridge",
+        n_components=K,
+        covariance_type=post.covariance_type,
+        n_draws=int(sum(half.counts.sum() for half in halves)),
+        n_proposals=total,
+        n_normals=(normals[0], normals[1]),
+        n_permutations=int(round(np.exp(gammaln(K + 1)))) if exact else int(max_permutations),
+        exact_permutations=bool(exact),
+        halves=(float(values[0]), float(values[1])),
+        converged=not problems,
+        notes=(*problems, *notes),
+    )
+
+
+def _error_of_mean(halves: tuple[_Half, _Half], bridges: Sequence[Bridge]) -> float:
+    """Standard error of the mean of two bridges, the first over the second half of the draws and the reverse.
+
+    The draws enter it by the mean of the summands of both. The halves of a chain are not independent where it mixes slowly or
+    stays at a mode of its own, so their series is judged as one.
+    """
+    early, late = halves
+    proposals = sum(found.proposal_variance for found in bridges) / 4
+    if not early.n_chains:
+        return float(np.sqrt(proposals + sum(found.draws_variance for found in bridges) / 4))
+    series = [bridges[1].summands.reshape(early.n_chains, -1), bridges[0].summands.reshape(late.n_chains, -1)]
+    whole = _Half(np.empty(0), np.empty(0), np.ones(len(early.theta) + len(late.theta)), early.n_chains)
+    return float(np.sqrt(proposals + whole.mean_and_variance(np.concatenate(series, axis=1).ravel())[1]))
+
+
+def _doubts_about_draws(post: Any) -> list[str]:
+    """What the diagnostics say against averages over the draws that do not depend on labels."""
+    from bayesgmm.inference.diagnostics import PARETO_K_LIMIT, R_HAT_LIMIT
+
+    diagnostics = post.diagnostics_
+    if diagnostics.pareto_k is not None:
+        if diagnostics.pareto_k <= PARETO_K_LIMIT:
+            return []
+        return [
+            f"the Laplace draws do not stand for the posterior (Pareto k̂ = {diagnostics.pareto_k:.2f}): use method='nuts'"
+        ]
+    r_hat = float(diagnostics.invariants["r_hat"].max())
+    if r_hat <= R_HAT_LIMIT:
+        return []
+    return [
+        f"the chains disagree on what does not depend on labels (R-hat = {r_hat:.3f}): the evidence may be off by more than its error"
+    ]
+
+
+def fit_proposal(
+    theta: FloatArray,
+    counts: FloatArray,
+    blocks: ComponentBlocks,
+    approximation: LaplaceApproximation,
+    rng: np.random.Generator,
+) -> FoldedNormals:
+    """A mixture of normals fitted to draws in one order of the components.
+
+    One normal has the draws' mean and their covariance, shrunk by Ledoit & Wolf (2004) in the coordinates that the Laplace
+    approximation makes round. Mixtures of several come from EM, started in that normal's coordinates with it as prior; their number is
+    the one with the highest log density on a quarter of the draws that are held out.
+
+    Parameters
+    ----------
+    theta : ndarray of shape (S, P)
+    counts : ndarray of shape (S,)
+        Frequency of each draw.
+    blocks : ComponentBlocks
+    approximation : LaplaceApproximation
+        At a mode in the same order of the components.
+    rng : numpy.random.Generator
+
+    Returns
+    -------
+    FoldedNormals
+
+    References
+    ----------
+    Ledoit, O. & Wolf, M. (2004). A well-conditioned estimator for large-dimensional covariance matrices. Journal of Multivariate
+    Analysis 88, 365–411.
+    """
+    order = blocks.order
+    root = np.linalg.cholesky((approximation.factor @ approximation.factor.T)[np.ix_(order, order)])
+    ordered = theta[:, order]
+    center = np.average(ordered, axis=0, weights=counts)
+    white = np.linalg.solve(root, (ordered - center).T).T
+    root = root @ np.linalg.cholesky(_shrunk_covariance(white, counts))
+    white = np.ascontiguousarray(np.linalg.solve(root, (ordered - center).T).T)
+    S, P = white.shape
+    held = np.zeros(S, dtype=bool)
+    held[rng.permutation(S)[: S // 4]] = True
+    candidates = [J for J in NORMALS if J == 1 or 0.75 * S >= DRAWS_PER_NORMAL * J * P]
+    scores = []
+    if len(candidates) > 1:
+        for J in candidates:
+            parts = _normals(white[~held], counts[~held], J, rng)
+            scores.append(np.average(log_normals(white[held], *parts), weights=counts[held]))
+            # A score that falls does not rise again.
+            if len(scores) > 1 and scores[-1] < scores[-2]:
+                break
+    J = candidates[int(np.argmax(scores))] if scores else 1
+    shares, centers, factors = _normals(white, counts, J, rng)
+    return FoldedNormals(blocks, shares, center + centers @ root.T, root @ factors)
+
+
+def _normals(
+    white: FloatArray, counts: FloatArray, J: int, rng: np.random.Generator
+) -> tuple[FloatArray, FloatArray, FloatArray]:
+    """Shares (J,), centres (J, P) and lower factors (J, P, P) of J normals fitted to draws of about unit covariance."""
+    P = white.shape[1]
+    if J == 1:
+        return np.ones(1), np.zeros((1, P)), np.eye(P)[None]
+    prior = ConjugatePrior(np.ones(J), np.zeros(P), 0.01, P + 2.0, np.eye(P) / J ** (2 / P))
+    rows = np.ascontiguousarray(white)
+    found = em.fit(rows, J, prior=prior, sample_weight=counts, tol=1e-4, max_iter=100, n_init=2, rng=rng)
+    best = found.best.parameters
+    return best.weights, best.means, np.linalg.cholesky(best.covariances)
+
+
+def _shrunk_covariance(white: FloatArray, counts: FloatArray) -> FloatArray:
+    """Covariance (P, P) about 0 of weighted rows (S, P), shrunk towards a multiple of the identity (Ledoit & Wolf 2004)."""
+    P = white.shape[1]
+    share = counts / counts.sum()
+    sample = (white * share[:, None]).T @ white
+    level = np.trace(sample) / P
+    distance = np.sum((sample - level * np.eye(P)) ** 2)
+    # Σ share² |x xᵀ − S|², the variance of the covariance's entries in all.
+    norms = np.sum(white * white, axis=1)
+    crossed = np.sum((white @ sample) * white, axis=1)
+    noise = float(np.sum(share**2 * (norms**2 - 2 * crossed + np.sum(sample**2))))
+    amount = min(1.0, noise / distance) if distance > 0 else 0.0
+    return (1 - amount) * sample + amount * level * np.eye(P)
+
+
+def bridge(half: _Half, log_ratio_at_draws: FloatArray, log_ratio_at_proposed: FloatArray) -> Bridge:
+    """Optimal bridge between draws of p and draws of q.
+
+    With s = S_p / (S_p + S_q), S_p the effective number of draws, the log ratio r of normalising constants solves
+
+        mean over q of expit(log s/(1−s) + l − r) / s = mean over p of expit(−(log s/(1−s) + l − r)) / (1 − s),
+
+    l = log p − log q unnormalised: the fixed point of Meng & Wong's iteration (1996, eq. 4.2), found by bracketing.
+
+    Parameters
+    ----------
+    half : _Half
+        Which of its draws stand how often and how they depend on one another.
+    log_ratio_at_draws : ndarray of shape (S,)
+        l at the draws of p.
+    log_ratio_at_proposed : ndarray of shape (M,)
+        l at independent draws of q; −inf where p has no density.
+
+    Returns
+    -------
+    Bridge
+    """
+    M = len(log_ratio_at_proposed)
+    finite = log_ratio_at_proposed[np.isfinite(log_ratio_at_proposed)]
+    if not len(finite):
+        return Bridge(float(np.median(log_ratio_at_draws)), np.inf, 0.0, np.ones(len(log_ratio_at_draws)), 0.0, np.inf)
+    low = min(log_ratio_at_draws.min(), finite.min()) - 50.0
+    high = max(log_ratio_at_draws.max(), finite.max()) + 50.0
+    share = half.counts / half.counts.sum()
+    size = float(1 / np.sum(share**2))
+    for _ in range(2):
+        odds = np.log(size / M)
+        s = size / (size + M)
+
+        def summands(r: float, odds: float = odds, s: float = s) -> tuple[FloatArray, FloatArray]:
+            over_q = log_expit(odds + log_ratio_at_proposed - r) - np.log(s)
+            return over_q, log_expit(r - odds - log_ratio_at_draws) - np.log1p(-s)
+
+        def difference(r: float) -> float:
+            over_q, over_p = summands(r)
+            return float(logsumexp(over_q) - np.log(M) - logsumexp(over_p, b=share))
+
+        r = float(brentq(difference, low, high, xtol=1e-10, rtol=1e-14))
+        over_q, over_p = summands(r)
+        # In units of their mean: where p and q hardly meet, the numbers themselves are too small.
+        over_q = np.exp(over_q - logsumexp(over_q) + np.log(M))
+        over_p = np.exp(over_p - logsumexp(over_p, b=share))
+        _, variance = half.mean_and_variance(over_p)
+        spread = float(np.var(over_p))
+        effective = spread / variance if variance > 0 else size
+        result = Bridge(
+            r, float(np.var(over_q)) / M, variance, over_p, effective, float(share @ log_ratio_at_draws) - r
+        )
+        # Once more with the effective number of draws in the place of their number.
+        size = float(np.clip(effective, 1.0, size))
+    return result
+
+
+def _bridge_over_repeats(
+    half: _Half,
+    log_posterior_at_draws: FloatArray,
+    log_q_at_draws: FloatArray,
+    log_posterior_at_proposed: FloatArray,
+    log_q_at_proposed: FloatArray,
+) -> Bridge:
+    """Bridge from independent estimates (R, S) of the proposal's density, with the error that they bring."""
+
+    def joined(at_draws: FloatArray, at_proposed: FloatArray) -> Bridge:
+        return bridge(half, log_posterior_at_draws - at_draws, log_posterior_at_proposed - at_proposed)
+
+    repeats = max(len(log_q_at_draws), len(log_q_at_proposed))
+    if repeats == 1:
+        return joined(log_q_at_draws[0], log_q_at_proposed[0])
+    pooled = joined(*(logsumexp(q, axis=0) - np.log(len(q)) for q in (log_q_at_draws, log_q_at_proposed)))
+    singles = np.array(
+        [
+            joined(log_q_at_draws[r % len(log_q_at_draws)], log_q_at_proposed[r % len(log_q_at_proposed)]).log_ratio
+            for r in range(repeats)
+        ]
+    )
+    # An unbiased estimate inside a ratio makes a bias of about its relative variance; pooling R of them divides that by R.
+    bias = (singles.mean() - pooled.log_ratio) / (repeats - 1)
+    added = float(np.var(singles, ddof=1) / repeats + bias**2)
+    return replace(pooled, proposal_variance=pooled.proposal_variance + added)
+
+
+@dataclass(frozen=True, eq=False)
+class ComponentsPosterior:
+    """Posterior over the number of components.
+
+    Parameters
+    ----------
+    n_components : ndarray of shape (M,), int
+        K, ascending.
+    probabilities : ndarray of shape (M,)
+        p(K | X); they sum to 1.
+    standard_errors : ndarray of shape (M,)
+        Monte Carlo standard deviations of the probabilities; 0 where no errors were given.
+    lower, upper : ndarray of shape (M,)
+        5 % and 95 % quantiles of the same.
+    prior : ndarray of shape (M,)
+        p(K), scaled to sum to 1 over the K that are compared.
+    """
+
+    n_components: np.ndarray
+    probabilities: FloatArray
+    standard_errors: FloatArray
+    lower: FloatArray
+    upper: FloatArray
+    prior: FloatArray
+
+    @property
+    def mode(self) -> int:
+        """Most probable K."""
+        return int(self.n_components[np.argmax(self.probabilities)])
+
+    def __str__(self) -> str:
+        rows = zip(self.n_components, self.probabilities, self.standard_errors, strict=True)
+        return ", ".join(f"p(K = {K}) = {p:.3f} ± {error:.3f}" for K, p, error in rows)
+
+
+def posterior_over_components(
+    log_evidences: Mapping[int, float | Evidence] | ArrayLike,
+    prior: str | tuple[str, float] | Mapping[int, float] = "uniform",
+    errors: Mapping[int, float] | ArrayLike | None = None,
+    *,
+    random_state: int | np.random.Generator = 0,
+) -> ComponentsPosterior:
+    """Posterior over the number of components from log evidences and a prior on K.
+
+    p(K | X) ∝ p(X | K) p(K), over the K given. Evidences mean something beside each other only for the same data, and under
+    priors that do not depend on K.
+
+    Parameters
+    ----------
+    log_evidences : mapping of int to float or Evidence, or array-like of shape (M,)
+        log p(X | K) in nats; an array is K = 1 … M. −inf is an evidence of 0.
+    prior : "uniform", ("poisson", rate) or mapping of int to float, default "uniform"
+        p(K): equal for all K given; Poisson with this rate, cut to the K given; or a number ≥ 0 for each of them.
+    errors : mapping of int to float or array-like of shape (M,), optional
+        Standard errors of the log evidences; those of ``Evidence`` values are taken when this is None.
+    random_state : int or numpy.random.Generator, default 0
+        Of the simulation that carries the errors over: 4,000 draws of normal log evidences.
+
+    Returns
+    -------
+    ComponentsPosterior
+
+    Raises
+    ------
+    ValueError
+        If nothing is given, a value is NaN or +inf, an error is negative, K < 1, or the prior leaves no K a chance.
+    TypeError
+        If ``prior`` is of none of the three kinds.
+
+    Examples
+    --------
+    >>> print(posterior_over_components({1: -1130.0, 2: -1115.2, 3: -1116.0}, errors={1: 0.0, 2: 0.02, 3: 0.05}))
+    p(K = 1) = 0.000 ± 0.000, p(K = 2) = 0.690 ± 0.011, p(K = 3) = 0.310 ± 0.011
+    """
+    given = _by_components(log_evidences, "log_evidences")
+    if not given:
+        raise ValueError("log_evidences is empty: give one for each number of components")
+    ks = np.array(sorted(given))
+    if ks[0] < 1:
+        raise ValueError(f"a number of components must be at least 1; log_evidences has {ks[0]}")
+    found = [given[int(K)] for K in ks]
+    values = np.array([v.log_evidence if isinstance(v, Evidence) else float(v) for v in found])
+    for K, value in zip(ks, values, strict=True):
+        if np.isnan(value) or value == np.inf:
+            raise ValueError(f"the log evidence of K = {K} is {value}: leave K out, or look at why it failed")
+    if errors is None:
+        spread = np.array([v.standard_error if isinstance(v, Evidence) else 0.0 for v in found])
+    else:
+        named = _by_components(errors, "errors")
+        if set(named) != set(given):
+            raise ValueError(f"errors are for K = {sorted(named)}, log_evidences for K = {ks.tolist()}")
+        spread = np.array([float(named[int(K)]) for K in ks])
+    if not np.all(np.isfinite(spread)) or np.any(spread < 0):
+        raise ValueError(f"errors must be finite and not negative; got {spread}")
+    log_prior = _log_prior_of_components(prior, ks)
+    joint = values + log_prior
+    if np.all(joint == -np.inf):
+        raise ValueError("no number of components has both an evidence and a prior probability above 0")
+    rng = np.random.default_rng(random_state)
+    simulated = softmax(joint + spread * rng.standard_normal((SIMULATIONS, len(ks))), axis=1)
+    certain = not np.any(spread > 0)
+    probabilities = softmax(joint)
+    lower, upper = np.quantile(simulated, [0.05, 0.95], axis=0)
+    return ComponentsPosterior(
+        ks,
+        probabilities,
+        np.zeros(len(ks)) if certain else simulated.std(axis=0),
+        probabilities if certain else lower,
+        probabilities if certain else upper,
+        np.exp(log_prior),
+    )
+
+
+def _by_components(values: Any, name: str) -> dict[int, Any]:
+    """Values by number of components; an array is K = 1 … M."""
+    if isinstance(values, Mapping):
+        for K in values:
+            if not isinstance(K, int | np.integer):
+                raise ValueError(f"the keys of {name} must be numbers of components; got {K!r}")
+        return {int(K): value for K, value in values.items()}
+    array = np.asarray(values)
+    if array.ndim != 1:
+        raise ValueError(
+            f"{name} must be a mapping of K to a number, or an array for K = 1 … M; got shape {array.shape}"
+        )
+    return dict(enumerate(array.tolist(), start=1))
+
+
+def _log_prior_of_components(prior: Any, ks: np.ndarray) -> FloatArray:
+    """Log p(K), normalised over the K given."""
+    if isinstance(prior, str) and prior == "uniform":
+        values = np.zeros(len(ks))
+    elif isinstance(prior, Mapping):
+        missing = [int(K) for K in ks if K not in prior]
+        if missing:
+            raise ValueError(f"prior has no probability for K = {missing}")
+        chances = np.array([float(prior[int(K)]) for K in ks])
+        if not np.all(np.isfinite(chances)) or np.any(chances < 0) or not chances.any():
+            raise ValueError(f"prior must be finite numbers ≥ 0, one of them above 0; got {chances}")
+        with np.errstate(divide="ignore"):
+            values = np.log(chances)
+    elif isinstance(prior, tuple) and len(prior) == 2 and prior[0] == "poisson":
+        rate = float(prior[1])
+        if not (np.isfinite(rate) and rate > 0):
+            raise ValueError(f"the rate of a Poisson prior must be a positive number; got {prior[1]}")
+        values = ks * np.log(rate) - gammaln(ks + 1.0)
+    else:
+        raise TypeError(f'prior must be "uniform", ("poisson", rate) or a mapping of K to a probability; got {prior!r}')
+    return values - logsumexp(values)

@@ -1,0 +1,774 @@
+"""How many components, and which structure: every criterion beside every other in one table, with its uncertainty."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from numbers import Integral
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import ArrayLike
+from scipy.optimize import minimize
+from scipy.special import softmax
+
+from bayesgmm.core import kernel
+from bayesgmm.core.covariance import STRUCTURES
+from bayesgmm.core.parameters import FloatArray
+from bayesgmm.core.priors import ConjugatePrior
+from bayesgmm.sweep import LONG_PASS, SHORT_PASS, Folder, Key, Model, Plan, quiet, run, steps
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.figure import Figure
+
+__all__ = ["CRITERIA", "Criterion", "Selection", "select", "stacking_weights"]
+
+METHODS = ("em", "laplace", "nuts")
+
+EM_OPTIONS = ("n_init", "init_params", "tol", "max_iter", "reg_covar")
+POSTERIOR_OPTIONS = ("draws", "tune", "chains", "target_ess", "max_draws", "n_init", "init_params", "max_iter", "cores")
+
+NEGLIGIBLE_ELPD = 4.0
+"""Difference of elpd below which models are not told apart, whatever its error (Sivula et al. 2025)."""
+
+NEGLIGIBLE_BIC = 2.0
+"""Difference of BIC "not worth more than a bare mention" (Kass & Raftery 1995); the same is taken for AIC, AICc and ICL."""
+
+
+DOUBTFUL = ("EM not converged", "modes disagree", "not converged", "Laplace k-hat high")
+"""Flags that speak against a fit as a whole."""
+
+
+@dataclass(frozen=True)
+class Criterion:
+    """A criterion by its name.
+
+    Parameters
+    ----------
+    name : str
+    column : str
+        Of the table.
+    title : str
+        In words.
+    source : {"em", "posterior", "labels"}
+        What it needs.
+    larger_is_better : bool
+    error : str or None
+        Column of its error.
+    """
+
+    name: str
+    column: str
+    title: str
+    source: str
+    larger_is_better: bool
+    error: str | None = None
+
+
+CRITERIA: dict[str, Criterion] = {
+    c.name: c
+    for c in (
+        Criterion("aic", "aic", "AIC", "em", False),
+        Criterion("aicc", "aicc", "AICc", "em", False),
+        Criterion("bic", "bic", "BIC", "em", False),
+        Criterion("icl", "icl", "ICL", "em", False),
+        Criterion("waic", "elpd_waic", "WAIC", "posterior", True),
+        Criterion("loo", "elpd_loo", "LOO", "posterior", True, "se"),
+        Criterion("evidence", "log_evidence", "the evidence", "posterior", True, "log_evidence_se"),
+        Criterion("ari", "ari", "the adjusted Rand index", "labels", True),
+        Criterion("accuracy", "accuracy", "accuracy", "labels", True),
+        Criterion("log_loss", "log_loss", "log loss", "labels", False),
+    )
+}
+
+_INTEGERS = ("n_parameters", "divergences")
+COLUMNS = (
+    "n_parameters",
+    "log_likelihood",
+    "aic",
+    "aicc",
+    "bic",
+    "icl",
+    "elpd_waic",
+    "p_waic",
+    "elpd_loo",
+    "se",
+    "p_loo",
+    "elpd_diff",
+    "dse",
+    "weight",
+    "max_pareto_k",
+    "log_evidence",
+    "log_evidence_se",
+    "probability",
+    "ari",
+    "accuracy",
+    "log_loss",
+    "divergences",
+    "max_rhat",
+    "smallest_component",
+)
+CRITERIA_COLUMNS = {
+    **{c.column: c.name for c in CRITERIA.values() if c.source != "em"},
+    "p_waic": "waic",
+    **dict.fromkeys(("se", "p_loo", "elpd_diff", "dse", "weight", "max_pareto_k"), "loo"),
+    **dict.fromkeys(("log_evidence_se", "probability"), "evidence"),
+}
+"""Columns that are filled only where their criterion was asked for."""
+
+
+@dataclass(frozen=True, eq=False)
+class Selection:
+    """Every model of a sweep with every criterion.
+
+    Parameters
+    ----------
+    table : DataFrame
+        One row a model, indexed by (covariance_type, n_components). What does not apply is ``pd.NA``, its reason in ``reason``.
+
+        - ``n_parameters``, ``log_likelihood`` (nats), ``aic``, ``aicc``, ``bic``, ``icl``, ``smallest_component`` (rows): of EM's
+          maximum-likelihood fit; smaller is better, on the deviance scale.
+        - ``elpd_waic``, ``p_waic``, ``elpd_loo``, ``se``, ``p_loo``, ``max_pareto_k``: of the posterior; nats, larger is better.
+          ``elpd_diff`` (to the best, ≤ 0) with its error ``dse`` over paired rows; ``weight``: stacking.
+        - ``log_evidence`` ± ``log_evidence_se`` (nats) and ``probability``: p(model | data) over the models of the table, all equally
+          probable beforehand.
+        - ``ari``, ``accuracy``, ``log_loss``: cross-validated on the labelled rows.
+        - ``divergences``, ``max_rhat`` (largest R-hat of what does not depend on labels).
+        - ``flags``: near-singular, EM not converged, modes disagree, labels not identified, not converged, k-hat high, evidence
+          doubtful, failed.
+    fits : mapping of (str, int) to estimator
+        The posterior fits, or EM's where ``method="em"``.
+    em_fits : mapping of (str, int) to GaussianMixture
+        Maximum-likelihood fits.
+    elpds : mapping of str to ELPDData
+        LOO by model (``"full-2"``), as ``az.compare`` takes it; ``az.plot_compare`` takes what that returns.
+    method : str
+    criteria : tuple of str
+        Those that were asked for, or all that apply.
+    n_rows : int
+    interrupted : str or None
+        What was finished where the user stopped the sweep.
+    notes : tuple of str
+        What is worth knowing of the comparison as a whole.
+    """
+
+    table: pd.DataFrame
+    fits: Mapping[Key, Any]
+    em_fits: Mapping[Key, Any]
+    elpds: Mapping[str, Any]
+    method: str
+    criteria: tuple[str, ...]
+    n_rows: int
+    interrupted: str | None = None
+    notes: tuple[str, ...] = field(default_factory=tuple)
+
+    def ranking(self, criterion: str) -> list[Key]:
+        """Models by a criterion, best first.
+
+        Parameters
+        ----------
+        criterion : str
+            A name of ``criteria``.
+
+        Returns
+        -------
+        list of (str, int)
+            Models without a value are left out; near-singular ones come last under EM's criteria, because the likelihood is
+            unbounded there and its value says nothing.
+
+        Raises
+        ------
+        ValueError
+            If the criterion is unknown, or was not computed.
+        """
+        if criterion not in self.criteria:
+            raise ValueError(f"the criterion {criterion!r} is not in this selection: it has {', '.join(self.criteria)}")
+        what = CRITERIA[criterion]
+        values = self.table[what.column].dropna()
+        sign = -1.0 if what.larger_is_better else 1.0
+
+        def order(key: Key) -> tuple[bool, float, int]:
+            singular = what.source == "em" and "near-singular" in self.table.loc[key, "flags"]
+            return singular, sign * float(values[key]), int(self.table.loc[key, "n_parameters"])
+
+        return sorted((_key(index) for index in values.index), key=order)
+
+    def best(self, criterion: str) -> Key:
+        """The model that a criterion picks.
+
+        Parameters
+        ----------
+        criterion : str
+            A name of ``criteria``, such as ``"bic"`` or ``"loo"``.
+
+        Returns
+        -------
+        (str, int)
+            Covariance structure and number of components: a key of ``fits``.
+
+        Raises
+        ------
+        ValueError
+            If the criterion is unknown, was not computed, or no model has a value.
+        """
+        ranking = self.ranking(criterion)
+        if not ranking:
+            raise ValueError(f"no model has a value of {criterion!r}: {_first_reason(self.table)}")
+        return ranking[0]
+
+    @cached_property
+    def picks(self) -> dict[str, Key]:
+        """What each criterion picks, by its name; those that have no value are left out."""
+        rankings = {name: self.ranking(name) for name in self.criteria}
+        return {name: ranking[0] for name, ranking in rankings.items() if ranking}
+
+    def summary(self) -> str:
+        """What each criterion picks, whether the runner-up is within its error, and which simpler model is as good.
+
+        Returns
+        -------
+        str
+            Two or three sentences.
+        """
+        if not self.picks:
+            return f"No model could be judged: {_first_reason(self.table)}."
+        sentences = [_picks_sentence(self.picks, len(self.table))]
+        judge = next((name for name in ("loo", "bic", "aicc", "aic", "icl", "waic") if name in self.picks), None)
+        if judge is not None:
+            sentences += self._judged(judge)
+        return " ".join(sentences)
+
+    def _judged(self, criterion: str) -> list[str]:
+        """The runner-up and the simplest model that is as good, by one criterion."""
+        ranking = self.ranking(criterion)
+        if criterion in CRITERIA and CRITERIA[criterion].source == "em":
+            sound = [key for key in ranking if "near-singular" not in self.table.loc[key, "flags"]]
+            ranking = sound or ranking
+        best = ranking[0]
+        out = []
+        if len(ranking) > 1:
+            gap, error = self._gap(criterion, ranking[1])
+            close = self._as_good(criterion, ranking[1])
+            behind = f"{gap:.1f} ± {error:.1f}" if error is not None else f"{gap:.1f}"
+            verdict = (
+                "the two cannot be told apart" if close else "more than its error" if error is not None else "not close"
+            )
+            out.append(
+                f"By {CRITERIA[criterion].title} the runner-up, {_words(ranking[1])}, is {behind} behind: {verdict}."
+            )
+        size = self.table["n_parameters"]
+        simpler = [k for k in ranking[1:] if size[k] < size[best] and self._as_good(criterion, k)]
+        if simpler:
+            simplest = min(simpler, key=lambda key: (size[key], ranking.index(key)))
+            out.append(
+                f"The simplest model that is as good is {_words(simplest)}, with {size[simplest]} parameters against {size[best]}."
+            )
+        elif len(ranking) > 1:
+            out.append(f"No simpler model is as good as {_words(best)} by {CRITERIA[criterion].title}.")
+        return out
+
+    def _gap(self, criterion: str, key: Key) -> tuple[float, float | None]:
+        """How far a model lies behind the best, and the error of that."""
+        if criterion == "loo":
+            return -float(self.table.loc[key, "elpd_diff"]), float(self.table.loc[key, "dse"])
+        column = CRITERIA[criterion].column
+        return abs(float(self.table.loc[key, column]) - float(self.table.loc[self.best(criterion), column])), None
+
+    def _as_good(self, criterion: str, key: Key) -> bool:
+        gap, error = self._gap(criterion, key)
+        if error is not None:
+            return gap < NEGLIGIBLE_ELPD or gap < 2 * error
+        return gap < (NEGLIGIBLE_ELPD if criterion == "waic" else NEGLIGIBLE_BIC)
+
+    @property
+    def doubtful(self) -> tuple[str, ...]:
+        """Models that a criterion picks although their own diagnostics speak against them, with the flags that do."""
+        out = []
+        for key in dict.fromkeys(self.picks.values()):
+            flags = [flag for flag in str(self.table.loc[key, "flags"]).split(", ") if flag in DOUBTFUL]
+            if flags:
+                out.append(f"{_words(key)} is picked, but its fit is not to be trusted yet ({', '.join(flags)})")
+        return tuple(out)
+
+    def plot(self) -> Figure:
+        """Criteria against the number of components with their errors, one line a structure, and the weights.
+
+        Returns
+        -------
+        matplotlib.figure.Figure
+        """
+        from bayesgmm.plots import selection_figure
+
+        return selection_figure(self)
+
+    def __str__(self) -> str:
+        return "\n".join([self.summary(), *(f"- {note}" for note in self.notes)])
+
+
+def _key(index: Any) -> Key:
+    return str(index[0]), int(index[1])
+
+
+def _words(key: Key) -> str:
+    return f"K = {key[1]} ({key[0]})"
+
+
+def _listed(names: Sequence[str]) -> str:
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
+
+
+def _picks_sentence(picks: Mapping[str, Key], n_models: int) -> str:
+    by_model: dict[Key, list[str]] = {}
+    for name, key in picks.items():
+        by_model.setdefault(key, []).append(CRITERIA[name].title)
+    parts = [f"{_listed(names)} pick{'s' * (len(names) == 1)} {_words(key)}" for key, names in by_model.items()]
+    text = "; ".join(parts) + f", of {n_models} model{'s' * (n_models != 1)}."
+    return text[0].upper() + text[1:]
+
+
+def _first_reason(table: pd.DataFrame) -> str:
+    reasons = [str(r) for r in table["reason"] if str(r)]
+    return reasons[0] if reasons else "nothing is finished"
+
+
+def select(
+    X: ArrayLike,
+    n_components: Iterable[int] | int = range(1, 7),
+    covariance_types: Iterable[str] | str = ("full", "tied", "diag", "spherical"),
+    method: str = "em",
+    y: ArrayLike | None = None,
+    criteria: Iterable[str] | str | None = None,
+    *,
+    sample_weight: ArrayLike | None = None,
+    n_jobs: int | None = None,
+    random_state: Any = None,
+    prior: Any = "default",
+    out: str | Path | None = None,
+    overwrite: bool = False,
+    progressbar: bool = True,
+    **options: Any,
+) -> Selection:
+    """Fit mixtures over numbers of components and covariance structures, and put all criteria into one table.
+
+    Parameters
+    ----------
+    X : array-like of shape (N, D)
+    n_components : iterable of int, default range(1, 7)
+        Numbers of components K.
+    covariance_types : iterable of str, default ("full", "tied", "diag", "spherical")
+    method : {"em", "laplace", "nuts"}, default "em"
+        "em" is maximum likelihood alone: AIC, AICc, BIC, ICL. With "laplace" and "nuts" the posterior of each model comes beside
+        it, with WAIC, LOO and the evidence.
+    y : array-like of shape (N,), optional
+        Labels of some rows (−1, None or NaN is unknown): accuracy, log loss and adjusted Rand index by cross-validation.
+    criteria : iterable of str, optional
+        Of "aic", "aicc", "bic", "icl", "waic", "loo", "evidence", "ari", "accuracy", "log_loss". Default: all that apply. EM's own are
+        always in the table.
+    sample_weight : array-like of shape (N,), optional
+        Frequency weights.
+    n_jobs : int, optional
+        Models that EM fits at a time; −1 is one a core. Default: one a core for some thousand to some hundred thousand rows; else one,
+        because shorter passes wait for the interpreter and longer ones run on all cores by themselves. The result does not depend
+        on it. Posteriors are sampled one after the other.
+    random_state : int, RandomState, Generator or None, default None
+        With an int each model's fit is the same whatever else is in the sweep.
+    prior : "default" or prior, default "default"
+        Of the posteriors; EM is maximum likelihood. Evidences can be compared under one prior common to all models alone: the default
+        prior's scale comes from the data for each K, and the table's notes say so.
+    out : path, optional
+        Folder that takes every finished fit. A sweep that was stopped goes on from there when it is called again with the same data
+        and settings; more K, structures and criteria may be asked of it.
+    overwrite : bool, default False
+        Begin anew in ``out`` whatever is there; what a selection wrote there before is removed, other files are left alone.
+    progressbar : bool, default True
+        Show the progress over models on standard error.
+    **options
+        Of the fits: ``n_init``, ``init_params``, ``max_iter`` (all), ``tol``, ``reg_covar`` (EM), ``draws``, ``tune``, ``chains``,
+        ``target_ess``, ``max_draws``, ``cores`` (posteriors).
+
+    Returns
+    -------
+    Selection
+        Ctrl-C ends the sweep with what is finished; ``interrupted`` says so.
+
+    Raises
+    ------
+    ValueError
+        If the data, the weights or the labels are at fault, the numbers of components are none or exceed the distinct rows, or a
+        structure, criterion or method does not exist.
+    TypeError
+        If an option is unknown.
+    DataError, FileExistsError
+        If ``out`` holds a sweep of other data or settings, or other things.
+    KeyboardInterrupt
+        If the user stopped it before any model was finished.
+
+    Notes
+    -----
+    A model that fails is a row with its reason. EM climbs from ``n_init`` starts that all structures share, and goes on with the most
+    promising ones (:func:`bayesgmm.core.em.race`).
+
+    Examples
+    --------
+    >>> from bayesgmm.datasets import load_faithful
+    >>> found = select(load_faithful(), range(1, 4), "full", random_state=0, progressbar=False)
+    >>> found.best("bic")
+    ('full', 2)
+    """
+    plan, seed_given = _plan(
+        X, n_components, covariance_types, method, y, criteria, sample_weight, n_jobs, random_state, prior, options
+    )
+    folder = None
+    if out is not None:
+        folder = Folder(out, plan, seed_given, overwrite)
+        plan = replace(plan, entropy=folder.entropy)
+    models = {key: Model(key) for key in plan.keys}
+    with quiet() as caught:
+        if folder is not None:
+            for model in models.values():
+                folder.load(model)
+        interrupted = run(plan, models, lambda m: None if folder is None else folder.save(m), progressbar)
+    _pass_on(caught)
+    if interrupted is not None and not any(set(steps(plan)) <= m.done or "failed" in m.flags for m in models.values()):
+        raise KeyboardInterrupt(interrupted)
+    return _selection(plan, models, interrupted)
+
+
+def _pass_on(caught: Sequence[warnings.WarningMessage]) -> None:
+    """Warn once of what concerns the data; what concerns one model stands in its row."""
+    from bayesgmm.exceptions import DataWarning
+
+    for message in dict.fromkeys(str(w.message) for w in caught if issubclass(w.category, DataWarning)):
+        warnings.warn(message, DataWarning, stacklevel=3)
+
+
+def _plan(
+    X: ArrayLike,
+    n_components: Iterable[int] | int,
+    covariance_types: Iterable[str] | str,
+    method: str,
+    y: ArrayLike | None,
+    criteria: Iterable[str] | str | None,
+    sample_weight: ArrayLike | None,
+    n_jobs: int | None,
+    random_state: Any,
+    prior: Any,
+    options: Mapping[str, Any],
+) -> tuple[Plan, bool]:
+    """Check everything at the door, before anything is fitted."""
+    from bayesgmm.estimators.bayesian_gaussian_mixture import BayesianGaussianMixture
+    from bayesgmm.estimators.gaussian_mixture import GaussianMixture
+    from bayesgmm.estimators.validation import (
+        check_table,
+        check_weights,
+        feature_names,
+        generator,
+        n_distinct_rows,
+        refuse_degenerate,
+        warn_degenerate,
+    )
+
+    if method not in METHODS:
+        raise ValueError(f"method must be one of {', '.join(METHODS)}; got {method!r}")
+    kinds = (covariance_types,) if isinstance(covariance_types, str) else tuple(dict.fromkeys(covariance_types))
+    unknown = [str(kind) for kind in kinds if kind not in STRUCTURES]
+    if unknown or not kinds:
+        raise ValueError(
+            f"covariance_types must be of {', '.join(STRUCTURES)}; got {', '.join(map(repr, unknown)) or 'none'}"
+        )
+    ks = _numbers_of_components(n_components)
+    names = _criteria(criteria, method, y is not None)
+    door = GaussianMixture()
+    table = check_table(door, X, reset=True, min_rows=2)
+    weights = check_weights(sample_weight, table)
+    counted = table if weights is None else table[weights > 0]
+    distinct = n_distinct_rows(counted, ks[-1])
+    if distinct < ks[-1]:
+        raise ValueError(
+            f"n_components goes up to {ks[-1]}, but X has {distinct} distinct rows: ask for at most {distinct} components"
+        )
+    if y is not None:
+        _check_labels(y, len(table))
+    known = {*EM_OPTIONS, *POSTERIOR_OPTIONS} if method != "em" else set(EM_OPTIONS)
+    strange = [name for name in options if name not in known]
+    if strange:
+        raise TypeError(
+            f"select() has no option {', '.join(map(repr, strange))} with method={method!r}; the options of the fits are "
+            f"{', '.join(sorted(known))}"
+        )
+    em_options = {name: options[name] for name in EM_OPTIONS if name in options}
+    posterior_options = {name: options[name] for name in POSTERIOR_OPTIONS if name in options} if method != "em" else {}
+    # The estimators check their own options; all of them before the first fit.
+    GaussianMixture(**em_options)._validate_params()
+    if method != "em":
+        BayesianGaussianMixture(prior=prior, **posterior_options)._validate_params()
+        if not (isinstance(prior, ConjugatePrior) and prior.scale is not None):
+            refuse_degenerate(table, ks[-1], feature_names(door))
+    warn_degenerate(table, ks[-1], feature_names(door), em_options.get("reg_covar", 1e-6))
+    cores = kernel.available_threads()
+    if n_jobs is None:
+        cost = kernel.pass_cost(len(table), ks[-1], table.shape[1])
+        n_jobs = cores if SHORT_PASS <= cost < LONG_PASS else 1
+    elif int(n_jobs) != n_jobs or n_jobs == 0 or n_jobs < -1:
+        raise ValueError(f"n_jobs must be a whole number of at least 1, or -1 for one a core; got {n_jobs!r}")
+    given = isinstance(random_state, Integral)
+    if given and random_state < 0:
+        raise ValueError(f"random_state must not be negative; got {random_state}")
+    entropy = int(random_state) if given else int(generator(random_state).integers(2**62))
+    plan = Plan(
+        X=X,
+        table=table,
+        sample_weight=weights,
+        feature_names=getattr(door, "feature_names_in_", None),
+        labels=y,
+        keys=tuple((kind, K) for kind in kinds for K in ks),
+        method=method,
+        criteria=names,
+        prior=prior,
+        entropy=entropy,
+        em_options=em_options,
+        posterior_options=posterior_options,
+        n_jobs=cores if n_jobs == -1 else int(n_jobs),
+    )
+    return plan, given
+
+
+def _numbers_of_components(n_components: Iterable[int] | int) -> list[int]:
+    values: list[Any] = list(n_components) if isinstance(n_components, Iterable) else [n_components]
+    if not values:
+        raise ValueError("n_components is empty: give at least one number of components, such as range(1, 7)")
+    for K in values:
+        if isinstance(K, bool) or not isinstance(K, Integral) or K < 1:
+            raise ValueError(f"n_components must be whole numbers of at least 1; got {K!r}")
+    return sorted({int(K) for K in values})
+
+
+def _criteria(criteria: Iterable[str] | str | None, method: str, labelled: bool) -> tuple[str, ...]:
+    sources = {"em"} | ({"posterior"} if method != "em" else set()) | ({"labels"} if labelled else set())
+    if criteria is None:
+        return tuple(c.name for c in CRITERIA.values() if c.source in sources)
+    asked = [criteria] if isinstance(criteria, str) else list(criteria)
+    unknown = [str(name) for name in asked if name not in CRITERIA]
+    if unknown or not asked:
+        raise ValueError(f"criteria must be of {', '.join(CRITERIA)}; got {', '.join(map(repr, unknown)) or 'none'}")
+    for name in asked:
+        if CRITERIA[name].source not in sources:
+            need = (
+                "labels: give y" if CRITERIA[name].source == "labels" else "a posterior: use method='laplace' or 'nuts'"
+            )
+            raise ValueError(f"the criterion {name!r} needs {need}")
+    return tuple(name for name in CRITERIA if name in asked)
+
+
+def _check_labels(y: ArrayLike, n_rows: int) -> None:
+    from bayesgmm.crossvalidation import known_labels
+
+    labels, known = known_labels(y)
+    if len(labels) != n_rows:
+        raise ValueError(f"y has {len(labels)} labels for {n_rows} rows of X")
+    if not known.any():
+        raise ValueError("y has no known label (−1, None and NaN are unknown): label some rows, or leave y out")
+    if len(set(labels[known])) < 2:
+        raise ValueError(
+            f"y has a single class among its known labels ({labels[known][0]!r}): two are needed to score components as classes"
+        )
+
+
+def _selection(plan: Plan, models: Mapping[Key, Model], interrupted: str | None) -> Selection:
+    models = {key: models[key] for key in plan.keys}
+    finished = {key: m for key, m in models.items() if set(steps(plan)) <= m.done}
+    elpds = {m.name: m.elpd for m in finished.values() if m.elpd is not None and "loo" in plan.criteria}
+    _across(plan, models, elpds)
+    fits = {key: (m.em if plan.method == "em" else m.posterior) for key, m in models.items()}
+    return Selection(
+        table=_table(plan, models, interrupted),
+        fits={key: fit for key, fit in fits.items() if fit is not None},
+        em_fits={key: m.em for key, m in models.items() if m.em is not None},
+        elpds=elpds,
+        method=plan.method,
+        criteria=plan.criteria,
+        n_rows=len(plan.table),
+        interrupted=interrupted,
+        notes=_notes(plan, models),
+    )
+
+
+def _across(plan: Plan, models: Mapping[Key, Model], elpds: Mapping[str, Any]) -> None:
+    """Numbers that a model has only beside the others: differences, weights, probabilities."""
+    by_name = {m.name: m for m in models.values()}
+    if elpds:
+        differences, weights = compare_elpds(elpds, plan.sample_weight)
+        for name, weight in zip(elpds, weights, strict=True):
+            difference, error = differences[name]
+            by_name[name].values |= {"elpd_diff": difference, "dse": error, "weight": float(weight)}
+    if "evidence" not in plan.criteria:
+        return
+    judged = [m for m in models.values() if np.isfinite(m.values.get("log_evidence", np.nan))]
+    if judged:
+        evidences = np.array([m.values["log_evidence"] for m in judged])
+        for model, probability in zip(judged, softmax(evidences), strict=True):
+            model.values["probability"] = float(probability)
+
+
+def compare_elpds(
+    elpds: Mapping[str, Any], sample_weight: FloatArray | None = None
+) -> tuple[dict[str, tuple[float, float]], FloatArray]:
+    """Differences to the best model with their standard errors over paired rows, and stacking weights.
+
+    Parameters
+    ----------
+    elpds : mapping of str to ELPDData
+        Of the same rows; pointwise values count each row by its weight.
+    sample_weight : ndarray of shape (N,), optional
+
+    Returns
+    -------
+    differences : dict of str to (float, float)
+        elpd − elpd of the best, and its standard error (with N − 1; ``az.compare`` has N). For subsampled LOO by ``az.compare``.
+    weights : ndarray of shape (models,)
+    """
+    from bayesgmm.pointwise import standard_error
+
+    names = list(elpds)
+    pointwise = np.array([np.asarray(elpds[name].elpd_i, dtype=float).ravel() for name in names])
+    rows = np.isfinite(pointwise).all(axis=0)
+    v = sample_weight
+    if v is not None:
+        rows &= v > 0
+    copies = pointwise[:, rows] if v is None else pointwise[:, rows] / v[rows]
+    kept = None if v is None else v[rows]
+    weights = stacking_weights(copies.T, kept)
+    if any(hasattr(elpds[name], "subsampling_se") for name in names):
+        import arviz_stats
+
+        with warnings.catch_warnings():
+            # It warns where more than eleven models are compared; the errors stand in the table.
+            warnings.simplefilter("ignore")
+            compared = arviz_stats.compare(dict(elpds), method="pseudo-BMA", round_to="none")
+        return {n: (float(compared.loc[n, "elpd_diff"]), float(compared.loc[n, "dse"])) for n in names}, weights
+    best = int(np.argmax([elpds[name].elpd for name in names]))
+    differences = {}
+    for m, name in enumerate(names):
+        gap = float(elpds[name].elpd - elpds[names[best]].elpd)
+        differences[name] = (gap, 0.0 if m == best else standard_error(copies[m] - copies[best], kept))
+    return differences, weights
+
+
+def stacking_weights(elpd_i: FloatArray, sample_weight: FloatArray | None = None) -> FloatArray:
+    """Weights of a mixture of predictive distributions that maximise its leave-one-out score Σ_n v_n log Σ_m w_m exp(elpd_nm).
+
+    Each row's maximum is taken out first, which changes the score by a constant and keeps exp from vanishing in all models.
+
+    Parameters
+    ----------
+    elpd_i : ndarray of shape (N, M)
+        Pointwise leave-one-out log densities of M models.
+    sample_weight : ndarray of shape (N,), optional
+
+    Returns
+    -------
+    ndarray of shape (M,)
+        On the simplex.
+
+    References
+    ----------
+    Yao, Vehtari, Simpson & Gelman (2018), Using stacking to average Bayesian predictive distributions, Bayesian Analysis 13,
+    917–1007, equation 4.
+    """
+    densities = np.exp(elpd_i - elpd_i.max(axis=1, keepdims=True))
+    N, M = densities.shape
+    share = np.full(N, 1.0 / N) if sample_weight is None else sample_weight / sample_weight.sum()
+    if M == 1:
+        return np.ones(1)
+    tiny = np.finfo(float).tiny
+
+    def loss(w: FloatArray) -> float:
+        return -float(share @ np.log(np.maximum(densities @ w, tiny)))
+
+    def gradient(w: FloatArray) -> FloatArray:
+        return -(densities.T @ (share / np.maximum(densities @ w, tiny)))
+
+    even = np.full(M, 1.0 / M)
+    found = minimize(
+        loss,
+        even,
+        jac=gradient,
+        method="SLSQP",
+        bounds=[(0.0, 1.0)] * M,
+        constraints={"type": "eq", "fun": lambda w: w.sum() - 1.0, "jac": lambda w: np.ones(M)},
+        options={"maxiter": 1000, "ftol": 1e-12},
+    )
+    weights = np.clip(found.x, 0.0, None) if np.isfinite(found.x).all() else even
+    weights = weights / weights.sum() if weights.sum() > 0 else even
+    if loss(weights) > loss(even):
+        weights = even
+    # EM for the proportions goes up from wherever that ended (Dempster, Laird & Rubin 1977).
+    for _ in range(200):
+        weights = weights * -gradient(weights)
+        weights /= weights.sum()
+    return np.asarray(weights)
+
+
+def _table(plan: Plan, models: Mapping[Key, Model], interrupted: str | None) -> pd.DataFrame:
+    import pandas as pd
+
+    index = pd.MultiIndex.from_tuples(list(models), names=["covariance_type", "n_components"])
+    wanted = set(steps(plan))
+    columns: dict[str, Any] = {}
+    for name in COLUMNS:
+        shown = name not in CRITERIA_COLUMNS or CRITERIA_COLUMNS[name] in plan.criteria
+        values = [m.values.get(name) if shown else None for m in models.values()]
+        columns[name] = pd.array(values, dtype="Int64" if name in _INTEGERS else "Float64")
+    columns["flags"] = pd.array([", ".join(m.flags) for m in models.values()], dtype="string")
+    columns["reason"] = pd.array([_reason(plan, m, wanted, interrupted) for m in models.values()], dtype="string")
+    return pd.DataFrame(columns, index=index)
+
+
+def _reason(plan: Plan, model: Model, wanted: set[str], interrupted: str | None) -> str:
+    """Why columns of a row are empty, and what was done about doubtful ones."""
+    if not model.done and not model.reasons:
+        return "not fitted: the sweep was interrupted" if interrupted else "not fitted"
+    reasons = [f"{name}: {why}" if name in COLUMNS else why for name, why in model.reasons.items()]
+    if "failed" in model.flags:
+        return "; ".join(reasons)
+    if not wanted <= model.done:
+        reasons.append("not finished: the sweep was interrupted")
+    if plan.method == "em":
+        reasons.append("WAIC, LOO and evidence need a posterior (method='laplace' or 'nuts')")
+    else:
+        missing = [t for t, n in (("WAIC", "waic"), ("LOO", "loo"), ("evidence", "evidence")) if n not in plan.criteria]
+        if missing:
+            reasons.append(f"{_listed(missing)} not asked for")
+    if plan.labels is None:
+        reasons.append("no labels")
+    return "; ".join(reasons)
+
+
+def _notes(plan: Plan, models: Mapping[Key, Model]) -> tuple[str, ...]:
+    notes = []
+
+    for flag, what in (
+        ("near-singular", "near-singular, so that the likelihood and AIC, BIC and ICL say nothing"),
+        ("failed", "failed, see the column reason"),
+        ("k-hat high", "LOO is not reliable for some rows (k-hat high)"),
+    ):
+        named = [_words(key) for key, m in models.items() if flag in m.flags]
+        if named:
+            notes.append(f"{what}: {_listed(named)}")
+    if "evidence" in plan.criteria and not common_prior(plan.prior):
+        notes.append(
+            "the evidences are under a prior whose scale comes from the data for each model, so they and p(model | data) depend on it: "
+            "compare them under one prior common to all models"
+        )
+    return tuple(notes)
+
+
+def common_prior(prior: Any) -> bool:
+    """Whether a prior is the same for every number of components and structure."""
+    if isinstance(prior, str):
+        return False
+    return prior.scale is not None if isinstance(prior, ConjugatePrior) else True
