@@ -79,5 +79,5 @@ def run(quick: bool) -> Section:
         "Log posterior and gradient: time per call",
         "pm.Mixture of pm.MvNormal, LKJCholeskyCov per component, PyTensor mode='NUMBA', trust_input=True",
         tuple(rows),
-        ("Ours: the compiled log posterior of bayesgmm's PyMC model, called from Python as the sampler calls it",),
+        ("Ours: the log posterior that the sampler calls, called from Python",),
     )
