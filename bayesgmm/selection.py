@@ -388,7 +388,7 @@ def select(
         Show the progress over models on standard error.
     **options
         Of the fits: ``n_init``, ``init_params``, ``max_iter`` (all), ``tol``, ``reg_covar`` (EM), ``draws``, ``tune``, ``chains``,
-        ``target_ess``, ``max_draws``, ``cores`` (posteriors).
+        ``target_ess``, ``max_draws``, ``cores`` (posteriors). ``target_ess`` is 0 here, so that each posterior has the draws asked for.
 
     Returns
     -------
@@ -502,6 +502,9 @@ def _plan(
         )
     em_options = {name: options[name] for name in EM_OPTIONS if name in options}
     posterior_options = {name: options[name] for name in POSTERIOR_OPTIONS if name in options} if method != "em" else {}
+    if method != "em":
+        # Components that the data do not carry have labels that wander: their parameters would never reach an effective size.
+        posterior_options = {"target_ess": 0} | posterior_options
     # The estimators check their own options; all of them before the first fit.
     GaussianMixture(**em_options)._validate_params()
     if method != "em":

@@ -14,7 +14,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +39,9 @@ FORMAT, FORMAT_VERSION = "bayesgmm selection", 1
 
 SHORT_PASS, LONG_PASS = 5e5, 3e7
 """Costs of a pass (operations) between which EM's models are fitted several at a time, one thread each."""
+
+REHEARSAL_ROWS = 2500
+"""Rows that EM's starts are made from and first climbed on, where there are at least twice as many."""
 
 REFITS = 10
 """Rows at most that LOO refits a posterior without, where their importance weights are not reliable."""
@@ -395,6 +398,7 @@ def _run_em(plan: Plan, todo: Sequence[Model], tell: Callable[[int, str], None],
     for model in todo:
         by_k.setdefault(model.key[1], []).append(model)
     stop = threading.Event()
+    some = _some_rows(plan)
 
     def one(K: int) -> int:
         starts: list[np.ndarray] | None = None
@@ -403,8 +407,8 @@ def _run_em(plan: Plan, todo: Sequence[Model], tell: Callable[[int, str], None],
                 return K
             try:
                 if starts is None:
-                    starts = _assignments(plan, K)
-                _fit_em(plan, model, starts, stop)
+                    starts = _assignments(plan, K, *some)
+                _fit_em(plan, model, starts, some, stop)
             except Stopped:
                 return K
             except Exception as error:
@@ -432,21 +436,37 @@ def _run_em(plan: Plan, todo: Sequence[Model], tell: Callable[[int, str], None],
             raise
 
 
-def _assignments(plan: Plan, K: int) -> list[np.ndarray]:
+def _some_rows(plan: Plan) -> tuple[FloatArray, FloatArray | None]:
+    """The rows that starts are made from, with their weights: all of them where they are few."""
+    N, v = len(plan.table), plan.sample_weight
+    if N < 2 * REHEARSAL_ROWS:
+        return plan.table, v
+    if v is not None and np.count_nonzero(v) < 2 * REHEARSAL_ROWS:
+        return plan.table, v
+    rng = np.random.default_rng(np.random.SeedSequence([plan.entropy, 0]))
+    available = np.arange(N) if v is None else np.flatnonzero(v)
+    rows = np.sort(rng.choice(available, size=REHEARSAL_ROWS, replace=False))
+    return np.ascontiguousarray(plan.table[rows]), None if v is None else v[rows]
+
+
+def _assignments(plan: Plan, K: int, X: FloatArray, v: FloatArray | None) -> list[np.ndarray]:
     """Partitions (or responsibilities) that the starts of every structure with K components are made from."""
     methods = seeding.mixed_starts(
-        plan.em_options.get("init_params", "kmeans"), int(plan.em_options.get("n_init", 10)), plan.table.shape[1]
+        plan.em_options.get("init_params", "kmeans"), int(plan.em_options.get("n_init", 10)), X.shape[1]
     )
     if K == 1:
         methods = methods[:1]
     seeds = np.random.default_rng(np.random.SeedSequence([plan.entropy, K])).spawn(len(methods))
-    return [
-        seeding.initial_assignment(method, plan.table, K, plan.sample_weight, seed)
-        for method, seed in zip(methods, seeds, strict=True)
-    ]
+    return [seeding.initial_assignment(method, X, K, v, seed) for method, seed in zip(methods, seeds, strict=True)]
 
 
-def _fit_em(plan: Plan, model: Model, assignments: Sequence[np.ndarray], stop: threading.Event) -> None:
+def _fit_em(
+    plan: Plan,
+    model: Model,
+    assignments: Sequence[np.ndarray],
+    some: tuple[FloatArray, FloatArray | None],
+    stop: threading.Event,
+) -> None:
     kind, K = structure(model.key[0]), model.key[1]
     estimator = GaussianMixture(
         K,
@@ -469,13 +489,15 @@ def _fit_em(plan: Plan, model: Model, assignments: Sequence[np.ndarray], stop: t
         if stop.is_set():
             raise Stopped
 
+    small = problem if len(some[0]) == len(plan.table) else replace(problem, X=some[0], sample_weight=some[1])
     starts = [
-        em.start_from_labels(problem, found.astype(np.int32, copy=False), K)
+        em.start_from_labels(small, found.astype(np.int32, copy=False), K)
         if found.ndim == 1
-        else em.start_from_responsibilities(problem, found.astype(np.float64, copy=False))
+        else em.start_from_responsibilities(small, found.astype(np.float64, copy=False))
         for found in assignments
     ]
-    found = em.race(problem, starts, np.random.default_rng(plan.seed(model.key, 1)), callback=check)
+    rng = np.random.default_rng(plan.seed(model.key, 1))
+    found = em.race(problem, starts, rng, callback=check, rehearsal=None if small is problem else small)
     estimator.n_features_in_ = plan.table.shape[1]
     if plan.feature_names is not None:
         estimator.feature_names_in_ = plan.feature_names

@@ -443,3 +443,64 @@ def test_units_of_the_data_do_not_matter(scale, covariance_type):
     np.testing.assert_allclose(other.parameters.means[order[1]], scale * one.parameters.means[order[0]], rtol=1e-6)
     # log p changes by −D log(scale).
     assert other.objective == pytest.approx(one.objective - 2 * np.log(scale), abs=1e-5)
+
+
+def race_starts(problem: em.Problem, K: int, seed: int = 0):
+    rng = np.random.default_rng(seed)
+    methods = ("kmeans", "hierarchical", "random_from_data", "patchwork", "k-means++", "random")
+    return [em.start(problem, K, method, rng) for method in methods]
+
+
+@pytest.mark.parametrize("covariance_type", STRUCTURES)
+def test_a_race_ends_at_the_optimum_of_a_full_climb(covariance_type):
+    X = overlapping(1)
+    problem = em.Problem(X, structure(covariance_type), tol=1e-10, max_iter=5000)
+    found = em.race(problem, race_starts(problem, 2), np.random.default_rng(0))
+    whole = em.fit(X, 2, covariance_type, tol=1e-10, max_iter=5000, rng=np.random.default_rng(0))
+    # both stop where an iteration gains 1e-10 a row
+    assert found.best.log_likelihood == pytest.approx(whole.best.log_likelihood, abs=1e-4)
+    assert found.best.converged
+    packed = problem.kind.pack(found.best.parameters.covariances)
+    np.testing.assert_allclose(found.best.covariances, packed, rtol=1e-8)
+
+
+@pytest.mark.parametrize("covariance_type", STRUCTURES)
+@pytest.mark.parametrize("with_prior", [False, True])
+def test_an_accelerated_climb_never_goes_down_and_ends_where_the_plain_one_does(covariance_type, with_prior):
+    X = overlapping(3)
+    prior = some_prior(X, 3) if with_prior else None
+    problem = em.Problem(X, structure(covariance_type), prior, None, 1e-6 * (not with_prior), 1e-11, 20_000)
+    begin = em.climb(
+        dataclasses.replace(problem, tol=1e-3), *given_start(X, 3, covariance_type), np.random.default_rng(0)
+    )
+    plain = em.climb(problem, begin.parameters, begin.covariances, np.random.default_rng(0))
+    fast = em.accelerate(problem, begin, np.random.default_rng(0))
+    assert fast.converged
+    # rounding of 150 rows, as for the plain climb
+    assert np.diff(fast.lower_bounds).min() > -1e-12
+    # a plain climb of linear rate 0.99 stops 1e-9 short where its last step was 1e-11; a higher optimum would do as well
+    assert fast.objective > plain.objective - 1e-7
+    assert fast.n_iter - begin.n_iter < max(60, plain.n_iter)
+    at = problem.e_step(fast.parameters)
+    assert problem.objective(at, fast.parameters) == pytest.approx(fast.objective, abs=1e-12)
+
+
+def test_a_race_on_some_of_the_rows_ends_on_all():
+    X = np.random.default_rng(0).permutation(np.vstack([separated()] * 4))
+    problem = em.Problem(X, structure("full"), tol=1e-9)
+    small = dataclasses.replace(problem, X=np.ascontiguousarray(X[:200]))
+    found = em.race(problem, race_starts(small, 3), np.random.default_rng(0), rehearsal=small)
+    np.testing.assert_allclose(np.sort(found.best.counts), [120, 160, 240], atol=1e-3)
+
+
+def test_a_race_can_be_stopped_and_says_when_nothing_came_of_it():
+    X = overlapping()
+    problem = em.Problem(X, structure("full"))
+
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        em.race(problem, race_starts(problem, 2), np.random.default_rng(0), callback=stop)
+    with pytest.raises(em.DegenerateFitError, match="no start led"):
+        em.race(problem, [], np.random.default_rng(0))
