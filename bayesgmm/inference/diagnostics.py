@@ -16,6 +16,9 @@ from bayesgmm.inference.posterior import PosteriorDraws, derived
 R_HAT_LIMIT = 1.01
 ESS_LIMIT = 400
 DIVERGENT_LIMIT = 0.001
+SWITCHING_LIMIT = 0.05
+"""Share of draws with another order of the components than the one before, above which they overlap too much to be named."""
+
 WANDERING_R_HAT = 1.05
 """R-hat of a relabelled parameter from which on, with invariants at rest, its label is taken to wander."""
 
@@ -163,6 +166,7 @@ def diagnose(
     diverging: FloatArray | None = None,
     energy: FloatArray | None = None,
     permuted_share: float = 0.0,
+    switching_share: float = 0.0,
     modes: Sequence[MixtureParameters] = (),
     near_modes: int = 0,
     scale: FloatArray | None = None,
@@ -186,6 +190,8 @@ def diagnose(
     diverging : ndarray of shape (chains, draws), optional
     energy : ndarray of shape (chains, draws), optional
     permuted_share : float
+    switching_share : float
+        Share of draws whose components stand in another order than in their chain's draw before.
     modes : sequence of MixtureParameters
         Distinct modes of EM, best first.
     near_modes : int
@@ -247,8 +253,8 @@ def diagnose(
         few = _smallest(parameters[["ess_bulk", "ess_tail"]])
         smallest = min(few, _smallest(invariants[["ess_bulk", "ess_tail"]]))
         # With the invariants at rest and a component's parameters far from it, the label wanders; a little above the
-        # limit the chains are short.
-        wanders = not worst <= WANDERING_R_HAT or few < min(100, limit)
+        # limit the chains are short. Separated components keep their order for the length of a chain.
+        wanders = switching_share > SWITCHING_LIMIT or not worst <= WANDERING_R_HAT or few < min(100, limit)
         identified = draws.weights.shape[-1] == 1 or not wanders
         judged = np.isfinite(worst)
         name = parameters["r_hat"].idxmax() if judged else ""
@@ -257,8 +263,8 @@ def diagnose(
         elif not identified and not len(bad):
             problems.append(
                 f"the components cannot be told apart from draw to draw ({name}: R-hat = {worst:.3f}, smallest ESS "
-                f"{few:.0f}): values per component mean little; densities, co-clustering and anomaly probabilities do not "
-                "depend on it. Use fewer components"
+                f"{few:.0f}; {switching_share:.0%} of the draws change their order): values per component mean "
+                "little; densities, co-clustering and anomaly probabilities do not depend on it. Use fewer components"
             )
         else:
             if worst > R_HAT_LIMIT and not len(bad):

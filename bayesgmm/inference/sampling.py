@@ -331,6 +331,8 @@ def _judge(
     )
     draws = raw.permuted(permutations)
     moved = np.any(permutations != np.arange(permutations.shape[1]), axis=1)
+    ordered = permutations.reshape(C, S, -1)
+    switching = float(np.mean(np.any(ordered[:, 1:] != ordered[:, :-1], axis=2))) if S > 1 and pareto_k is None else 0.0
     diagnostics = diagnose(
         draws,
         task.kind,
@@ -340,6 +342,7 @@ def _judge(
         diverging=chains.stats.get("diverging"),
         energy=chains.stats.get("energy"),
         permuted_share=float(np.mean(moved)),
+        switching_share=switching,
         modes=[run.parameters for run in task.modes],
         near_modes=task.n_near,
         scale=np.std(task.X, axis=0),

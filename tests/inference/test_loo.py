@@ -29,7 +29,7 @@ SETTINGS = {"progressbar": False, "random_state": 0, "target_ess": 0}
 def one_normal() -> BayesianGaussianMixture:
     """One component and one row far out: everything is known in closed form."""
     rng = np.random.default_rng(1)
-    X = np.concatenate([rng.standard_normal((24, 2)), [[5.0, -4.5]]])
+    X = np.concatenate([rng.standard_normal((24, 2)), [[4.2, -3.8]]])
     return BayesianGaussianMixture(1, draws=500, **SETTINGS).fit(X)
 
 
@@ -68,7 +68,7 @@ def test_outlier_of_one_normal_by_every_route(one_normal):
     assert "sampled again" in found.why
     (found,) = plain.treated
     assert (found.how, found.elpd_after) == ("none", found.elpd_before)
-    # The row lies some 7 sd out, where the log-likelihood varies by 4 nats over the draws: 0.15 to 0.2 from seed to seed.
+    # The row lies some 6 sd out, where the log-likelihood varies by 4 nats over the draws: 0.15 to 0.2 from seed to seed.
     assert matched.loo.elpd_i[24] == pytest.approx(exact[24], abs=0.4)
     assert refitted.loo.elpd_i[24] == pytest.approx(exact[24], abs=0.5)
     # The reason for the trouble: plain weights are wrong by more than either.
