@@ -192,19 +192,27 @@ def _quadratic_tile(z, P, j, b, lp, y):
         y[BLOCK + i] = a11 * z1 + a21 * z2 + a31 * z3
         y[2 * BLOCK + i] = a22 * z2 + a32 * z3
         y[3 * BLOCK + i] = a33 * z3
+    # Two halves of the block together, so that a coefficient is loaded once for both; an odd last row is harmless.
+    half = (b + 1) // 2
+    x = y[half:]
     f = j + 4
     while f + 4 <= D:
-        t = z[f * BLOCK :]
+        t, u = z[f * BLOCK :], z[f * BLOCK + half :]
         b00, b01, b02, b03 = P[f, j], P[f, j + 1], P[f, j + 2], P[f, j + 3]
         b10, b11, b12, b13 = P[f + 1, j], P[f + 1, j + 1], P[f + 1, j + 2], P[f + 1, j + 3]
         b20, b21, b22, b23 = P[f + 2, j], P[f + 2, j + 1], P[f + 2, j + 2], P[f + 2, j + 3]
         b30, b31, b32, b33 = P[f + 3, j], P[f + 3, j + 1], P[f + 3, j + 2], P[f + 3, j + 3]
-        for i in range(b):
+        for i in range(half):
             z0, z1, z2, z3 = t[i], t[BLOCK + i], t[2 * BLOCK + i], t[3 * BLOCK + i]
+            w0, w1, w2, w3 = u[i], u[BLOCK + i], u[2 * BLOCK + i], u[3 * BLOCK + i]
             y[i] += (b00 * z0 + b10 * z1) + (b20 * z2 + b30 * z3)
+            x[i] += (b00 * w0 + b10 * w1) + (b20 * w2 + b30 * w3)
             y[BLOCK + i] += (b01 * z0 + b11 * z1) + (b21 * z2 + b31 * z3)
+            x[BLOCK + i] += (b01 * w0 + b11 * w1) + (b21 * w2 + b31 * w3)
             y[2 * BLOCK + i] += (b02 * z0 + b12 * z1) + (b22 * z2 + b32 * z3)
+            x[2 * BLOCK + i] += (b02 * w0 + b12 * w1) + (b22 * w2 + b32 * w3)
             y[3 * BLOCK + i] += (b03 * z0 + b13 * z1) + (b23 * z2 + b33 * z3)
+            x[3 * BLOCK + i] += (b03 * w0 + b13 * w1) + (b23 * w2 + b33 * w3)
         f += 4
     while f < D:
         t = z[f * BLOCK :]
