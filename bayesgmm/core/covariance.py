@@ -149,8 +149,8 @@ class Full(CovarianceStructure):
 
     @override
     def regularise(self, covariances: FloatArray, reg_covar: float) -> FloatArray:
-        index = np.arange(covariances.shape[-1])
-        covariances[..., index, index] += reg_covar
+        diagonals = np.einsum("...ii->...i", covariances)
+        diagonals += reg_covar
         return covariances
 
     @override
@@ -340,6 +340,8 @@ class Spherical(_AxisAligned):
         )
 
 
+TINY = float(np.finfo(float).tiny)
+
 STRUCTURES: dict[str, CovarianceStructure] = {s.name: s for s in (Full(), Tied(), Diag(), Spherical())}
 
 
@@ -361,11 +363,12 @@ def centred_moments(statistics: SufficientStatistics, means: FloatArray) -> tupl
 
     A component without rows keeps its mean and has no scatter.
     """
-    counts = np.maximum(statistics.counts, np.finfo(float).tiny)
+    counts = np.maximum(statistics.counts, TINY)
     shift = statistics.first / counts[:, None]
     scatter = statistics.second - statistics.first[:, :, None] * shift[:, None, :]
     empty = statistics.counts <= 0
-    shift[empty], scatter[empty] = 0.0, 0.0
+    if empty.any():
+        shift[empty], scatter[empty] = 0.0, 0.0
     return means + shift, scatter
 
 
