@@ -20,7 +20,7 @@ class HierarchicalPrior:
     """The hierarchical prior of a Gaussian mixture: independent means, and covariances whose scale is itself random.
 
     π ~ Dirichlet(α); μ_k ~ Normal(b₀, B₀), independent of the covariances; Σ_k⁻¹ given C₀ ~ W(c₀, C₀), C₀ ~ W(g₀, G₀), where W(c, C) has a
-    density proportional to \\|S\\|^(c − (D + 1)/2) exp(−tr(C S)): a Wishart distribution with 2c degrees of freedom and scale (2C)⁻¹.
+    density proportional to det(S)^(c − (D + 1)/2) exp(−tr(C S)): a Wishart distribution with 2c degrees of freedom and scale (2C)⁻¹.
     ``diag`` has the marginals of this, Σ_jj⁻¹ ~ Gamma(c₀ − (D − 1)/2, C_j) and C_j ~ Gamma(g₀, rate 1/(G₀⁻¹)_jj), the features
     independent; ``spherical`` one σ_k⁻² ~ Gamma(c₀ − (D − 1)/2, C) and C ~ Gamma(g₀, rate 1/mean_j (G₀⁻¹)_jj).
 
@@ -442,10 +442,12 @@ def pack_rate(rates: FloatArray, covariance_type: str) -> FloatArray:
 
 def prior_from_values(values: Mapping[str, Any]) -> Prior:
     """A resolved prior from its fields as they come out of JSON."""
-    fields = {name: np.array(value) if isinstance(value, list) else value for name, value in values.items()}
+    fields: dict[str, Any] = {
+        name: np.array(value) if isinstance(value, list) else value for name, value in values.items()
+    }
     if "scale" in fields:
         return ConjugatePrior(**fields)
-    return HierarchicalPrior(**(fields | {"em_prior": prior_from_values(fields["em_prior"])}))  # type: ignore[arg-type]
+    return HierarchicalPrior(**(fields | {"em_prior": prior_from_values(fields["em_prior"])}))
 
 
 def _matrix(value: Any, name: str) -> FloatArray:

@@ -134,8 +134,8 @@ class CompiledPosterior:
         Returns
         -------
         dict
-            ``weights`` (K,), ``means`` (K, D), ``precision_factors`` (K, D, D), each with a leading axis S for a batch. Under a hierarchical
-            prior also ``scale_factor`` (D, D), lower, V Vᵀ = (2 C₀)⁻¹.
+            ``weights`` (K,), ``means`` (K, D), ``precision_factors`` (K, D, D), each with a leading axis S for a batch.
+            Under a hierarchical prior also ``scale_factor`` (D, D), lower, V Vᵀ = (2 C₀)⁻¹.
         """
         points = np.ascontiguousarray(theta, dtype=np.float64)
         free, log_squares, below, means, *hyper = self._matrices(np.atleast_2d(points))
@@ -196,7 +196,7 @@ class CompiledPosterior:
             raise ValueError("weights and the diagonals of precision_factors must be positive")
         log_weights = np.log(pi)
         R, C = self._shapes[1]
-        V, hyper = self.inputs.scale_factor, ()
+        V, hyper = self.inputs.scale_factor, tuple[FloatArray, ...]()
         if self.inputs.hierarchical:
             V, hyper = self._unconstrain_scale(factors[:R], scale_factor)
         elif scale_factor is not None:
@@ -215,7 +215,7 @@ class CompiledPosterior:
 
     def _unconstrain_scale(
         self, factors: FloatArray, scale_factor: ArrayLike | None
-    ) -> tuple[FloatArray, tuple[FloatArray, FloatArray]]:
+    ) -> tuple[FloatArray, tuple[FloatArray, ...]]:
         """V, and the unconstrained variables behind it."""
         L, hyper = self.inputs.scale_factor, self.inputs.hyper_degrees_of_freedom
         if scale_factor is None:

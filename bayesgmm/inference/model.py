@@ -6,8 +6,9 @@
     x_n given π, μ, P ~ Σ_k π_k Normal(μ_k, Σ_k)
 
 The second line is Bartlett's decomposition of Σ_k ~ inverse-Wishart(ν₀, Λ₀); the diagonal structures have χ² variables
-alone. Under a hierarchical prior μ_k ~ Normal(b₀, B₀), and V is random: V = L T⁻¹ with L Lᵀ = G₀ and T lower, squared diagonal ~ χ², below
-it ~ Normal(0, 1), which is Bartlett's decomposition of C₀ = (V Vᵀ)⁻¹/2 ~ W(g₀, G₀) from the last feature on. Sizes are symbolic throughout, so that the same code makes the graph that is compiled once for every data set.
+alone. Under a hierarchical prior μ_k ~ Normal(b₀, B₀), and V is random: V = L T⁻¹ with L Lᵀ = G₀ and T lower, its squared
+diagonal ~ χ², below it ~ Normal(0, 1), which is Bartlett's decomposition of C₀ = (V Vᵀ)⁻¹/2 ~ W(g₀, G₀) from the last feature
+on. Sizes are symbolic throughout, so that the same code makes the graph that is compiled once for every data set.
 """
 
 from __future__ import annotations

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import warnings
+from dataclasses import replace
+
 import numpy as np
 import pymc as pm
 import pytensor
 import pytest
+from arviz_stats.base import array_stats
+from scipy import stats
+from scipy.special import gammaln
 
-from bayesgmm import HierarchicalPrior, build_model
+from bayesgmm import BayesianGaussianMixture, ConjugatePrior, HierarchicalPrior, build_model, load, select
 from bayesgmm.core.covariance import structure
 from bayesgmm.core.hierarchical import pack_rate
 from bayesgmm.inference.compiled import CompiledPosterior
+from bayesgmm.inference.posterior import PosteriorDraws
 from tests import oracles
 from tests.core.test_hierarchical import scipys, some_prior
 from tests.inference.test_compiled import central_differences
@@ -141,3 +148,141 @@ def test_prior_draws_through_pymc_are_the_priors():
         error = np.sqrt((ours.var(axis=0) + theirs.var(axis=0)) / S)
         # Five standard errors of the difference of two means.
         assert np.all(np.abs(ours.mean(axis=0) - theirs.mean(axis=0)) < 5 * error)
+
+
+EIGHT = np.array([-2.4, -1.9, -1.5, -0.2, 0.4, 1.6, 2.0, 4.9])[:, None]
+ONE_FEATURE = HierarchicalPrior(1.5, [0.5], [9.0], 2.2, 0.9, [0.4])
+LOG_GRID = np.linspace(-16, 16, 321)
+"""Of log σ² and of log C₀. The trapezoidal rule on smooth integrands that vanish at both ends errs by less than 1e-9."""
+
+
+def by_quadrature(X: np.ndarray, K: int, covariance_type: str = "full") -> tuple[float, float]:
+    """Log evidence and posterior mean of log C₀, one feature: sum over allocations, quadrature over variances and C₀.
+
+    The mean is integrated out by hand: x ~ Normal(b₀, σ² I + B₀ 11ᵀ) in a group of rows.
+    """
+    x, prior, step = X[:, 0], ONE_FEATURE, LOG_GRID[1] - LOG_GRID[0]
+    variance, rate = np.exp(LOG_GRID), np.exp(LOG_GRID)
+    c0, g0, G0 = prior.precision_shape, prior.hyper_shape, prior.hyper_rate[0]
+    b0, B0 = prior.mean_prior[0], prior.mean_covariance[0]
+    of_variance = stats.invgamma(c0, scale=rate[:, None]).pdf(variance) * variance * step  # (rate, variance)
+
+    def likelihood(rows: np.ndarray) -> np.ndarray:
+        n, y = rows.sum(), x[rows] - b0
+        det = LOG_GRID * (n - 1) + np.log(variance + n * B0)
+        square = (y @ y - B0 * y.sum() ** 2 / (variance + n * B0)) / variance
+        return np.exp(-0.5 * (n * np.log(2 * np.pi) + det + square)) if n else np.ones_like(variance)
+
+    groups = [np.array([(code >> i) & 1 for i in range(len(x))], dtype=bool) for code in range(2 ** len(x))]
+    likelihoods = [likelihood(rows) for rows in groups]
+    given_rate = np.zeros_like(rate)
+    if K == 1:
+        given_rate = of_variance @ likelihoods[-1]
+    else:
+        a, N = prior.weight_concentration, len(x)
+        for rows, ours, theirs in zip(groups, likelihoods, likelihoods[::-1], strict=True):
+            n = int(rows.sum())
+            share = np.exp(gammaln(a + n) + gammaln(a + N - n) + gammaln(2 * a) - 2 * gammaln(a) - gammaln(2 * a + N))
+            both = of_variance @ (ours * theirs) if covariance_type == "tied" else 1.0
+            given_rate += share * (both if covariance_type == "tied" else (of_variance @ ours) * (of_variance @ theirs))
+    terms = given_rate * stats.gamma(g0, scale=1 / G0).pdf(rate) * rate * step
+    return float(np.log(terms.sum())), float(terms @ LOG_GRID / terms.sum())
+
+
+def fitted(K: int, covariance_type: str = "full", method: str = "nuts") -> BayesianGaussianMixture:
+    estimator = BayesianGaussianMixture(
+        K,
+        covariance_type=covariance_type,
+        prior=ONE_FEATURE,
+        method=method,
+        draws=1000,
+        tune=300,
+        target_ess=0,
+        random_state=3,
+        progressbar=False,
+    )
+    with warnings.catch_warnings():
+        # Eight rows rightly bring about warnings of labels.
+        warnings.simplefilter("ignore", UserWarning)
+        return estimator.fit(EIGHT)
+
+
+@pytest.fixture(scope="module")
+def two() -> BayesianGaussianMixture:
+    return fitted(2)
+
+
+def agrees(post: BayesianGaussianMixture, K: int, covariance_type: str = "full") -> None:
+    exact, log_rate = by_quadrature(EIGHT, K, covariance_type)
+    found = post.log_evidence()
+    assert found.standard_error < 0.05
+    assert abs(found.log_evidence - exact) < 2 * found.standard_error
+    draws = np.log(post.idata_["posterior"]["precision_rate"].values).reshape(4, -1)
+    size = float(array_stats.ess(draws, method="mean"))
+    # Four standard errors; the seed is fixed.
+    assert abs(draws.mean() - log_rate) < 4 * draws.std() / np.sqrt(size)
+
+
+def test_evidence_and_rate_of_one_component_are_those_of_quadrature():
+    agrees(fitted(1), 1)
+    agrees(fitted(1, "spherical", "laplace"), 1)
+
+
+def test_evidence_and_rate_of_two_components_are_those_of_enumeration(two):
+    agrees(two, 2)
+
+
+def test_evidence_of_a_shared_covariance_is_that_of_enumeration():
+    agrees(fitted(2, "tied"), 2, "tied")
+
+
+def test_a_fit_comes_back_from_disk(two, tmp_path):
+    back = load(two.save(tmp_path / "fit"))
+    np.testing.assert_array_equal(back._draws.scale_factors, two._draws.scale_factors)
+    assert str(back.prior_) == str(two.prior_)
+    assert type(back.prior_) is HierarchicalPrior
+    for name in ("scale", "mean_prior", "degrees_of_freedom"):
+        np.testing.assert_array_equal(getattr(back.prior_.em_prior, name), getattr(two.prior_.em_prior, name))
+    assert back.log_evidence().log_evidence == two.log_evidence().log_evidence
+    # C₀ times itself has no label, so no permutation touched it: the stored log prior is that of the draws.
+    posterior = back.idata_["posterior"]
+    expected = [
+        scipys(two.prior_, Mixture(w, m, S, S), C, "full")
+        for w, m, S, C in zip(
+            *(posterior[n].values[0, :5] for n in ("weights", "means", "covariances", "precision_rate")), strict=True
+        )
+    ]
+    # Rounding, through two inverses.
+    np.testing.assert_allclose(back.idata_["log_prior"]["prior"].values[0, :5], expected, rtol=1e-8)
+
+
+@pytest.mark.parametrize("covariance_type", STRUCTURES)
+def test_points_go_to_draws_and_back(covariance_type):
+    _, theta, X, v, prior = some_posterior(covariance_type, 3, 2)
+    # One concentration: then no component is special to the prior.
+    prior = replace(prior, weight_concentration=np.full(3, 1.5))
+    posterior = CompiledPosterior.from_data(X, 3, covariance_type, prior, v)
+    batch = theta + 0.1 * np.random.default_rng(1).standard_normal((6, posterior.ndim))
+    parts = posterior.constrain(batch)
+    draws = PosteriorDraws(*(part.reshape(2, 3, *part.shape[1:]) for part in parts.values()))
+    # Solves and logarithms: rounding.
+    np.testing.assert_allclose(draws.unconstrained_by(posterior), batch, rtol=1e-9, atol=1e-9)
+    rates = draws.precision_rates(structure(covariance_type))
+    np.testing.assert_allclose(rates[1, 2], natural(posterior, batch[5])[3], rtol=1e-9, atol=1e-12)
+    order = np.tile([2, 0, 1], (6, 1))
+    values = [posterior.logp_and_grad(t)[0] for t in draws.permuted(order).unconstrained_by(posterior)]
+    plain = [posterior.logp_and_grad(t)[0] for t in batch]
+    # Equal sums in another order.
+    np.testing.assert_allclose(values, plain, rtol=1e-10)
+
+
+def test_selection_takes_it_for_common_to_all_models():
+    X = np.random.default_rng(0).standard_normal((40, 1)) + np.repeat([[0.0], [8.0]], 20, axis=0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        options = {"method": "laplace", "criteria": ("evidence",), "draws": 100, "random_state": 0}
+        found = select(X, (1, 2), ("full", "tied"), prior=HierarchicalPrior(), **options)
+        own = select(X, (1, 2), ("full",), prior=ConjugatePrior(scale=[[1.0]]), **options)
+    assert not any("prior" in note for note in found.notes)
+    assert any("HierarchicalPrior" in note for note in own.notes)
+    assert found.table["log_evidence"].notna().all()
