@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from bayesgmm.comparison import compare
+    from bayesgmm.core.hierarchical import HierarchicalPrior
     from bayesgmm.core.priors import ConjugatePrior
     from bayesgmm.criteria import loo, waic
     from bayesgmm.crossvalidation import kfold, labelled_scores
@@ -25,6 +26,7 @@ __all__ = [
     "BayesianGaussianMixture",
     "ConjugatePrior",
     "GaussianMixture",
+    "HierarchicalPrior",
     "Selection",
     "__version__",
     "build_model",
@@ -42,6 +44,7 @@ _HOMES = {
     "BayesianGaussianMixture": "bayesgmm.estimators.bayesian_gaussian_mixture",
     "ConjugatePrior": "bayesgmm.core.priors",
     "GaussianMixture": "bayesgmm.estimators.gaussian_mixture",
+    "HierarchicalPrior": "bayesgmm.core.hierarchical",
     "Selection": "bayesgmm.selection",
     "build_model": "bayesgmm.inference.model",
     "compare": "bayesgmm.comparison",

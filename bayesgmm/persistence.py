@@ -12,8 +12,8 @@ import numpy as np
 from bayesgmm import __version__
 from bayesgmm.core.covariance import structure
 from bayesgmm.core.em import EMRun, Mode
+from bayesgmm.core.hierarchical import Prior, prior_from_values
 from bayesgmm.core.parameters import FloatArray, MixtureParameters
-from bayesgmm.core.priors import ConjugatePrior
 from bayesgmm.exceptions import DataError
 from bayesgmm.io import atomic_path, write_text
 
@@ -100,10 +100,11 @@ def _manifest_hash(manifest: dict[str, Any]) -> str:
 def _save_draws(estimator: BayesianGaussianMixture, file: Path) -> dict[str, Any]:
     import xarray as xr
 
-    tree = estimator.idata_.copy()
+    tree, scale = estimator.idata_.copy(), estimator._draws.scale_factors
     tree["precision_factors"] = xr.DataTree(
         xr.Dataset(
             {"precision_factors": (("chain", "draw", "component", "row", "column"), estimator._draws.precision_factors)}
+            | ({} if scale is None else {"scale_factors": (("chain", "draw", "row", "column"), scale)})
         )
     )
     tree.to_netcdf(file, engine="h5netcdf")
@@ -177,7 +178,7 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
     return manifest
 
 
-def _empty_estimator(manifest: dict[str, Any], prior: ConjugatePrior | None) -> Any:
+def _empty_estimator(manifest: dict[str, Any], prior: Prior | None) -> Any:
     import bayesgmm
 
     settings = dict(manifest["settings"])
@@ -205,9 +206,11 @@ def _load_draws(estimator: Any, manifest: dict[str, Any], folder: Path) -> None:
         raise DataError(f"{file} is truncated or altered: it is not the file that {MANIFEST} was written with")
     with xr.open_datatree(file, engine="h5netcdf") as stored:
         tree = stored.load()
-    factors = tree["precision_factors"]["precision_factors"].values
+    stored_factors = tree["precision_factors"]
+    factors = stored_factors["precision_factors"].values
+    scale = stored_factors["scale_factors"].values if "scale_factors" in stored_factors else None
     posterior = tree["posterior"]
-    draws = PosteriorDraws(posterior["weights"].values, posterior["means"].values, factors)
+    draws = PosteriorDraws(posterior["weights"].values, posterior["means"].values, factors, scale)
     if not all(np.isfinite(a).all() for a in (draws.weights, draws.means, draws.precision_factors)):
         raise DataError(f"{file} has draws that are not finite")
     del tree["precision_factors"]
@@ -242,7 +245,7 @@ def _plain(value: Any) -> Any:
 
 def _settings(estimator: Any) -> dict[str, Any]:
     settings = estimator.get_params(deep=False)
-    if isinstance(settings["prior"], ConjugatePrior):
+    if isinstance(settings["prior"], Prior):
         settings["prior"] = "resolved"
     if not isinstance(settings["random_state"], (int, np.integer)):
         settings["random_state"] = None
@@ -251,25 +254,15 @@ def _settings(estimator: Any) -> dict[str, Any]:
     }
 
 
-def _prior_to_json(prior: ConjugatePrior | None) -> dict[str, Any] | None:
+def _prior_to_json(prior: Prior | None) -> dict[str, Any] | None:
     if prior is None:
         return None
-    return {
-        "weight_concentration": prior.resolved_concentration.tolist(),
-        "mean_prior": prior.resolved_mean.tolist(),
-        "mean_precision": prior.mean_precision,
-        "degrees_of_freedom": prior.resolved_degrees_of_freedom,
-        "scale": prior.resolved_scale.tolist(),
-    }
+    values: dict[str, Any] = {name: value.tolist() for name, (value, _) in prior.constants().items()}
+    return values if prior.for_em is prior else values | {"em_prior": _prior_to_json(prior.for_em)}
 
 
-def _prior_from_json(values: dict[str, Any] | None) -> ConjugatePrior | None:
-    if values is None:
-        return None
-    arrays = {name: np.array(values[name]) for name in ("weight_concentration", "mean_prior", "scale")}
-    return ConjugatePrior(
-        mean_precision=values["mean_precision"], degrees_of_freedom=values["degrees_of_freedom"], **arrays
-    )
+def _prior_from_json(values: dict[str, Any] | None) -> Prior | None:
+    return None if values is None else prior_from_values(values)
 
 
 def _parameters_to_json(parameters: MixtureParameters) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from scipy.special import softmax
 
 from bayesgmm.core import kernel
 from bayesgmm.core.covariance import STRUCTURES
+from bayesgmm.core.hierarchical import HierarchicalPrior
 from bayesgmm.core.parameters import FloatArray
 from bayesgmm.core.priors import ConjugatePrior
 from bayesgmm.sweep import LONG_PASS, SHORT_PASS, Folder, Key, Model, Plan, quiet, run, steps
@@ -376,7 +377,7 @@ def select(
         on it. Posteriors are sampled one after the other.
     random_state : int, RandomState, Generator or None, default None
         With an int each model's fit is the same whatever else is in the sweep.
-    prior : "default" or prior, default "default"
+    prior : "default", ConjugatePrior or HierarchicalPrior, default "default"
         Of the posteriors; EM is maximum likelihood. Evidences can be compared under one prior common to all models alone: the default
         prior's scale comes from the data for each K, and the table's notes say so.
     out : path, optional
@@ -765,7 +766,11 @@ def _notes(plan: Plan, models: Mapping[Key, Model]) -> tuple[str, ...]:
     if "evidence" in plan.criteria and not common_prior(plan.prior):
         notes.append(
             "the evidences are under a prior whose scale comes from the data for each model, so they and p(model | data) depend on it: "
-            "compare them under one prior common to all models"
+            "compare them under one prior common to all models, such as HierarchicalPrior()"
+        )
+    elif "evidence" in plan.criteria and not isinstance(plan.prior, HierarchicalPrior):
+        notes.append(
+            "the evidences are under a conjugate prior with a given scale; the one made for comparing models is HierarchicalPrior()"
         )
     return tuple(notes)
 

@@ -191,6 +191,21 @@ class ConjugatePrior:
         return replace(self, weight_concentration=np.maximum(self.resolved_concentration, 1.0))
 
     @property
+    def for_em(self) -> ConjugatePrior:
+        """The prior under which EM looks for modes: this one."""
+        return self
+
+    def constants(self) -> dict[str, tuple[FloatArray, tuple[str, ...]]]:
+        """The resolved values by name, with their dims."""
+        return {
+            "weight_concentration": (self.resolved_concentration, ("component",)),
+            "mean_prior": (self.resolved_mean, ("feature",)),
+            "mean_precision": (np.asarray(self.mean_precision), ()),
+            "degrees_of_freedom": (np.asarray(self.resolved_degrees_of_freedom), ()),
+            "scale": (self.resolved_scale, ("feature", "feature_bis")),
+        }
+
+    @property
     def is_resolved(self) -> bool:
         """Whether every value is known."""
         given = self.mean_prior is not None and self.degrees_of_freedom is not None and self.scale is not None

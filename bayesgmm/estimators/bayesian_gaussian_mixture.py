@@ -16,6 +16,7 @@ from sklearn.utils.validation import check_is_fitted
 
 from bayesgmm.core import em, kernel
 from bayesgmm.core.covariance import STRUCTURES, structure
+from bayesgmm.core.hierarchical import HierarchicalPrior, Prior
 from bayesgmm.core.parameters import FloatArray, MixtureParameters
 from bayesgmm.core.priors import ConjugatePrior
 from bayesgmm.estimators.validation import (
@@ -63,9 +64,9 @@ class BayesianGaussianMixture(DensityMixin, BaseEstimator):
         Number of components K.
     covariance_type : {"full", "tied", "diag", "spherical"}, default "full"
         Structure of the covariances.
-    prior : "default" or ConjugatePrior, default "default"
+    prior : "default", ConjugatePrior or HierarchicalPrior, default "default"
         "default" is ``ConjugatePrior()``: κ₀ = 0.01, ν₀ = D + 2, Λ₀ = (D + 2) S_w, resolved from the data once and kept in
-        ``prior_``.
+        ``prior_``. ``HierarchicalPrior()`` is the same for every K and structure: evidences are compared under it.
     method : {"nuts", "laplace"}, default "nuts"
         "laplace" draws from normal approximations of the modes and resamples with Pareto-smoothed importance weights;
         fast, and right where ``diagnostics_.pareto_k`` ≤ 0.7.
@@ -100,15 +101,16 @@ class BayesianGaussianMixture(DensityMixin, BaseEstimator):
     Attributes
     ----------
     idata_ : DataTree
-        Groups posterior (weights, means, covariances, standard_deviations, correlations), sample_stats, log_likelihood,
+        Groups posterior (weights, means, covariances, standard_deviations, correlations; under a hierarchical prior its rate C₀ as
+        ``precision_rate``), sample_stats, log_likelihood,
         log_prior, observed_data, constant_data.
     diagnostics_ : Diagnostics
         Convergence, with a verdict in words.
     map_ : MixtureParameters
-        Mode in (π, μ, Σ) found by EM under the prior.
+        Mode in (π, μ, Σ) found by EM under the prior; under a hierarchical one, under its ``em_prior``.
     modes_ : tuple of Mode
         Distinct modes of EM, best first.
-    prior_ : ConjugatePrior
+    prior_ : ConjugatePrior or HierarchicalPrior
         The prior with its resolved values.
     weights_, means_, covariances_ : ndarray
         Posterior means of the relabelled draws where the components are identified, else the mode (with a warning).
@@ -125,7 +127,7 @@ class BayesianGaussianMixture(DensityMixin, BaseEstimator):
     _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
         "n_components": [Interval(Integral, 1, None, closed="left")],
         "covariance_type": [StrOptions(set(STRUCTURES))],
-        "prior": [StrOptions({"default"}), ConjugatePrior],
+        "prior": [StrOptions({"default"}), ConjugatePrior, HierarchicalPrior],
         "method": [StrOptions({"nuts", "laplace"})],
         "draws": [Interval(Integral, 4, None, closed="left")],
         "tune": [StrOptions({"auto"}), Interval(Integral, 10, None, closed="left")],
@@ -153,7 +155,7 @@ class BayesianGaussianMixture(DensityMixin, BaseEstimator):
         n_components: int = 1,
         *,
         covariance_type: str = "full",
-        prior: str | ConjugatePrior = "default",
+        prior: str | Prior = "default",
         method: str = "nuts",
         draws: int = 1000,
         tune: int | str = "auto",
@@ -212,7 +214,7 @@ class BayesianGaussianMixture(DensityMixin, BaseEstimator):
         own_scale = isinstance(self.prior, ConjugatePrior) and self.prior.scale is not None
         if not own_scale:
             refuse_degenerate(table, self.n_components, feature_names(self))
-        prior = ConjugatePrior() if isinstance(self.prior, str) else self.prior
+        prior: Prior = ConjugatePrior() if isinstance(self.prior, str) else self.prior
         self.prior_ = prior.resolve(table, self.n_components, self.covariance_type, weights)
         rng = generator(self.random_state)
         em_rng, sampler_rng = rng.spawn(2)
@@ -220,7 +222,7 @@ class BayesianGaussianMixture(DensityMixin, BaseEstimator):
             table,
             self.n_components,
             self.covariance_type,
-            prior=self.prior_.at_least_uniform(),
+            prior=self.prior_.for_em.at_least_uniform(),
             sample_weight=weights,
             tol=self.tol,
             max_iter=self.max_iter,

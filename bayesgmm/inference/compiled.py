@@ -2,17 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from numpy.typing import ArrayLike
 
 from bayesgmm.core.covariance import structure
+from bayesgmm.core.hierarchical import Prior
 from bayesgmm.core.parameters import FloatArray
-from bayesgmm.core.priors import ConjugatePrior
-from bayesgmm.inference.density import PackedPosterior, log_weights_forward, precision_factors_forward
+from bayesgmm.inference.density import (
+    PackedPosterior,
+    log_weights_forward,
+    precision_factors_forward,
+    scale_factor_forward,
+)
 from bayesgmm.inference.layout import BartlettLayout, ModelInputs
 
 VALUE_NAMES = ("weights_simplex__", "bartlett_diagonal_log__", "bartlett_offdiagonal", "means")
 """PyMC's names of the unconstrained variables, in the order of the flat vector."""
+
+HYPER_NAMES = ("scale_diagonal_log__", "scale_offdiagonal")
+"""Those of a random scale, after the others."""
 
 
 class CompiledPosterior:
@@ -39,11 +49,20 @@ class CompiledPosterior:
         self.covariance_type = covariance_type
         K, D = inputs.n_components, inputs.n_features
         self._layout = BartlettLayout.of(structure(covariance_type))
-        self._shapes = ((K - 1,), self._layout.squares_shape(K, D), self._layout.below_shape(K, D), (K, D))
+        names: tuple[str, ...] = VALUE_NAMES
+        self._shapes: tuple[tuple[int, ...], ...] = (
+            (K - 1,),
+            self._layout.squares_shape(K, D),
+            self._layout.below_shape(K, D),
+            (K, D),
+        )
+        if inputs.hierarchical:
+            names = (*VALUE_NAMES, *HYPER_NAMES)
+            self._shapes = (*self._shapes, *((size,) for size in self._layout.hyper_shapes(D)))
         stops = np.cumsum([0, *(int(np.prod(shape)) for shape in self._shapes)])
         cuts = [slice(int(a), int(b)) for a, b in zip(stops[:-1], stops[1:], strict=True)]
         self.ndim = int(stops[-1])
-        self.slices = dict(zip(VALUE_NAMES, cuts, strict=True))
+        self.slices = dict(zip(names, cuts, strict=True))
         self._parts = tuple(zip(cuts, self._shapes, strict=True))
         self._packed = PackedPosterior(inputs, self._layout)
 
@@ -53,7 +72,7 @@ class CompiledPosterior:
         X: ArrayLike,
         n_components: int,
         covariance_type: str = "full",
-        prior: str | ConjugatePrior = "default",
+        prior: str | Prior = "default",
         sample_weight: ArrayLike | None = None,
     ) -> CompiledPosterior:
         """Posterior of the model that ``build_model`` builds from the same arguments.
@@ -116,23 +135,39 @@ class CompiledPosterior:
         -------
         dict
             ``weights`` (K,), ``means`` (K, D), ``precision_factors`` (K, D, D), each with a leading axis S for a batch.
+            Under a hierarchical prior also ``scale_factor`` (D, D), lower, V Vᵀ = (2 C₀)⁻¹.
         """
         points = np.ascontiguousarray(theta, dtype=np.float64)
-        free, log_squares, below, means = self._matrices(np.atleast_2d(points))
+        free, log_squares, below, means, *hyper = self._matrices(np.atleast_2d(points))
         K, D = self.inputs.n_components, self.inputs.n_features
         squares = np.exp(log_squares)
         factors = np.empty((len(free), K, D, D))
         weights = np.empty((len(free), K))
+        scale = self._scale_factors(hyper, len(free))
         for s in range(len(free)):
             weights[s] = log_weights_forward(np.ascontiguousarray(free[s]))
-            factors[s] = precision_factors_forward(
-                self.inputs.scale_factor, squares[s], np.ascontiguousarray(below[s]), K
-            )
+            factors[s] = precision_factors_forward(scale[s], squares[s], np.ascontiguousarray(below[s]), K)
         np.exp(weights, out=weights)
         result = {"weights": weights, "means": means.copy(), "precision_factors": factors}
+        if hyper:
+            result["scale_factor"] = scale
         return result if points.ndim == 2 else {name: value[0] for name, value in result.items()}
 
-    def unconstrain(self, weights: ArrayLike, means: ArrayLike, precision_factors: ArrayLike) -> FloatArray:
+    def _scale_factors(self, hyper: Sequence[FloatArray], size: int) -> FloatArray:
+        """V of every point (size, D, D)."""
+        L = self.inputs.scale_factor
+        if not hyper:
+            return np.broadcast_to(L, (size, *L.shape))
+        squares, below = np.exp(hyper[0]), np.ascontiguousarray(hyper[1])
+        return np.array([scale_factor_forward(L, squares[s], below[s]) for s in range(size)])
+
+    def unconstrain(
+        self,
+        weights: ArrayLike,
+        means: ArrayLike,
+        precision_factors: ArrayLike,
+        scale_factor: ArrayLike | None = None,
+    ) -> FloatArray:
         """The point θ of given parameters: the inverse of :meth:`constrain`.
 
         Parameters
@@ -142,6 +177,8 @@ class CompiledPosterior:
         means : array-like of shape (K, D)
         precision_factors : array-like of shape (K, D, D)
             Lower, with positive diagonals, of the posterior's covariance structure.
+        scale_factor : array-like of shape (D, D), optional
+            Lower V with V Vᵀ = (2 C₀)⁻¹, for a hierarchical prior alone. Default: where C₀ is its mean given the covariances.
 
         Returns
         -------
@@ -150,7 +187,7 @@ class CompiledPosterior:
         Raises
         ------
         ValueError
-            If a weight or a diagonal element of a factor is not positive.
+            If a weight or a diagonal element of a factor is not positive, or a scale is given where it is fixed.
         """
         pi = np.asarray(weights, dtype=np.float64)
         factors = np.asarray(precision_factors, dtype=np.float64)
@@ -159,7 +196,12 @@ class CompiledPosterior:
             raise ValueError("weights and the diagonals of precision_factors must be positive")
         log_weights = np.log(pi)
         R, C = self._shapes[1]
-        A = np.linalg.solve(self.inputs.scale_factor, factors[:R])
+        V, hyper = self.inputs.scale_factor, tuple[FloatArray, ...]()
+        if self.inputs.hierarchical:
+            V, hyper = self._unconstrain_scale(factors[:R], scale_factor)
+        elif scale_factor is not None:
+            raise ValueError("scale_factor is given, but the prior's scale is fixed")
+        A = np.linalg.solve(V, factors[:R])
         roots = np.diagonal(A, axis1=-2, axis2=-1)[:, :C]
         rows, columns = np.tril_indices(self.inputs.n_features if self._layout.off_diagonal else 0, -1)
         values = (
@@ -167,13 +209,32 @@ class CompiledPosterior:
             2.0 * np.log(roots),
             A[:, rows, columns],
             np.asarray(means, dtype=np.float64),
+            *hyper,
         )
         return np.concatenate([np.ravel(value) for value in values])
+
+    def _unconstrain_scale(
+        self, factors: FloatArray, scale_factor: ArrayLike | None
+    ) -> tuple[FloatArray, tuple[FloatArray, ...]]:
+        """V, and the unconstrained variables behind it."""
+        L, hyper = self.inputs.scale_factor, self.inputs.hyper_degrees_of_freedom
+        if scale_factor is None:
+            # C₀ given the Σ_k is W(g₀ + R c₀, G₀ + Σ_k Σ_k⁻¹); in the degrees of freedom of the diagonal structures alike.
+            freedom = hyper[-1] + len(factors) * self.inputs.degrees_of_freedom[0]
+            V = np.linalg.cholesky((L @ L.T + np.sum(factors @ np.swapaxes(factors, 1, 2), axis=0)) / freedom)
+        else:
+            V = np.asarray(scale_factor, dtype=np.float64)
+            if not np.all(np.diagonal(V) > 0):
+                raise ValueError("the diagonal of scale_factor must be positive")
+        T = np.linalg.solve(V, L)
+        lower = np.tril_indices(len(L) if self._layout.off_diagonal else 0, -1)
+        return V, (2.0 * np.log(np.diagonal(T)[: len(hyper)]), T[lower])
 
     def log_jacobian(self, theta: ArrayLike) -> float | FloatArray:
         """Log volume of (π_1 … π_K−1, μ, Σ) per volume of θ; Σ counts by its lower triangle, diagonal or variance.
 
-        The log posterior less this is the log density in (π, μ, Σ), whose mode is EM's maximum a posteriori.
+        The log posterior less this is the log density in (π, μ, Σ), whose mode is EM's maximum a posteriori. Under a hierarchical prior
+        C₀ is one more coordinate, and counts as Σ does.
 
         Parameters
         ----------
@@ -188,7 +249,7 @@ class CompiledPosterior:
         Muirhead (1982), Aspects of Multivariate Statistical Theory, section 2.1 (the Jacobians of P Pᵀ and of the inverse).
         """
         points = np.asarray(theta, dtype=np.float64)
-        free, log_squares, _, _ = self._matrices(np.atleast_2d(points))
+        free, log_squares, _, _, *hyper = self._matrices(np.atleast_2d(points))
         D = self.inputs.n_features
         K = self.inputs.n_components
         full = np.concatenate([free, -free.sum(axis=1, keepdims=True)], axis=1)
@@ -196,6 +257,15 @@ class CompiledPosterior:
         total = np.log(K) - K * (high[:, 0] + np.log(np.exp(full - high).sum(axis=1)))
         R, C = self._shapes[1]
         log_V = np.log(np.diag(self.inputs.scale_factor))
+        if hyper:
+            log_L, log_T = log_V[: hyper[0].shape[1]], 0.5 * hyper[0]
+            if self._layout.off_diagonal:
+                # log squares → T: Π T_ii / 2; T → M = L⁻ᵀ Tᵀ: Π L_ii^−(D − i + 1); M → M Mᵀ / 2 = C₀: 2^(D − D(D + 1)/2) Π M_ii^i.
+                i = np.arange(1, D + 1)
+                total = total + np.sum((i + 1) * log_T - (D + 1) * log_L, axis=1) - 0.5 * D * (D + 1) * np.log(2)
+            else:
+                total = total + np.sum(2 * (log_T - log_L) - np.log(2), axis=1)
+            log_V = (log_V - (log_T if log_T.shape[1] == D else np.repeat(log_T, D, axis=1)))[:, None, :]
         if self._layout.off_diagonal:
             # log c → A: Π A_ii / 2; A → P = V A: Π V_ii^i; P → P Pᵀ: 2^D Π P_ii^(D − i + 1); inverse: |P Pᵀ|^−(D + 1).
             i = np.arange(1, D + 1)
@@ -203,5 +273,5 @@ class CompiledPosterior:
             total = total + np.sum(0.5 * log_squares + i * log_V + (D + 1 - i) * log_P, axis=(1, 2))
             total = total - 2.0 * (D + 1) * np.sum(log_P, axis=(1, 2))
         else:
-            total = total - np.sum(2.0 * log_V[:C] + log_squares, axis=(1, 2))
+            total = total - np.sum(2.0 * log_V[..., :C] + log_squares, axis=(1, 2))
         return total if points.ndim == 2 else float(total[0])

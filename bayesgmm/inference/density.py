@@ -117,6 +117,65 @@ def precision_factors_pullback(V, squares, below, g):
 
 
 @nb.njit(**_options)
+def precision_factors_scale_gradient(squares, below, g):
+    """Gradient with respect to V of :func:`precision_factors_forward`: Σ_k g_k A_kᵀ, lower."""
+    K, D = g.shape[0], g.shape[1]
+    R, C = squares.shape
+    out = np.zeros((D, D))
+    for k in range(K):
+        r = k if R > 1 else 0
+        for i in range(D):
+            for m in range(i + 1):
+                total = g[k, i, m] * math.sqrt(squares[r, m if C > 1 else 0])
+                if below.shape[1] > 0:
+                    q = below[k if below.shape[0] > 1 else 0]
+                    for j in range(m):
+                        total += g[k, i, j] * q[m * (m - 1) // 2 + j]
+                out[i, m] += total
+    return out
+
+
+@nb.njit(**_options)
+def scale_factor_forward(L, squares, below):
+    """V = L T⁻¹ with T lower, its diagonal the roots of ``squares`` (D or 1) and ``below`` beneath (rows first, or none)."""
+    D, C = L.shape[0], squares.shape[0]
+    out = np.zeros((D, D))
+    for i in range(D):
+        # V T = L, solved from the last column to the first.
+        for j in range(i, -1, -1):
+            total = L[i, j]
+            if below.shape[0] > 0:
+                for m in range(j + 1, i + 1):
+                    total -= out[i, m] * below[m * (m - 1) // 2 + j]
+            out[i, j] = total / math.sqrt(squares[j if C > 1 else 0])
+    return out
+
+
+@nb.njit(**_options)
+def scale_factor_pullback(V, squares, below, g):
+    """Gradients with respect to ``squares`` and ``below``: −Vᵀ g T⁻ᵀ, summed where it was broadcast."""
+    D, C = V.shape[0], squares.shape[0]
+    g_squares, g_below = np.zeros(squares.shape), np.zeros(below.shape)
+    row = np.empty(D)
+    for i in range(D):
+        # Row i of −Vᵀ g, then times T⁻ᵀ: x Tᵀ = row, solved from the first column on. g counts by its lower triangle.
+        for j in range(i + 1):
+            total = 0.0
+            for m in range(i, D):
+                total -= V[m, i] * g[m, j]
+            if below.shape[0] > 0:
+                for m in range(j):
+                    total -= row[m] * below[j * (j - 1) // 2 + m]
+            row[j] = total / math.sqrt(squares[j if C > 1 else 0])
+        c = i if C > 1 else 0
+        g_squares[c] += 0.5 * row[i] / math.sqrt(squares[c])
+        if below.shape[0] > 0:
+            for j in range(i):
+                g_below[i * (i - 1) // 2 + j] += row[j]
+    return g_squares, g_below
+
+
+@nb.njit(**_options)
 def means_log_density_and_gradients(means, centre, kappa, P):
     """Log N(μ_k; m₀, (κ₀ P_k P_kᵀ)⁻¹) of each component and its gradients with respect to μ_k and P_k."""
     K, D = means.shape
@@ -144,18 +203,32 @@ def means_log_density_and_gradients(means, centre, kappa, P):
 
 # Numba's cache does not see that the kernel has changed: what calls it is kept within the C function alone, whose key says so.
 @nb.njit(**{**_options, "cache": False})
-def _log_posterior(theta, X, v, concentration, mean_prior, kappa, degrees, V, shape, gradient):
-    """Log posterior at theta; its gradient goes into ``gradient``. The shapes of the two Bartlett matrices are one tuple."""
+def _log_posterior(
+    theta, X, v, concentration, mean_prior, kappa, degrees, scale, mean_factor, hyper_degrees, shape, gradient
+):
+    """Log posterior at theta; its gradient goes into ``gradient``.
+
+    ``shape`` holds the shapes of the two Bartlett matrices and the numbers of χ² and Normal variables behind the scale: 0 and 0 where
+    ``scale`` is V itself.
+    """
     K, D = concentration.shape[0], mean_prior.shape[0]
-    R, C, B, Q = shape
+    R, C, B, Q, H, T = shape
     first, second, third = K - 1, K - 1 + R * C, K - 1 + R * C + B * Q
+    fourth = third + K * D
+    fifth = fourth + H
     log_squares = theta[first:second].reshape((R, C))
     below = theta[second:third].reshape((B, Q))
-    means = theta[third:].reshape((K, D))
+    means = theta[third:fourth].reshape((K, D))
     squares = np.empty((R, C))
     for r in range(R):
         for c in range(C):
             squares[r, c] = math.exp(log_squares[r, c])
+    V = scale
+    hyper_squares = np.empty(H)
+    if H > 0:
+        for h in range(H):
+            hyper_squares[h] = math.exp(theta[fourth + h])
+        V = scale_factor_forward(scale, hyper_squares, theta[fifth:])
     log_weights = log_weights_forward(theta[:first])
     factors = precision_factors_forward(V, squares, below, K)
 
@@ -172,13 +245,21 @@ def _log_posterior(theta, X, v, concentration, mean_prior, kappa, degrees, V, sh
     value += math.lgamma(total) + math.log(K)
 
     # Loops, not array expressions: those compile for seconds, for error messages that cannot occur.
-    of_means, g_prior_means, g_prior_factors = means_log_density_and_gradients(means, mean_prior, kappa, factors)
+    prior_factors = factors
+    if H > 0:
+        prior_factors = np.empty((K, D, D))
+        for k in range(K):
+            for i in range(D):
+                for j in range(D):
+                    prior_factors[k, i, j] = mean_factor[i, j]
+    of_means, g_prior_means, g_prior_factors = means_log_density_and_gradients(means, mean_prior, kappa, prior_factors)
     for k in range(K):
         value += of_means[k]
         for i in range(D):
             gradient[third + k * D + i] = g_means[k, i] + g_prior_means[k, i]
-            for j in range(i + 1):
-                g_factors[k, i, j] += g_prior_factors[k, i, j]
+            if H == 0:
+                for j in range(i + 1):
+                    g_factors[k, i, j] += g_prior_factors[k, i, j]
 
     g_squares, g_below = precision_factors_pullback(V, squares, below, g_factors)
     for r in range(R):
@@ -191,6 +272,18 @@ def _log_posterior(theta, X, v, concentration, mean_prior, kappa, degrees, V, sh
         for q in range(Q):
             value -= 0.5 * (below[r, q] * below[r, q] + LOG_2PI)
             gradient[second + r * Q + q] = g_below[r, q] - below[r, q]
+
+    if H > 0:
+        hyper_below = theta[fifth:]
+        g_scale = precision_factors_scale_gradient(squares, below, g_factors)
+        g_hyper_squares, g_hyper_below = scale_factor_pullback(V, hyper_squares, hyper_below, g_scale)
+        for h in range(H):
+            half = 0.5 * hyper_degrees[h]
+            value += half * (theta[fourth + h] - math.log(2.0)) - 0.5 * hyper_squares[h] - math.lgamma(half)
+            gradient[fourth + h] = (g_hyper_squares[h] - 0.5) * hyper_squares[h] + half
+        for h in range(T):
+            value -= 0.5 * (hyper_below[h] * hyper_below[h] + LOG_2PI)
+            gradient[fifth + h] = g_hyper_below[h] - hyper_below[h]
 
     g_free = log_weights_pullback(log_weights, g_log_weights)
     for k in range(first):
@@ -209,7 +302,7 @@ def _from_whitened(y, center, factor, theta):
 
 _NUMBERS = types.CPointer(types.double)
 _ADDRESSES = types.CPointer(_NUMBERS)
-_N_SIZES = 10
+_N_SIZES = 12
 
 
 @cache
@@ -229,17 +322,36 @@ def density_function() -> Any:
         R, C, B, Q = int(sizes[3]), int(sizes[4]), int(sizes[5]), int(sizes[6])
         X, v = nb.carray(addresses[1], (N, D)), nb.carray(addresses[2], (int(sizes[7]),))
         concentration, mean_prior = nb.carray(addresses[3], (K,)), nb.carray(addresses[4], (D,))
-        degrees, V = nb.carray(addresses[5], (C,)), nb.carray(addresses[6], (D, D))
+        degrees, scale = nb.carray(addresses[5], (C,)), nb.carray(addresses[6], (D, D))
         center, factor = nb.carray(addresses[7], (P,)), nb.carray(addresses[8], (P, P))
         point, gradient = nb.carray(point_at, (P,)), nb.carray(gradient_at, (P,))
 
-        shape = (R, C, B, Q)
+        H, T = int(sizes[10]), int(sizes[11])
+        hyper_degrees, mean_factor = nb.carray(addresses[9], (H,)), nb.carray(addresses[10], (D, D))
+
+        shape = (R, C, B, Q, H, T)
+        kappa = sizes[8]
         if sizes[9] == 0.0:
-            value = _log_posterior(point, X, v, concentration, mean_prior, sizes[8], degrees, V, shape, gradient)
+            value = _log_posterior(
+                point,
+                X,
+                v,
+                concentration,
+                mean_prior,
+                kappa,
+                degrees,
+                scale,
+                mean_factor,
+                hyper_degrees,
+                shape,
+                gradient,
+            )
         else:
             theta, slope = np.empty(P), np.empty(P)
             _from_whitened(point, center, factor, theta)
-            value = _log_posterior(theta, X, v, concentration, mean_prior, sizes[8], degrees, V, shape, slope)
+            value = _log_posterior(
+                theta, X, v, concentration, mean_prior, kappa, degrees, scale, mean_factor, hyper_degrees, shape, slope
+            )
             for j in range(P):
                 gradient[j] = 0.0
             for i in range(P):
@@ -297,7 +409,8 @@ class PackedPosterior:
         K, D = inputs.n_components, inputs.n_features
         shapes = (*layout.squares_shape(K, D), *layout.below_shape(K, D))
         n_weights, kappa = len(inputs.sample_weight), float(inputs.mean_precision)
-        sizes = (len(inputs.X), D, K, *shapes, n_weights, kappa, float(factor is not None))
+        hyper = layout.hyper_shapes(D) if inputs.hierarchical else (0, 0)
+        sizes = (len(inputs.X), D, K, *shapes, n_weights, kappa, float(factor is not None), *hyper)
         self._arrays = tuple(
             np.ascontiguousarray(array, dtype=np.float64)
             for array in (
@@ -310,6 +423,8 @@ class PackedPosterior:
                 inputs.scale_factor,
                 np.empty(0) if center is None else center,
                 np.empty(0) if factor is None else factor,
+                inputs.hyper_degrees_of_freedom,
+                inputs.mean_factor,
             )
         )
         self.addresses = np.array([array.ctypes.data for array in self._arrays], dtype=np.uintp)

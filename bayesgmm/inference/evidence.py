@@ -307,7 +307,7 @@ def _halves(compiled: CompiledPosterior, post: Any, rng: np.random.Generator) ->
     C, S = draws.n_chains, draws.n_draws
     if C * (S // 2) < SMALLEST_HALF:
         raise ValueError(f"{C * S} draws are too few: log_evidence needs at least {2 * SMALLEST_HALF}")
-    theta = np.array([compiled.unconstrain(*parts) for parts in zip(*draws.flat(), strict=True)])
+    theta = draws.unconstrained_by(compiled)
     log_posterior = _log_posterior_of_draws(compiled, post, theta)
     if post.diagnostics_.pareto_k is None:
         at = np.arange(C * S).reshape(C, S)

@@ -93,13 +93,27 @@ def rough_scales(compiled: CompiledPosterior, theta: FloatArray, counts: FloatAr
     owners = 1 if "component" not in structure(compiled.covariance_type).free_dims else K
     rows = counts if owners == K else counts.sum(keepdims=True)
     roots = np.exp(0.5 * log_squares).reshape(owners, -1)
-    per_square = rows * D / roots.shape[1] + D + 2.0
     scales = np.empty_like(theta)
+    hyper = compiled.inputs.hyper_degrees_of_freedom
+    # A random scale is known to what R covariances tell of it, and the variables of each move with it.
+    known = float(hyper[-1] + owners * compiled.inputs.degrees_of_freedom[0]) if len(hyper) else np.inf
+    if len(hyper):
+        log_T, below_T = (theta[compiled.slices[name]] for name in ("scale_diagonal_log__", "scale_offdiagonal"))
+        scales[compiled.slices["scale_diagonal_log__"]] = np.sqrt(2.0 / known)
+        if len(below_T):
+            scales[compiled.slices["scale_offdiagonal"]] = np.exp(0.5 * log_T)[np.tril_indices(D, -1)[0]] / np.sqrt(
+                known
+            )
+    per_square = rows * D / roots.shape[1] + D + 2.0
     scales[compiled.slices["weights_simplex__"]] = 1 / np.sqrt(counts[:-1] + 1.0)
-    scales[compiled.slices["bartlett_diagonal_log__"]] = np.repeat(np.sqrt(2.0 / per_square), roots.shape[1])
+    scales[compiled.slices["bartlett_diagonal_log__"]] = np.repeat(
+        np.sqrt(2.0 / per_square + 2.0 / known), roots.shape[1]
+    )
     if len(below):
         lower = np.tril_indices(D, -1)[0]
-        scales[compiled.slices["bartlett_offdiagonal"]] = (roots[:, lower] / np.sqrt(rows + 1.0)[:, None]).ravel()
+        scales[compiled.slices["bartlett_offdiagonal"]] = (
+            roots[:, lower] * np.sqrt(1.0 / (rows + 1.0) + 1.0 / known)[:, None]
+        ).ravel()
     variances = np.diagonal(covariances_from_factors(parameters["precision_factors"]), axis1=1, axis2=2)
     scales[compiled.slices["means"]] = np.sqrt(variances / (counts + 1.0)[:, None]).ravel()
     return scales

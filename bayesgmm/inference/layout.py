@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from bayesgmm.core.covariance import CovarianceStructure, structure
+from bayesgmm.core.hierarchical import HierarchicalPrior, Prior
 from bayesgmm.core.parameters import FloatArray, factors_from_covariances
 from bayesgmm.core.priors import ConjugatePrior
 
@@ -54,20 +55,35 @@ class BartlettLayout:
         pairs = n_features * (n_features - 1) // 2 if self.off_diagonal else 0
         return (n_components if self.by_component else 1, pairs)
 
-    def degrees_of_freedom(self, prior: ConjugatePrior) -> FloatArray:
+    def degrees_of_freedom(self, prior: Prior) -> FloatArray:
         """Degrees of freedom of the χ² variables: ν₀ − j, or those of the inverse-Wishart's marginals; (D,) or (1,)."""
         D = len(prior.resolved_mean)
         if self.off_diagonal:
             return prior.resolved_degrees_of_freedom - np.arange(D, dtype=float)
         return np.full(D if self.by_feature else 1, prior.marginal_degrees_of_freedom)
 
-    def scale_factor(self, prior: ConjugatePrior) -> FloatArray:
-        """V, lower (D, D), with V Vᵀ the inverse of the part of Λ₀ that the structure uses."""
+    def scale_factor(self, prior: Prior) -> FloatArray:
+        """V, lower (D, D), with V Vᵀ the inverse of the part of Λ₀ that the structure uses; L of :meth:`rate_factor` if V is random."""
+        if isinstance(prior, HierarchicalPrior):
+            return prior.rate_factor("full" if self.off_diagonal else "diag" if self.by_feature else "spherical")
         scale = prior.resolved_scale
         if not self.off_diagonal:
             variances = np.diag(scale)
             scale = np.diag(variances if self.by_feature else np.full(len(scale), variances.mean()))
         return factors_from_covariances(scale)
+
+    def hyper_shapes(self, n_features: int) -> tuple[int, int]:
+        """Numbers of χ² and Normal variables behind a random scale."""
+        return (n_features if self.by_feature else 1, n_features * (n_features - 1) // 2 if self.off_diagonal else 0)
+
+    def hyper_degrees_of_freedom(self, prior: Prior) -> FloatArray:
+        """Degrees of freedom of the χ² variables behind a random scale: 2g₀ − (D − 1) + j, or 2g₀; none for a fixed scale."""
+        if not isinstance(prior, HierarchicalPrior):
+            return np.empty(0)
+        D = len(prior.resolved_mean)
+        if self.off_diagonal:
+            return prior.hyper_degrees_of_freedom - (D - 1) + np.arange(D, dtype=float)
+        return np.full(D if self.by_feature else 1, prior.hyper_degrees_of_freedom)
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,10 +98,16 @@ class ModelInputs:
     weight_concentration : ndarray of shape (K,)
     mean_prior : ndarray of shape (D,)
     mean_precision : ndarray of shape ()
+        κ₀; 1 where ``mean_factor`` says how precise the means are.
     degrees_of_freedom : ndarray of shape (D,) or (1,)
         Of the χ² variables.
     scale_factor : ndarray of shape (D, D)
-        V, lower, with V Vᵀ the inverse of the prior's scale.
+        V, lower, with V Vᵀ the inverse of the prior's scale. Under a hierarchical prior V = L T⁻¹ is random and this is L, the Cholesky
+        factor of G₀; T is lower, its squared diagonal χ², Normal below it.
+    mean_factor : ndarray of shape (D, D) or (0, 0)
+        Lower F with μ_k ~ Normal(m₀, (F Fᵀ)⁻¹); empty where the means depend on their covariances.
+    hyper_degrees_of_freedom : ndarray of shape (D,), (1,) or (0,)
+        Of the χ² variables of T; empty where the scale is fixed.
     """
 
     X: FloatArray
@@ -95,6 +117,8 @@ class ModelInputs:
     mean_precision: FloatArray
     degrees_of_freedom: FloatArray
     scale_factor: FloatArray
+    mean_factor: FloatArray
+    hyper_degrees_of_freedom: FloatArray
 
     @classmethod
     def resolve(
@@ -102,7 +126,7 @@ class ModelInputs:
         X: ArrayLike,
         n_components: int,
         covariance_type: str = "full",
-        prior: str | ConjugatePrior = "default",
+        prior: str | Prior = "default",
         sample_weight: ArrayLike | None = None,
     ) -> ModelInputs:
         """Check the arguments and resolve the prior on the data.
@@ -112,7 +136,7 @@ class ModelInputs:
         ValueError
             If the table is not two-dimensional and finite, weights do not match it, or an option is unknown.
         TypeError
-            If ``prior`` is neither "default" nor a ConjugatePrior.
+            If ``prior`` is neither "default" nor a prior of this package.
         """
         table = np.ascontiguousarray(X, dtype=np.float64)
         if table.ndim != 2 or not table.size or not np.all(np.isfinite(table)):
@@ -125,16 +149,18 @@ class ModelInputs:
             raise ValueError(f"sample_weight must be {len(table)} finite non-negative numbers, one for each row of X")
         if isinstance(prior, str):
             if prior != "default":
-                raise ValueError(f'prior must be "default" or a ConjugatePrior, got {prior!r}')
+                raise ValueError(f'prior must be "default" or a ConjugatePrior or HierarchicalPrior, got {prior!r}')
             prior = ConjugatePrior()
-        if not isinstance(prior, ConjugatePrior):
-            raise TypeError(f'prior must be "default" or a ConjugatePrior, got {type(prior).__name__}')
+        if not isinstance(prior, ConjugatePrior | HierarchicalPrior):
+            raise TypeError(
+                f'prior must be "default" or a ConjugatePrior or HierarchicalPrior, got {type(prior).__name__}'
+            )
         resolved = prior.resolve(table, n_components, covariance_type, None if sample_weight is None else weights)
         return cls.from_prior(table, covariance_type, resolved, weights)
 
     @classmethod
     def from_prior(
-        cls, X: FloatArray, covariance_type: str, prior: ConjugatePrior, sample_weight: FloatArray | None = None
+        cls, X: FloatArray, covariance_type: str, prior: Prior, sample_weight: FloatArray | None = None
     ) -> ModelInputs:
         """Inputs from clean data and a resolved prior, without checks.
 
@@ -142,7 +168,7 @@ class ModelInputs:
         ----------
         X : ndarray of shape (N, D)
         covariance_type : {"full", "tied", "diag", "spherical"}
-        prior : ConjugatePrior
+        prior : ConjugatePrior or HierarchicalPrior
             Resolved.
         sample_weight : ndarray of shape (N,) or (0,), optional
         """
@@ -152,9 +178,11 @@ class ModelInputs:
             np.empty(0) if sample_weight is None else sample_weight,
             prior.resolved_concentration,
             prior.resolved_mean,
-            prior.mean_precision,
+            1.0 if isinstance(prior, HierarchicalPrior) else prior.mean_precision,
             layout.degrees_of_freedom(prior),
             layout.scale_factor(prior),
+            prior.mean_factor if isinstance(prior, HierarchicalPrior) else np.empty((0, 0)),
+            layout.hyper_degrees_of_freedom(prior),
         )
         # Contiguous and writeable: Numba compiles anew for any other layout. asarray keeps zero dimensions.
         return cls(*(np.require(array, np.float64, ["C", "A", "W"]) for array in arrays))
@@ -163,6 +191,11 @@ class ModelInputs:
     def n_components(self) -> int:
         """Number of components K."""
         return len(self.weight_concentration)
+
+    @property
+    def hierarchical(self) -> bool:
+        """Whether the prior's scale is random."""
+        return len(self.hyper_degrees_of_freedom) > 0
 
     @property
     def n_features(self) -> int:

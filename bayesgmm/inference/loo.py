@@ -364,12 +364,12 @@ class _Treatment:
         from bayesgmm.inference.moment_matching import MomentMatching
 
         post = self.post
-        weights, means, factors = post._draws.flat()
+        weights = post._draws.flat()[0]
         keep = int(np.clip(MATCH_BUDGET // max(1, len(self.X)), 500, MATCH_DRAWS))
         some = np.unique(np.linspace(0, len(weights) - 1, min(len(weights), keep)).astype(int))
         compiled = CompiledPosterior.from_data(self.X, weights.shape[1], post.covariance_type, post.prior_, self.v)
         try:
-            theta = np.array([compiled.unconstrain(weights[s], means[s], factors[s]) for s in some])
+            theta = post._draws.unconstrained_by(compiled, some)
         except ValueError:
             return None, "a draw has a weight of 0, so draws were not moved"
         return MomentMatching(compiled, theta, self.r_eff), ""

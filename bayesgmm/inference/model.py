@@ -6,7 +6,9 @@
     x_n given π, μ, P ~ Σ_k π_k Normal(μ_k, Σ_k)
 
 The second line is Bartlett's decomposition of Σ_k ~ inverse-Wishart(ν₀, Λ₀); the diagonal structures have χ² variables
-alone. Sizes are symbolic throughout, so that the same code makes the graph that is compiled once for every data set.
+alone. Under a hierarchical prior μ_k ~ Normal(b₀, B₀), and V is random: V = L T⁻¹ with L Lᵀ = G₀ and T lower, its squared
+diagonal ~ χ², below it ~ Normal(0, 1), which is Bartlett's decomposition of C₀ = (V Vᵀ)⁻¹/2 ~ W(g₀, G₀) from the last feature
+on. Sizes are symbolic throughout, so that the same code makes the graph that is compiled once for every data set.
 """
 
 from __future__ import annotations
@@ -21,12 +23,12 @@ from numpy.typing import ArrayLike
 from pymc.logprob.transforms import SimplexTransform
 
 from bayesgmm.core.covariance import structure
+from bayesgmm.core.hierarchical import Prior
 from bayesgmm.core.parameters import FloatArray
-from bayesgmm.core.priors import ConjugatePrior
 from bayesgmm.inference.layout import BartlettLayout, ModelInputs
 from bayesgmm.inference.op import mixture_log_likelihood
 from bayesgmm.inference.posterior import feature_pairs
-from bayesgmm.inference.prior_ops import LogWeights, MeansLogDensity, PrecisionFactors
+from bayesgmm.inference.prior_ops import LogWeights, MeansLogDensity, PrecisionFactors, ScaleFactor
 
 
 def _covariances(layout: BartlettLayout, factors: Any) -> Any:
@@ -70,6 +72,26 @@ def _table_dist(n_rows: Any, sample_weight: Any, weights: Any, means: Any, facto
 
 def _table_logp(value: Any, n_rows: Any, sample_weight: Any, weights: Any, means: Any, factors: Any) -> Any:
     return mixture_log_likelihood(value, sample_weight, pt.log(weights), means, factors)[0]
+
+
+def _random_scale(inputs: ModelInputs, layout: BartlettLayout, rate_factor: Any) -> Any:
+    """V = L T⁻¹ with the variables behind T, and C₀ as the structure has it."""
+    degrees = pt.constant(inputs.hyper_degrees_of_freedom, name="hyper_degrees_of_freedom")
+    by_feature = layout.by_feature
+    squares: Any = pm.ChiSquared(
+        "scale_diagonal", degrees if by_feature else degrees[0], dims=("feature",) if by_feature else ()
+    )
+    below: Any = np.empty(0)
+    if layout.off_diagonal:
+        below = pm.Normal("scale_offdiagonal", 0.0, 1.0, dims="feature_pair")
+    V = ScaleFactor()(rate_factor, squares if by_feature else squares[None], below)
+    if layout.off_diagonal:
+        inverse = pt.linalg.solve_triangular(V, pt.eye(V.shape[-1]), lower=True, b_ndim=2)
+        pm.Deterministic("precision_rate", 0.5 * inverse.mT @ inverse, dims=("feature", "feature_bis"))
+    else:
+        rates = 0.5 * pt.diagonal(V) ** -2.0
+        pm.Deterministic("precision_rate", rates if by_feature else rates[0], dims=("feature",) if by_feature else ())
+    return V
 
 
 def _spread_means(X: FloatArray, n_components: int) -> FloatArray:
@@ -131,12 +153,15 @@ def model_from_inputs(
             below = below if layout.by_component else below[None, :]
         squares = squares if layout.by_component else squares[None, :]
         squares = squares if layout.by_feature else squares[:, None]
-        factors = PrecisionFactors()(scale_factor, squares, below, concentration.shape[0])
+        if inputs.hierarchical:
+            of_means: Any = pt.constant(np.broadcast_to(inputs.mean_factor, (K, D, D)).copy(), name="mean_factors")
+        else:
+            of_means = factors = PrecisionFactors()(scale_factor, squares, below, concentration.shape[0])
         means = pm.CustomDist(
             "means",
             mean_prior,
             mean_precision,
-            factors,
+            of_means,
             dist=_means_dist,
             logp=_means_logp,
             support_point=lambda rv, size, *parameters: pt.constant(start),
@@ -144,6 +169,9 @@ def model_from_inputs(
             class_name="NormalGivenPrecisionFactors",
             dims=("component", "feature"),
         )
+        if inputs.hierarchical:
+            V = _random_scale(inputs, layout, scale_factor)
+            factors = PrecisionFactors()(V, squares, below, concentration.shape[0])
         pm.Deterministic("covariances", _covariances(layout, factors), dims=kind.free_dims)
         pm.CustomDist(
             "x",
@@ -166,7 +194,7 @@ def build_model(
     X: ArrayLike,
     n_components: int,
     covariance_type: str = "full",
-    prior: str | ConjugatePrior = "default",
+    prior: str | Prior = "default",
     sample_weight: ArrayLike | None = None,
     feature_names: Sequence[Any] | None = None,
 ) -> pm.Model:
@@ -182,7 +210,7 @@ def build_model(
         K.
     covariance_type : {"full", "tied", "diag", "spherical"}, default="full"
         Structure of the covariances, with scikit-learn's meaning.
-    prior : "default" or ConjugatePrior, default="default"
+    prior : "default", ConjugatePrior or HierarchicalPrior, default="default"
         Prior; values that it leaves open are scaled by the data.
     sample_weight : array-like of shape (N,), optional
         Weights of the observations in the log-likelihood; predictive draws ignore them.
@@ -194,7 +222,8 @@ def build_model(
     pymc.Model
         Free variables ``weights`` (component), ``bartlett_diagonal``, ``bartlett_offdiagonal`` (full and tied) and
         ``means`` (component, feature); deterministic ``covariances``; observed ``x`` (obs_id, feature), whose log
-        density is one number, that of the whole table.
+        density is one number, that of the whole table. Under a hierarchical prior also free ``scale_diagonal`` and ``scale_offdiagonal``
+        (full and tied) and deterministic ``precision_rate``, C₀.
 
     Raises
     ------

@@ -10,11 +10,13 @@ import numpy as np
 
 from bayesgmm.core import kernel
 from bayesgmm.core.covariance import CovarianceStructure
+from bayesgmm.core.hierarchical import HierarchicalPrior, Prior, pack_rate
 from bayesgmm.core.parameters import FloatArray, covariances_from_factors
-from bayesgmm.core.priors import ConjugatePrior
 
 if TYPE_CHECKING:
     from xarray import DataTree
+
+    from bayesgmm.inference.compiled import CompiledPosterior
 
 LOG_LIKELIHOOD_LIMIT = 20_000_000
 """Draws × rows up to which the pointwise log-likelihood is stored with the posterior (160 MB)."""
@@ -33,11 +35,14 @@ class PosteriorDraws:
     weights : ndarray of shape (chains, draws, K)
     means : ndarray of shape (chains, draws, K, D)
     precision_factors : ndarray of shape (chains, draws, K, D, D)
+    scale_factors : ndarray of shape (chains, draws, D, D), optional
+        Lower V with V Vᵀ = (2 C₀)⁻¹ of a hierarchical prior.
     """
 
     weights: FloatArray
     means: FloatArray
     precision_factors: FloatArray
+    scale_factors: FloatArray | None = None
 
     @property
     def n_chains(self) -> int:
@@ -70,7 +75,24 @@ class PosteriorDraws:
             np.take_along_axis(self.weights, order, axis=2),
             np.take_along_axis(self.means, order[..., None], axis=2),
             np.take_along_axis(self.precision_factors, order[..., None, None], axis=2),
+            self.scale_factors,
         )
+
+    def unconstrained_by(self, compiled: CompiledPosterior, which: Sequence[int] | None = None) -> FloatArray:
+        """Points of a posterior's unconstrained coordinates, one for each draw (chains joined), or for some."""
+        parts = list(self.flat())
+        if self.scale_factors is not None:
+            parts.append(self.scale_factors.reshape(-1, *self.scale_factors.shape[2:]))
+        chosen = range(len(parts[0])) if which is None else which
+        return np.array([compiled.unconstrain(*(part[s] for part in parts)) for s in chosen])
+
+    def precision_rates(self, kind: CovarianceStructure) -> FloatArray | None:
+        """C₀ of a hierarchical prior, (chains, draws, D, D), (chains, draws, D) or (chains, draws) as the structure has it."""
+        if self.scale_factors is None:
+            return None
+        V = self.scale_factors
+        inverse = np.linalg.solve(V, np.broadcast_to(np.eye(V.shape[-1]), V.shape))
+        return pack_rate(0.5 * np.swapaxes(inverse, -1, -2) @ inverse, kind.name)
 
 
 def derived(draws: PosteriorDraws, kind: CovarianceStructure) -> dict[str, tuple[FloatArray, tuple[str, ...]]]:
@@ -111,9 +133,12 @@ def pointwise_log_likelihood(draws: PosteriorDraws, X: FloatArray) -> FloatArray
     return kernel.pointwise_log_likelihood(X, *draws.flat()).reshape(draws.n_chains, draws.n_draws, len(X))
 
 
-def log_prior(draws: PosteriorDraws, prior: ConjugatePrior, kind: CovarianceStructure) -> FloatArray:
-    """Log prior density in the coordinates (π, μ, Σ) of every draw, shape (chains, draws)."""
-    return np.asarray(prior.log_density_from_factors(draws.weights, draws.means, draws.precision_factors, kind.name))
+def log_prior(draws: PosteriorDraws, prior: Prior, kind: CovarianceStructure) -> FloatArray:
+    """Log prior density in the coordinates (π, μ, Σ), or (π, μ, Σ, C₀), of every draw, shape (chains, draws)."""
+    at = (draws.weights, draws.means, draws.precision_factors, kind.name)
+    if isinstance(prior, HierarchicalPrior):
+        return np.asarray(prior.log_density_from_factors(*at, draws.scale_factors))
+    return np.asarray(prior.log_density_from_factors(*at))
 
 
 def data_tree(
@@ -122,7 +147,7 @@ def data_tree(
     X: FloatArray,
     sample_weight: FloatArray | None,
     names: Sequence[str],
-    prior: ConjugatePrior,
+    prior: Prior,
     sample_stats: Mapping[str, FloatArray],
     attributes: Mapping[str, Any],
 ) -> DataTree:
@@ -137,7 +162,7 @@ def data_tree(
     sample_weight : ndarray of shape (N,) or None
     names : sequence of str
         Feature names.
-    prior : ConjugatePrior
+    prior : ConjugatePrior or HierarchicalPrior
         Resolved.
     sample_stats : mapping of str to ndarray of shape (chains, draws)
     attributes : mapping
@@ -169,21 +194,20 @@ def data_tree(
     dims |= {
         "x": ["obs_id", "feature"],
         "sample_weight": ["obs_id"],
-        "weight_concentration": [COMPONENT_DIM],
-        "mean_prior": ["feature"],
-        "scale": ["feature", "feature_bis"],
     }
-    constant: dict[str, Any] = {
-        "weight_concentration": prior.resolved_concentration,
-        "mean_prior": prior.resolved_mean,
-        "mean_precision": np.asarray(prior.mean_precision),
-        "degrees_of_freedom": np.asarray(prior.resolved_degrees_of_freedom),
-        "scale": prior.resolved_scale,
-    }
+    constant: dict[str, Any] = {}
+    for name, (value, its_dims) in prior.constants().items():
+        constant[name] = value
+        dims[name] = [COMPONENT_DIM if dim == "component" else dim for dim in its_dims]
+    extra: dict[str, FloatArray] = {}
+    rates = draws.precision_rates(kind)
+    if rates is not None:
+        extra["precision_rate"] = rates
+        dims["precision_rate"] = ["feature", "feature_bis"][: rates.ndim - 2]
     if sample_weight is not None:
         constant["sample_weight"] = sample_weight
     groups: dict[str, dict[str, Any]] = {
-        "posterior": {name: values for name, (values, _) in variables.items()},
+        "posterior": {name: values for name, (values, _) in variables.items()} | extra,
         "sample_stats": dict(sample_stats),
         "log_prior": {"prior": log_prior(draws, prior, kind)},
         "observed_data": {"x": X},

@@ -26,6 +26,9 @@ from bayesgmm.inference.density import (
     means_log_density_and_gradients,
     precision_factors_forward,
     precision_factors_pullback,
+    precision_factors_scale_gradient,
+    scale_factor_forward,
+    scale_factor_pullback,
 )
 
 _SOURCES = Path(__file__).read_bytes() + Path(density.__file__).read_bytes()
@@ -112,6 +115,62 @@ class PrecisionFactorsPullback(_FirstDerivativeOnly):
         return [shapes[1], shapes[2]]
 
 
+class PrecisionFactorsScaleGradient(_FirstDerivativeOnly):
+    """Gradient of :class:`PrecisionFactors` with respect to the scale's factor."""
+
+    kernel = staticmethod(precision_factors_scale_gradient)
+    input_ndims = (2, 2, 3)
+
+    def make_node(self, *inputs: Any) -> Apply:
+        """Build the node: squares, below and the gradient with respect to the factors."""
+        return Apply(self, self.as_inputs(inputs), [pt.dmatrix()])
+
+    def infer_shape(self, node: Apply, shapes: Sequence[Any]) -> list[Any]:
+        """Features × features."""
+        return [shapes[2][1:]]
+
+
+class ScaleFactorPullback(_FirstDerivativeOnly):
+    """Gradient of :class:`ScaleFactor`."""
+
+    kernel = staticmethod(scale_factor_pullback)
+    input_ndims = (2, 1, 1, 2)
+
+    def make_node(self, *inputs: Any) -> Apply:
+        """Build the node: V, squares, below and the gradient with respect to V."""
+        return Apply(self, self.as_inputs(inputs), [pt.dvector(), pt.dvector()])
+
+    def infer_shape(self, node: Apply, shapes: Sequence[Any]) -> list[Any]:
+        """Shapes of the variables."""
+        return [shapes[1], shapes[2]]
+
+
+class ScaleFactor(_FirstDerivativeOnly):
+    r"""Factor of a random scale, :math:`V = L T^{-1}`, so that :math:`V V^\top = (2 C_0)^{-1}` with C₀ ~ W(g₀, L Lᵀ).
+
+    Inputs are ``L`` (D, D) lower; ``squares`` (D or 1), the squared diagonal of T; and ``below`` (D(D − 1)/2 or 0), what stands beneath it,
+    in the order of ``numpy.tril_indices(D, -1)``.
+    """
+
+    kernel = staticmethod(scale_factor_forward)
+    input_ndims = (2, 1, 1)
+
+    def make_node(self, *inputs: Any) -> Apply:
+        """Build the node."""
+        return Apply(self, self.as_inputs(inputs), [pt.dmatrix()])
+
+    def infer_shape(self, node: Apply, shapes: Sequence[Any]) -> list[Any]:
+        """Features × features."""
+        return [shapes[0]]
+
+    def pullback(
+        self, inputs: Sequence[Variable], outputs: Sequence[Variable], cotangents: Sequence[Variable]
+    ) -> list[Variable]:
+        """Gradients with respect to ``squares`` and ``below``; L is held fixed."""
+        g_squares, g_below = ScaleFactorPullback()(outputs[0], *inputs[1:], cotangents[0])
+        return [grad_not_implemented(self, 0, inputs[0], "the prior's rate is held fixed"), g_squares, g_below]
+
+
 class PrecisionFactors(_FirstDerivativeOnly):
     r"""Precision factors by Bartlett's decomposition, :math:`P_k = V A_k`.
 
@@ -142,9 +201,9 @@ class PrecisionFactors(_FirstDerivativeOnly):
     def pullback(
         self, inputs: Sequence[Variable], outputs: Sequence[Variable], cotangents: Sequence[Variable]
     ) -> list[Variable]:
-        """Gradients with respect to ``squares`` and ``below``; the scale is held fixed."""
+        """Gradients with respect to V, ``squares`` and ``below``."""
         g_squares, g_below = PrecisionFactorsPullback()(*inputs[:3], cotangents[0])
-        scale = grad_not_implemented(self, 0, inputs[0], "the prior's scale is held fixed")
+        scale = PrecisionFactorsScaleGradient()(*inputs[1:3], cotangents[0])
         return [scale, g_squares, g_below, disconnected_type()]
 
 
@@ -215,6 +274,37 @@ def _numba_precision_factors_pullback(op: Op, node: Apply | None = None, **kwarg
         )
 
     return precision_factors_gradient, _SOURCE_VERSION
+
+
+@register_funcify_default_op_cache_key(PrecisionFactorsScaleGradient)
+def _numba_precision_factors_scale_gradient(op: Op, node: Apply | None = None, **kwargs: Any) -> Any:
+    @numba_njit
+    def precision_factors_scale(squares, below, g):
+        return precision_factors_scale_gradient(
+            np.ascontiguousarray(squares), np.ascontiguousarray(below), np.ascontiguousarray(g)
+        )
+
+    return precision_factors_scale, _SOURCE_VERSION
+
+
+@register_funcify_default_op_cache_key(ScaleFactor)
+def _numba_scale_factor(op: Op, node: Apply | None = None, **kwargs: Any) -> Any:
+    @numba_njit
+    def scale_factor(L, squares, below):
+        return scale_factor_forward(np.ascontiguousarray(L), np.ascontiguousarray(squares), np.ascontiguousarray(below))
+
+    return scale_factor, _SOURCE_VERSION
+
+
+@register_funcify_default_op_cache_key(ScaleFactorPullback)
+def _numba_scale_factor_pullback(op: Op, node: Apply | None = None, **kwargs: Any) -> Any:
+    @numba_njit
+    def scale_factor_gradient(V, squares, below, g):
+        return scale_factor_pullback(
+            np.ascontiguousarray(V), np.ascontiguousarray(squares), np.ascontiguousarray(below), np.ascontiguousarray(g)
+        )
+
+    return scale_factor_gradient, _SOURCE_VERSION
 
 
 @register_funcify_default_op_cache_key(MeansLogDensity)

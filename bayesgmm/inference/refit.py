@@ -9,8 +9,8 @@ import numpy as np
 
 from bayesgmm.core import em
 from bayesgmm.core.covariance import CovarianceStructure
+from bayesgmm.core.hierarchical import Prior
 from bayesgmm.core.parameters import FloatArray
-from bayesgmm.core.priors import ConjugatePrior
 from bayesgmm.exceptions import SamplingInterrupted
 from bayesgmm.inference import sampling
 from bayesgmm.inference.diagnostics import Diagnostics
@@ -34,7 +34,7 @@ class FittedModel:
     Parameters
     ----------
     kind : CovarianceStructure
-    prior : ConjugatePrior
+    prior : ConjugatePrior or HierarchicalPrior
         As resolved on the full data.
     modes : tuple of Mode
         Of EM on the full data, best first.
@@ -44,7 +44,7 @@ class FittedModel:
     """
 
     kind: CovarianceStructure
-    prior: ConjugatePrior
+    prior: Prior
     modes: tuple[em.Mode, ...]
     names: tuple[str, ...]
     method: str = "nuts"
@@ -103,7 +103,7 @@ def refit(
         X,
         len(model.modes[0].run.counts),
         model.kind.name,
-        prior=model.prior.at_least_uniform(),
+        prior=model.prior.for_em.at_least_uniform(),
         sample_weight=sample_weight,
         tol=EM_TOL,
         rng=em_rng,

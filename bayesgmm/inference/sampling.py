@@ -13,8 +13,8 @@ from threadpoolctl import threadpool_limits
 from bayesgmm import __version__
 from bayesgmm.core import covariance, em
 from bayesgmm.core.covariance import CovarianceStructure
+from bayesgmm.core.hierarchical import Prior
 from bayesgmm.core.parameters import FloatArray
-from bayesgmm.core.priors import ConjugatePrior
 from bayesgmm.exceptions import SamplingInterrupted
 from bayesgmm.inference import posterior
 from bayesgmm.inference.compiled import CompiledPosterior
@@ -33,6 +33,13 @@ STRANDED_NATS = 10.0
 START_DEGREES_OF_FREEDOM = 4
 """Chains start from Student-t draws with these degrees of freedom around a mode: overdispersed, as R-hat needs."""
 
+_FIELDS = {
+    "weights": "weights",
+    "means": "means",
+    "precision_factors": "precision_factors",
+    "scale_factor": "scale_factors",
+}
+
 
 @dataclass(frozen=True, eq=False)
 class Task:
@@ -43,7 +50,7 @@ class Task:
     X : ndarray of shape (N, D)
     sample_weight : ndarray of shape (N,) or None
     kind : CovarianceStructure
-    prior : ConjugatePrior
+    prior : ConjugatePrior or HierarchicalPrior
         Resolved.
     modes : tuple of EMRun
         Distinct modes of EM in (π, μ, Σ), best first.
@@ -56,15 +63,15 @@ class Task:
     X: FloatArray
     sample_weight: FloatArray | None
     kind: CovarianceStructure
-    prior: ConjugatePrior
+    prior: Prior
     modes: tuple[em.EMRun, ...]
     n_near: int
     names: tuple[str, ...]
 
     @property
     def problem(self) -> em.Problem:
-        """The same as a problem of EM under the prior."""
-        return em.Problem(self.X, self.kind, self.prior, self.sample_weight)
+        """The same as a problem of EM, under the prior that EM has."""
+        return em.Problem(self.X, self.kind, self.prior.for_em, self.sample_weight)
 
 
 @dataclass(frozen=True, eq=False)
@@ -119,7 +126,7 @@ def approximate_modes(compiled: CompiledPosterior, task: Task) -> list[LaplaceAp
     out = []
     for run in task.modes[: task.n_near]:
         statistics = problem.e_step(run.parameters)
-        start = covariance.maximise_unconstrained(statistics, run.parameters.means, task.kind, task.prior)
+        start = covariance.maximise_unconstrained(statistics, run.parameters.means, task.kind, task.prior.for_em)
         theta = compiled.unconstrain(start.weights, start.means, start.precision_factors)
         out.append(laplace(compiled, theta, rough_scales(compiled, theta, statistics.counts)))
     return out
@@ -298,7 +305,7 @@ def _random_start(compiled: CompiledPosterior, task: Task, rng: np.random.Genera
     n_components = len(task.modes[0].counts)
     parameters, _ = em.start(problem, n_components, "random_from_data", rng)
     statistics = problem.e_step(parameters)
-    start = covariance.maximise_unconstrained(statistics, parameters.means, task.kind, task.prior)
+    start = covariance.maximise_unconstrained(statistics, parameters.means, task.kind, task.prior.for_em)
     theta = compiled.unconstrain(start.weights, start.means, start.precision_factors)
     scales = rough_scales(compiled, theta, statistics.counts)
     return _dispersed(compiled, theta, partial(np.multiply, scales), rng)
@@ -317,9 +324,7 @@ def _judge(
     """Constrain, relabel and diagnose draws."""
     C, S, P = chains.theta.shape
     parts = compiled.constrain(chains.theta.reshape(-1, P))
-    raw = PosteriorDraws(
-        *(parts[name].reshape(C, S, *parts[name].shape[1:]) for name in ("weights", "means", "precision_factors"))
-    )
+    raw = PosteriorDraws(**{_FIELDS[name]: part.reshape(C, S, *part.shape[1:]) for name, part in parts.items()})
     reference = task.modes[0].parameters
     weights, means, factors = raw.flat()
     permutations = relabel(
