@@ -236,6 +236,7 @@ def test_evidence_of_a_shared_covariance_is_that_of_enumeration():
     agrees(fitted(2, "tied"), 2, "tied")
 
 
+@pytest.mark.filterwarnings("ignore:weights_, means_ and covariances_ are the mode")
 def test_a_fit_comes_back_from_disk(two, tmp_path):
     back = load(two.save(tmp_path / "fit"))
     np.testing.assert_array_equal(back._draws.scale_factors, two._draws.scale_factors)
