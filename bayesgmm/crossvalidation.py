@@ -107,7 +107,7 @@ def kfold(
     """
     from arviz_stats.utils import ELPDDataLOOKFold
 
-    from bayesgmm.elpd import pointwise_array
+    from bayesgmm.elpd import elpd_fields, pointwise_array
     from bayesgmm.estimators.validation import check_weights, generator
 
     fitted = _fitted(estimator, X, sample_weight)
@@ -146,19 +146,12 @@ def kfold(
             f"row {lost[0]} has no density under the fit without its fold: it lies beyond the reach of the model"
         )
     p_i = np.asarray(fitted.score_samples(X)) - elpd_i
-    values, effective = weighted(elpd_i, v), weighted(p_i, v)
     return ELPDDataLOOKFold(
-        elpd=float(values.sum()),
-        se=standard_error(elpd_i, v),
-        p=float(effective.sum()),
-        n_samples=n_samples,
-        n_data_points=len(table),
-        scale="log",
+        **elpd_fields(elpd_i, p_i, n_samples, None, v),
         warning=bool(problems),
         good_k=None,
-        elpd_i=pointwise_array(values),
         n_folds=n_splits,
-        p_kfold_i=pointwise_array(effective, name="p_kfold_i"),
+        p_kfold_i=pointwise_array(weighted(p_i, v), name="p_kfold_i"),
     )
 
 

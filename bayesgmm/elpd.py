@@ -9,6 +9,7 @@ from arviz_stats.utils import ELPDData
 from xarray import DataArray
 
 from bayesgmm.core.parameters import FloatArray
+from bayesgmm.pointwise import standard_error, weighted
 
 
 @dataclass(kw_only=True, repr=False)
@@ -24,6 +25,34 @@ class ELPDDataWAIC(ELPDData):
     _kind: ClassVar[str] = "waic"
 
     p_waic_i: Any = None
+
+
+def elpd_fields(
+    elpd_i: FloatArray, p_i: FloatArray, n_samples: int, like: DataArray | None, sample_weight: FloatArray | None
+) -> dict[str, Any]:
+    """The fields that every ``ELPDData`` has, from pointwise values of one copy of each row.
+
+    Parameters
+    ----------
+    elpd_i : ndarray of shape (N,)
+    p_i : ndarray of shape (N,)
+        Effective numbers of parameters.
+    n_samples : int
+        Draws, or fits, behind the values.
+    like : DataArray or None
+        Takes its dims and coordinates.
+    sample_weight : ndarray of shape (N,) or None
+    """
+    values = weighted(elpd_i, sample_weight)
+    return {
+        "elpd": float(values.sum()),
+        "se": standard_error(elpd_i, sample_weight),
+        "p": float(weighted(p_i, sample_weight).sum()),
+        "n_samples": n_samples,
+        "n_data_points": len(values),
+        "scale": "log",
+        "elpd_i": pointwise_array(values, like),
+    }
 
 
 def pointwise_array(values: FloatArray, like: DataArray | None = None, name: str = "elpd_i") -> DataArray:

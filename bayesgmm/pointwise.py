@@ -255,7 +255,7 @@ class PointwiseCriteria:
         self, like: DataArray | None = None, sample_weight: FloatArray | None = None, warn: bool = True
     ) -> ELPDDataWAIC:
         """WAIC of the rows so far; see :func:`bayesgmm.criteria.waic`."""
-        from bayesgmm.elpd import ELPDDataWAIC, pointwise_array
+        from bayesgmm.elpd import ELPDDataWAIC, elpd_fields, pointwise_array
 
         elpd_i, p_i = self.lppd_i - self.p_waic_i, self.p_waic_i
         high = np.flatnonzero(p_i > WAIC_VARIANCE_LIMIT)
@@ -266,18 +266,11 @@ class PointwiseCriteria:
                 CriterionWarning,
                 stacklevel=3,
             )
-        values, effective = weighted(elpd_i, sample_weight), weighted(p_i, sample_weight)
         return ELPDDataWAIC(
-            elpd=float(values.sum()),
-            se=standard_error(elpd_i, sample_weight),
-            p=float(effective.sum()),
-            n_samples=self.n_draws,
-            n_data_points=self.n_rows,
-            scale="log",
+            **elpd_fields(elpd_i, p_i, self.n_draws, like, sample_weight),
             warning=bool(len(high)),
             good_k=None,
-            elpd_i=pointwise_array(values, like),
-            p_waic_i=pointwise_array(effective, like, "p_waic_i"),
+            p_waic_i=pointwise_array(weighted(p_i, sample_weight), like, "p_waic_i"),
         )
 
     def loo(
@@ -303,22 +296,15 @@ def loo_data(
     """Pointwise values as ArviZ's ``ELPDDataLOO``."""
     from arviz_stats.utils import ELPDDataLOO
 
-    from bayesgmm.elpd import pointwise_array
+    from bayesgmm.elpd import elpd_fields, pointwise_array
 
     threshold = good_k(n_draws)
-    values, effective = weighted(elpd_i, sample_weight), weighted(p_i, sample_weight)
     return ELPDDataLOO(
-        elpd=float(values.sum()),
-        se=standard_error(elpd_i, sample_weight),
-        p=float(effective.sum()),
-        n_samples=n_draws,
-        n_data_points=len(values),
-        scale="log",
+        **elpd_fields(elpd_i, p_i, n_draws, like, sample_weight),
         warning=bool(np.any(pareto_k > threshold)),
         good_k=threshold,
-        elpd_i=pointwise_array(values, like),
         pareto_k=pointwise_array(pareto_k, like, "pareto_k"),
-        p_loo_i=pointwise_array(effective, like, "p_loo_i"),
+        p_loo_i=pointwise_array(weighted(p_i, sample_weight), like, "p_loo_i"),
     )
 
 

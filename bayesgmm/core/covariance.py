@@ -407,7 +407,7 @@ def maximise(
         Packed.
     """
     average, scatter = centred_moments(statistics, means)
-    counts = np.maximum(statistics.counts, np.finfo(float).tiny)
+    counts = np.maximum(statistics.counts, TINY)
     covariances = kind.pool(scatter) / kind.divisor(counts, means.shape[1])
     return statistics.counts / statistics.counts.sum(), average, kind.regularise(covariances, reg_covar)
 

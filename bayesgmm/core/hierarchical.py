@@ -12,11 +12,11 @@ from scipy.special import gammaln, multigammaln
 
 from bayesgmm.core.covariance import structure
 from bayesgmm.core.parameters import FloatArray, factors_from_covariances
-from bayesgmm.core.priors import LOG_2PI, ConjugatePrior
+from bayesgmm.core.priors import LOG_2PI, ConjugatePrior, MixturePrior, short_value
 
 
 @dataclass(frozen=True, eq=False)
-class HierarchicalPrior:
+class HierarchicalPrior(MixturePrior):
     """The hierarchical prior of a Gaussian mixture: independent means, and covariances whose scale is itself random.
 
     π ~ Dirichlet(α); μ_k ~ Normal(b₀, B₀), independent of the covariances; Σ_k⁻¹ given C₀ ~ W(c₀, C₀), C₀ ~ W(g₀, G₀), where W(c, C) has a
@@ -68,13 +68,7 @@ class HierarchicalPrior:
     em_prior: ConjugatePrior | None = None
 
     def __post_init__(self) -> None:
-        alpha = np.asarray(self.weight_concentration, dtype=float)
-        if alpha.ndim > 1 or not np.all(np.isfinite(alpha)) or not np.all(alpha > 0):
-            raise ValueError(f"weight_concentration must be positive, a number or one per component; got {alpha}")
-        if self.mean_prior is not None:
-            mean = np.asarray(self.mean_prior, dtype=float)
-            if mean.ndim > 1 or not np.all(np.isfinite(mean)):
-                raise ValueError("mean_prior must be a finite vector with one value per feature")
+        self._check_weights_and_mean()
         for name in ("precision_shape", "hyper_shape"):
             value = getattr(self, name)
             if value is not None and not (np.ndim(value) == 0 and np.isfinite(value) and value > 0):
@@ -146,12 +140,7 @@ class HierarchicalPrior:
         X = np.ascontiguousarray(X, dtype=float)
         v = None if sample_weight is None else np.asarray(sample_weight, dtype=float)
         K, D = n_components, X.shape[1]
-        alpha = np.asarray(self.weight_concentration, dtype=float)
-        if alpha.ndim == 1 and alpha.shape != (K,):
-            raise ValueError(f"weight_concentration has {alpha.shape[0]} values for {K} components")
-        mean = None if self.mean_prior is None else np.atleast_1d(np.asarray(self.mean_prior, dtype=float))
-        if mean is not None and mean.shape != (D,):
-            raise ValueError(f"mean_prior has {mean.shape[0]} values for {D} features")
+        alpha, mean = self._weights_and_mean(K, D)
         c0 = float(2.5 + (D - 1) / 2 if self.precision_shape is None else self.precision_shape)
         g0 = float(0.5 + (D - 1) / 2 if self.hyper_shape is None else self.hyper_shape)
         for name, value in (("precision_shape", c0), ("hyper_shape", g0)):
@@ -175,7 +164,7 @@ class HierarchicalPrior:
             em_prior = ConjugatePrior(alpha, mean, 0.01, 2 * c0, 2 * g0 * np.linalg.inv(matrices["hyper_rate"]))
         return replace(
             self,
-            weight_concentration=np.broadcast_to(alpha, (K,)).copy(),
+            weight_concentration=alpha,
             mean_prior=mean,
             mean_covariance=matrices["mean_covariance"],
             precision_shape=c0,
@@ -190,10 +179,6 @@ class HierarchicalPrior:
         names = ("mean_prior", "mean_covariance", "precision_shape", "hyper_shape", "hyper_rate")
         return np.ndim(self.weight_concentration) == 1 and all(getattr(self, name) is not None for name in names)
 
-    def _resolved(self) -> None:
-        if not self.is_resolved:
-            raise ValueError("this prior has values that come from the data: call resolve(X, n_components) first")
-
     @property
     def for_em(self) -> ConjugatePrior:
         """The resolved conjugate prior under which EM looks for starts."""
@@ -202,27 +187,10 @@ class HierarchicalPrior:
         return self.em_prior
 
     @property
-    def resolved_concentration(self) -> FloatArray:
-        """α as an array (K,)."""
-        self._resolved()
-        return np.asarray(self.weight_concentration, dtype=float)
-
-    @property
-    def resolved_mean(self) -> FloatArray:
-        """b₀ as an array (D,)."""
-        self._resolved()
-        return np.atleast_1d(np.asarray(self.mean_prior, dtype=float))
-
-    @property
     def resolved_degrees_of_freedom(self) -> float:
         """2c₀, the degrees of freedom of the Σ_k given C₀."""
         self._resolved()
         return 2 * float(self.precision_shape)  # type: ignore[arg-type]
-
-    @property
-    def marginal_degrees_of_freedom(self) -> float:
-        """2c₀ − D + 1, those of the variances under ``diag`` and ``spherical``."""
-        return self.resolved_degrees_of_freedom - len(self.resolved_mean) + 1
 
     @property
     def hyper_degrees_of_freedom(self) -> float:
@@ -322,14 +290,11 @@ class HierarchicalPrior:
             One value per leading index.
         """
         weights, means = np.asarray(weights, dtype=float), np.asarray(means, dtype=float)
-        alpha, D = self.resolved_concentration, means.shape[-1]
-        with np.errstate(divide="ignore"):
-            terms = (alpha - 1) * np.log(np.where(alpha == 1, 1.0, weights))
-        total = terms.sum(axis=-1) + gammaln(alpha.sum()) - gammaln(alpha).sum()
+        D = means.shape[-1]
         root = self.mean_factor
         y = (means - self.resolved_mean) @ root
         normal = np.sum(np.log(np.diagonal(root))) - 0.5 * (D * LOG_2PI + np.sum(y * y, axis=-1))
-        total = total + normal.sum(axis=-1)
+        total = self._log_weights_density(weights) + normal.sum(axis=-1)
         name = structure(covariance_type).name
         factors = precision_factors[..., :1, :, :] if name == "tied" else precision_factors
         if name in ("full", "tied"):
@@ -416,14 +381,11 @@ class HierarchicalPrior:
         return weights, means, kind.pack(matrices), pack_rate(rates, kind.name)
 
     def __str__(self) -> str:
-        def short(value: object) -> str:
-            return "from the data" if value is None else np.array2string(np.asarray(value), precision=4, separator=", ")
-
         return (
-            f"weights ~ Dirichlet({short(self.weight_concentration)})\n"
-            f"means ~ Normal({short(self.mean_prior)}, {short(self.mean_covariance)})\n"
-            f"covariance⁻¹ | C₀ ~ W({short(self.precision_shape)}, C₀)\n"
-            f"C₀ ~ W({short(self.hyper_shape)}, {short(self.hyper_rate)})"
+            f"weights ~ Dirichlet({short_value(self.weight_concentration)})\n"
+            f"means ~ Normal({short_value(self.mean_prior)}, {short_value(self.mean_covariance)})\n"
+            f"covariance⁻¹ | C₀ ~ W({short_value(self.precision_shape)}, C₀)\n"
+            f"C₀ ~ W({short_value(self.hyper_shape)}, {short_value(self.hyper_rate)})"
         )
 
 

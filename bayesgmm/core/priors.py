@@ -14,8 +14,77 @@ from bayesgmm.core.parameters import FloatArray, factors_from_covariances
 LOG_2PI = float(np.log(2 * np.pi))
 
 
+class MixturePrior:
+    """What every prior of a mixture has: a Dirichlet for the weights, a centre of the means, values that wait for the data."""
+
+    weight_concentration: float | ArrayLike
+    mean_prior: ArrayLike | None
+
+    def _check_weights_and_mean(self) -> None:
+        alpha = np.asarray(self.weight_concentration, dtype=float)
+        if alpha.ndim > 1 or not np.all(np.isfinite(alpha)) or not np.all(alpha > 0):
+            raise ValueError(f"weight_concentration must be positive, a number or one per component; got {alpha}")
+        if self.mean_prior is not None:
+            mean = np.asarray(self.mean_prior, dtype=float)
+            if mean.ndim > 1 or not np.all(np.isfinite(mean)):
+                raise ValueError("mean_prior must be a finite vector with one value per feature")
+
+    def _weights_and_mean(self, K: int, D: int) -> tuple[FloatArray, FloatArray | None]:
+        """α (K,) and, where it was given, the centre of the means (D,)."""
+        alpha = np.asarray(self.weight_concentration, dtype=float)
+        if alpha.ndim == 1 and alpha.shape != (K,):
+            raise ValueError(f"weight_concentration has {alpha.shape[0]} values for {K} components")
+        mean = None if self.mean_prior is None else np.atleast_1d(np.asarray(self.mean_prior, dtype=float))
+        if mean is not None and mean.shape != (D,):
+            raise ValueError(f"mean_prior has {mean.shape[0]} values for {D} features")
+        return np.broadcast_to(alpha, (K,)).copy(), mean
+
+    def _log_weights_density(self, weights: FloatArray) -> FloatArray:
+        """Log density of the weights (..., K)."""
+        alpha = self.resolved_concentration
+        with np.errstate(divide="ignore"):
+            terms = (alpha - 1) * np.log(np.where(alpha == 1, 1.0, weights))
+        return np.asarray(terms.sum(axis=-1) + gammaln(alpha.sum()) - gammaln(alpha).sum())
+
+    @property
+    def is_resolved(self) -> bool:
+        """Whether every value is known."""
+        raise NotImplementedError
+
+    def _resolved(self) -> None:
+        if not self.is_resolved:
+            raise ValueError("this prior has values that come from the data: call resolve(X, n_components) first")
+
+    @property
+    def resolved_concentration(self) -> FloatArray:
+        """α as an array (K,)."""
+        self._resolved()
+        return np.asarray(self.weight_concentration, dtype=float)
+
+    @property
+    def resolved_mean(self) -> FloatArray:
+        """Centre of the means as an array (D,)."""
+        self._resolved()
+        return np.atleast_1d(np.asarray(self.mean_prior, dtype=float))
+
+    @property
+    def resolved_degrees_of_freedom(self) -> float:
+        """Degrees of freedom ν of the Σ_k."""
+        raise NotImplementedError
+
+    @property
+    def marginal_degrees_of_freedom(self) -> float:
+        """ν − D + 1, those of the variances under ``diag`` and ``spherical``."""
+        return self.resolved_degrees_of_freedom - len(self.resolved_mean) + 1
+
+
+def short_value(value: object) -> str:
+    """A hyperparameter in a line of print."""
+    return "from the data" if value is None else np.array2string(np.asarray(value), precision=4, separator=", ")
+
+
 @dataclass(frozen=True, eq=False)
-class ConjugatePrior:
+class ConjugatePrior(MixturePrior):
     """The conjugate prior of a Gaussian mixture: Dirichlet weights, Normal means given Σ, inverse-Wishart covariances.
 
     π ~ Dirichlet(α); μ_k given Σ_k ~ Normal(m₀, Σ_k/κ₀); ``full`` and ``tied``: Σ ~ inverse-Wishart(ν₀, Λ₀);
@@ -59,15 +128,9 @@ class ConjugatePrior:
     scale: ArrayLike | None = None
 
     def __post_init__(self) -> None:
-        alpha = np.asarray(self.weight_concentration, dtype=float)
-        if alpha.ndim > 1 or not np.all(np.isfinite(alpha)) or not np.all(alpha > 0):
-            raise ValueError(f"weight_concentration must be positive, a number or one per component; got {alpha}")
+        self._check_weights_and_mean()
         if not (np.ndim(self.mean_precision) == 0 and np.isfinite(self.mean_precision) and self.mean_precision > 0):
             raise ValueError(f"mean_precision must be a positive number; got {self.mean_precision}")
-        if self.mean_prior is not None:
-            mean = np.asarray(self.mean_prior, dtype=float)
-            if mean.ndim > 1 or not np.all(np.isfinite(mean)):
-                raise ValueError("mean_prior must be a finite vector with one value per feature")
         if self.degrees_of_freedom is not None and not (
             np.ndim(self.degrees_of_freedom) == 0
             and np.isfinite(self.degrees_of_freedom)
@@ -162,12 +225,7 @@ class ConjugatePrior:
         X = np.ascontiguousarray(X, dtype=float)
         v = None if sample_weight is None else np.asarray(sample_weight, dtype=float)
         K, D = n_components, X.shape[1]
-        alpha = np.asarray(self.weight_concentration, dtype=float)
-        if alpha.ndim == 1 and alpha.shape != (K,):
-            raise ValueError(f"weight_concentration has {alpha.shape[0]} values for {K} components")
-        mean = None if self.mean_prior is None else np.atleast_1d(np.asarray(self.mean_prior, dtype=float))
-        if mean is not None and mean.shape != (D,):
-            raise ValueError(f"mean_prior has {mean.shape[0]} values for {D} features")
+        alpha, mean = self._weights_and_mean(K, D)
         nu = float(D + 2 if self.degrees_of_freedom is None else self.degrees_of_freedom)
         if nu <= D - 1:
             raise ValueError(f"degrees_of_freedom must exceed the number of features less one ({D - 1}); got {nu:g}")
@@ -179,7 +237,7 @@ class ConjugatePrior:
                 raise ValueError(f"scale has shape {scale.shape} for {D} features")
         return replace(
             self,
-            weight_concentration=np.broadcast_to(alpha, (K,)).copy(),
+            weight_concentration=alpha,
             mean_prior=np.average(X, axis=0, weights=v) if mean is None else mean,
             mean_precision=float(self.mean_precision),
             degrees_of_freedom=nu,
@@ -211,22 +269,6 @@ class ConjugatePrior:
         given = self.mean_prior is not None and self.degrees_of_freedom is not None and self.scale is not None
         return given and np.ndim(self.weight_concentration) == 1
 
-    def _resolved(self) -> None:
-        if not self.is_resolved:
-            raise ValueError("this prior has values that come from the data: call resolve(X, n_components) first")
-
-    @property
-    def resolved_concentration(self) -> FloatArray:
-        """α as an array (K,)."""
-        self._resolved()
-        return np.asarray(self.weight_concentration, dtype=float)
-
-    @property
-    def resolved_mean(self) -> FloatArray:
-        """m₀ as an array (D,)."""
-        self._resolved()
-        return np.asarray(self.mean_prior, dtype=float)
-
     @property
     def resolved_degrees_of_freedom(self) -> float:
         """ν₀."""
@@ -238,11 +280,6 @@ class ConjugatePrior:
         """Λ₀ as an array (D, D)."""
         self._resolved()
         return np.asarray(self.scale, dtype=float)
-
-    @property
-    def marginal_degrees_of_freedom(self) -> float:
-        """ν = ν₀ − D + 1 of the variances under ``diag`` and ``spherical``."""
-        return self.resolved_degrees_of_freedom - self.resolved_mean.shape[0] + 1
 
     def log_density(
         self, weights: FloatArray, means: FloatArray, covariances: FloatArray, covariance_type: str = "full"
@@ -288,13 +325,10 @@ class ConjugatePrior:
         weights, means = np.asarray(weights, dtype=float), np.asarray(means, dtype=float)
         factors, D = precision_factors, means.shape[-1]
         log_det = -2 * np.sum(np.log(np.diagonal(factors, axis1=-2, axis2=-1)), axis=-1)
-        alpha, kappa, m0 = self.resolved_concentration, self.mean_precision, self.resolved_mean
-        with np.errstate(divide="ignore"):
-            terms = (alpha - 1) * np.log(np.where(alpha == 1, 1.0, weights))
-        total = terms.sum(axis=-1) + gammaln(alpha.sum()) - gammaln(alpha).sum()
+        kappa, m0 = self.mean_precision, self.resolved_mean
         y = ((means - m0)[..., None, :] @ factors)[..., 0, :]
         normal = -0.5 * (kappa * np.sum(y * y, axis=-1) + log_det + D * (LOG_2PI - np.log(kappa)))
-        total = total + normal.sum(axis=-1)
+        total = self._log_weights_density(weights) + normal.sum(axis=-1)
         return total + self._log_covariance_density(kind.name, factors, log_det)
 
     def _log_covariance_density(self, name: str, factors: FloatArray, log_det: FloatArray) -> FloatArray:
@@ -356,13 +390,10 @@ class ConjugatePrior:
         return weights, m0 + noise / np.sqrt(self.mean_precision), kind.pack(roots @ inverse)
 
     def __str__(self) -> str:
-        def short(value: object) -> str:
-            return "from the data" if value is None else np.array2string(np.asarray(value), precision=4, separator=", ")
-
         return (
-            f"weights ~ Dirichlet({short(self.weight_concentration)})\n"
-            f"means | covariance ~ Normal({short(self.mean_prior)}, covariance / {self.mean_precision:g})\n"
-            f"covariance ~ inverse-Wishart({short(self.degrees_of_freedom)}, {short(self.scale)})"
+            f"weights ~ Dirichlet({short_value(self.weight_concentration)})\n"
+            f"means | covariance ~ Normal({short_value(self.mean_prior)}, covariance / {self.mean_precision:g})\n"
+            f"covariance ~ inverse-Wishart({short_value(self.degrees_of_freedom)}, {short_value(self.scale)})"
         )
 
 

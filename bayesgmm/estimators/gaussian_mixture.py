@@ -16,6 +16,7 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils.validation import check_is_fitted
 
+from bayesgmm import criteria
 from bayesgmm.core import em, kernel
 from bayesgmm.core.covariance import STRUCTURES, CovarianceStructure, structure
 from bayesgmm.core.parameters import FloatArray, MixtureParameters
@@ -498,7 +499,7 @@ class GaussianMixture(DensityMixin, BaseEstimator):
         -------
         float
         """
-        return -2 * self._log_likelihood(X, sample_weight)[0] + 2 * self._n_parameters()
+        return criteria.aic(self._log_likelihood(X, sample_weight)[0], self._n_parameters())
 
     def bic(self, X: ArrayLike, sample_weight: ArrayLike | None = None) -> float:
         """Schwarz's criterion −2 loglik + p log Σv; smaller is better (Schwarz 1978).
@@ -513,7 +514,7 @@ class GaussianMixture(DensityMixin, BaseEstimator):
         float
         """
         log_likelihood, total = self._log_likelihood(X, sample_weight)
-        return -2 * log_likelihood + self._n_parameters() * float(np.log(total))
+        return criteria.bic(log_likelihood, self._n_parameters(), total)
 
     def icl(self, X: ArrayLike, sample_weight: ArrayLike | None = None) -> float:
         """Integrated completed likelihood BIC − 2 Σ_n v_n log max_k r_nk; smaller is better.
@@ -534,16 +535,15 @@ class GaussianMixture(DensityMixin, BaseEstimator):
         Biernacki, Celeux & Govaert (2000), Assessing a mixture model for clustering with the integrated completed likelihood.
         """
         table = self._table(X)
-        r = kernel.responsibilities(table, self._parameters)[0]
-        logs = np.log(r.max(axis=1))
         v = check_weights(sample_weight, table)
-        return self.bic(X, sample_weight) - 2 * float(logs.sum() if v is None else v @ logs)
+        r, density = kernel.responsibilities(table, self._parameters)
+        log_likelihood, total = _summed(density, v)
+        return criteria.icl(log_likelihood, self._n_parameters(), total, r, v)
 
     def _log_likelihood(self, X: ArrayLike, sample_weight: ArrayLike | None) -> tuple[float, float]:
         table = self._table(X)
         v = check_weights(sample_weight, table)
-        density = kernel.log_density(table, self._parameters)
-        return (float(density.sum()), float(len(table))) if v is None else (float(v @ density), float(v.sum()))
+        return _summed(kernel.log_density(table, self._parameters), v)
 
     def _n_parameters(self) -> int:
         """Number of free parameters."""
@@ -689,3 +689,10 @@ def _checked_matrices(values: ArrayLike, kind: CovarianceStructure, K: int, D: i
     except np.linalg.LinAlgError:
         raise ValueError(f"'{kind.name} {name}' should be symmetric, positive-definite") from None
     return packed
+
+
+def _summed(log_density: FloatArray, v: FloatArray | None) -> tuple[float, float]:
+    """Log-likelihood and total weight of rows with these log densities."""
+    if v is None:
+        return float(log_density.sum()), float(len(log_density))
+    return float(v @ log_density), float(v.sum())

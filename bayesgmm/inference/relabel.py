@@ -156,6 +156,19 @@ def permuted_share(permutations: np.ndarray) -> float:
     return float(np.mean(np.any(permutations != np.arange(permutations.shape[1]), axis=1)))
 
 
+def switching_share(permutations: np.ndarray) -> float:
+    """Share of draws whose components stand in another order than in their chain's draw before, between 0 and 1.
+
+    Parameters
+    ----------
+    permutations : ndarray of shape (chains, draws, K)
+        As returned by :func:`relabel`, chain by chain. One draw a chain has no draw before it: 0.
+    """
+    if permutations.shape[1] < 2:
+        return 0.0
+    return float(np.mean(np.any(permutations[:, 1:] != permutations[:, :-1], axis=2)))
+
+
 def component_costs(draws: _Draws, target: _Draws) -> FloatArray:
     """Cost of every pair of components, C[s, k, j]: reference component k, component j of draw s.
 

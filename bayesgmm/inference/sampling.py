@@ -22,7 +22,7 @@ from bayesgmm.inference.diagnostics import Diagnostics, diagnose
 from bayesgmm.inference.laplace import LaplaceApproximation, importance_draws, laplace, rough_scales
 from bayesgmm.inference.nuts import Chains, run_nuts
 from bayesgmm.inference.posterior import PosteriorDraws
-from bayesgmm.inference.relabel import relabel
+from bayesgmm.inference.relabel import permuted_share, relabel, switching_share
 
 if TYPE_CHECKING:
     from xarray import DataTree
@@ -335,9 +335,6 @@ def _judge(
         covariance_type="full",
     )
     draws = raw.permuted(permutations)
-    moved = np.any(permutations != np.arange(permutations.shape[1]), axis=1)
-    ordered = permutations.reshape(C, S, -1)
-    switching = float(np.mean(np.any(ordered[:, 1:] != ordered[:, :-1], axis=2))) if S > 1 and pareto_k is None else 0.0
     diagnostics = diagnose(
         draws,
         task.kind,
@@ -346,8 +343,8 @@ def _judge(
         chains.stats["lp"],
         diverging=chains.stats.get("diverging"),
         energy=chains.stats.get("energy"),
-        permuted_share=float(np.mean(moved)),
-        switching_share=switching,
+        permuted_share=permuted_share(permutations),
+        switching_share=switching_share(permutations.reshape(C, S, -1)),
         modes=[run.parameters for run in task.modes],
         near_modes=task.n_near,
         scale=np.std(task.X, axis=0),

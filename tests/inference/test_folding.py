@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import math
-import time
 from itertools import permutations
 
 import numpy as np
@@ -95,10 +94,8 @@ def test_separated_components_cost_one_order_whatever_their_number():
     compiled, blocks = posterior_and_blocks("full", 12)
     folded = some_normals(blocks, compiled.ndim, 1, 30.0, rng)
     theta = folded.draw(rng, 200)
-    began = time.perf_counter()
     found = folded.log_density(theta, rng, max_orders=10)
-    # About 0.1 s here; the sum over all orders would take days.
-    assert time.perf_counter() - began < 10
+    # One row: no sum had to be thinned to ten orders or fewer.
     assert found.shape == (1, 200)
     np.testing.assert_allclose(found[0], folded.log_unfolded(theta) - gammaln(13), atol=1e-6)
 
