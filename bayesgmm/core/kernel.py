@@ -7,12 +7,13 @@ One pass computes, at given parameters (DESIGN notation; v_n are the observation
 
 which is the whole E-step and, by Fisher's identity, the whole gradient of the marginal log-likelihood.
 
-How it is made fast. Rows are taken in blocks of ``BLOCK``; a block is turned feature-major once, and every inner loop
-runs over its rows with unit stride, so that LLVM vectorises it. Whitening (y = Pᵀ(x − μ)) and the second moments
-are matrix products in tiles of 4 × 4 and 4 × 3, so that sums stay in registers, over the lower triangles alone. The
-exponential and the logarithm are range-reduced polynomials, since libm's do not vectorise. Sums centred at μ_k do not
-cancel for data far from the origin. Where features are many, rows with less than 1e-24 of a component's count in their block are
-left out of its moments: they lie below the last bit of the sum.
+How it is made fast. Rows are taken in blocks of ``BLOCK``; a block is turned feature-major once, and every inner loop runs over its
+rows, ``LANES`` at a time. These loops are written as vector instructions (``Lanes``), so that sums stay in the processor's registers:
+the loop vectoriser of LLVM finds neither the tiles nor the order of operations that this takes. Logarithms are to base 2, the factors
+being scaled for it, so that an exponential needs no reduction of its argument. With few features the exponentials are taken relative
+to the highest peak of all components, without a look for each row's largest term; a block in which a row lies further than 2^−100
+below that peak is done again with it. Sums centred at μ_k do not cancel for data far from the origin. Where features are many, rows
+with less than 1e-24 of a component's count in their block are left out of its moments: they lie below the last bit of the sum.
 
 Everything here releases the GIL and is cached on disk. Work is cut into chunks whose number depends on the problem alone
 and whose sums are added in a fixed order: the same numbers, bit for bit, on any number of threads.
@@ -25,16 +26,25 @@ import math
 import os
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
+import llvmlite.binding
 import numba as nb
 import numpy as np
+from llvmlite import ir
+from numba.core import cgutils, types
+from numba.extending import intrinsic
 
 from bayesgmm.core.parameters import FloatArray, MixtureParameters, SufficientStatistics
 
 BLOCK = 256
 """Rows of a block: fewer, and the start of each loop shows; more, and a block of ten features leaves the first-level cache."""
+
+PITCH = BLOCK + 16
+"""Numbers from one row of a block's arrays to the next: with a power of two, loads would wait for stores to other arrays."""
 
 NEGLIGIBLE = 1e-24
 """With COMPACT_FROM features or more, rows with less than this share of a component's count in the block are left out."""
@@ -44,11 +54,39 @@ CHUNK_ROWS = 8192
 MAX_CHUNKS = 64
 PARALLEL_FLOPS = 2e6
 
+LANES = 8 if llvmlite.binding.get_host_cpu_features().get("avx512f") else 4
+"""Numbers in a vector register."""
+
+STRIP = 3 * LANES
+"""Rows that are whitened together: four sums for each of three vectors fill the registers."""
+
+PEAK_REACH = 2.0**-100
+"""Densities as far as this below the highest peak need no maximum of their own; the product of eight is still a normal number."""
+
+PATIENCE = 8
+"""Blocks that go by after one with a row beyond PEAK_REACH, before maxima are left out again."""
+
 LOG2E = 1.4426950408889634
+LN2 = 0.6931471805599453
+HALF_BITS = math.sqrt(0.5 * LOG2E)
 ROUNDER = 1.5 * 2.0**52 + 1023.0
 LN2_HIGH = 6.93147180369123816490e-01
 LN2_LOW = 1.90821492927058770002e-10
 LOG_2PI = math.log(2.0 * math.pi)
+
+# (2^r − 1 − r log 2) / r², interpolated at Chebyshev nodes of |r| ≤ ½: within 0.1 ulp of 2^r.
+EXP2 = (
+    0.24022650695910075,
+    0.05550410866482158,
+    0.009618129107618665,
+    0.0013333558146423213,
+    0.00015403530424776529,
+    1.5252733820795803e-05,
+    1.3215451633221434e-06,
+    1.0178067267449427e-07,
+    7.070977866508138e-09,
+    4.45410341058704e-10,
+)
 
 _options = {
     "cache": True,
@@ -57,30 +95,391 @@ _options = {
     "fastmath": {"contract", "reassoc", "nsz", "arcp"},
 }
 
-# Without reassociation: it would undo the two-part range reductions.
+# Without reassociation: it would undo the rounding to an integer, and the order that the vector code was written in.
 _exact_options = {**_options, "fastmath": {"contract", "nsz"}}
 
+F64, I64, I32 = ir.DoubleType(), ir.IntType(64), ir.IntType(32)
+VECTOR, FOUR = ir.VectorType(F64, LANES), ir.VectorType(F64, 4)
 
-@nb.njit(**_exact_options)
-def exp_nonpositive(x):
-    """exp(x) for x ≤ 0, within 1.1 ulp, by operations that vectorise; 0 below −708.8 (and for −inf)."""
-    bounded = max(x, -709.1)
-    # Adding 1.5 · 2^52 rounds to an integer in the low bits; the 1023 makes these the exponent of 2^n, and 0 the power at the bound.
-    shifted = bounded * LOG2E + ROUNDER
-    n = shifted - ROUNDER
-    r = (bounded - n * LN2_HIGH) - n * LN2_LOW
-    # (exp(r) − 1 − r) / r² interpolated at Chebyshev nodes of |r| ≤ ½ log 2: within 0.1 ulp of exp(r). In pairs, not in
-    # one chain: what waits on the step before fills the processor's queue.
-    r2 = r * r
-    r4 = r2 * r2
-    p01 = 0.16666666666666669 * r + 0.5000000000000001
-    p23 = 0.008333333333329942 * r + 0.04166666666662399
-    p45 = 0.00019841269863424233 * r + 0.0013888888917283214
-    p67 = 2.7557268033663613e-06 * r + 2.4801521188359105e-05
-    p89 = 2.510055005369219e-08 * r + 2.762013956529841e-07
-    p = (p01 + p23 * r2) + r4 * ((p45 + p67 * r2) + p89 * r4)
-    p = r2 * p + r + 1.0
-    return p * np.int64(np.float64(shifted).view(np.int64) << 52).view(np.float64)
+
+class Lanes:
+    """Arithmetic on vectors of LANES numbers, as instructions of LLVM; arrays are pointers to their first element.
+
+    Parameters
+    ----------
+    context, builder, sig, args
+        As Numba hands them to the code generator of an intrinsic.
+    """
+
+    def __init__(self, context: Any, builder: Any, sig: Any, args: Any) -> None:
+        self.builder = builder
+        self.args = [
+            context.make_array(kind)(context, builder, value).data if isinstance(kind, types.Array) else value
+            for kind, value in zip(sig.args, args, strict=True)
+        ]
+
+    def plus(self, a: Any, b: int) -> Any:
+        """An index b further on."""
+        return self.builder.add(a, I64(b))
+
+    def at(self, pointer: Any, *offsets: Any) -> Any:
+        """The pointer moved on by the sum of the offsets."""
+        for offset in offsets:
+            pointer = self.builder.gep(pointer, [I64(offset) if isinstance(offset, int) else offset])
+        return pointer
+
+    def load(self, pointer: Any, kind: Any = VECTOR) -> Any:
+        """The numbers from a pointer on."""
+        return self.builder.load(self.builder.bitcast(pointer, kind.as_pointer()), align=8)
+
+    def store(self, value: Any, pointer: Any) -> None:
+        """Write a vector from a pointer on."""
+        self.builder.store(value, self.builder.bitcast(pointer, value.type.as_pointer()), align=8)
+
+    def shuffle(self, a: Any, b: Any, order: list[int]) -> Any:
+        """Elements of the vector a followed by b."""
+        return self.builder.shuffle_vector(a, b, ir.Constant(ir.VectorType(I32, len(order)), order))
+
+    def splat(self, number: Any) -> Any:
+        """One number in every lane."""
+        if isinstance(number, float):
+            return VECTOR([number] * LANES)
+        one = self.builder.insert_element(VECTOR(ir.Undefined), number, I32(0))
+        return self.shuffle(one, VECTOR(ir.Undefined), [0] * LANES)
+
+    def broadcast(self, pointer: Any) -> Any:
+        """The number at a pointer in every lane."""
+        return self.splat(self.builder.load(pointer))
+
+    def add(self, a: Any, b: Any) -> Any:
+        """Sum a + b."""
+        return self.builder.fadd(a, b, flags=("contract",))
+
+    def sub(self, a: Any, b: Any) -> Any:
+        """Difference a − b."""
+        return self.builder.fsub(a, b, flags=("contract",))
+
+    def mul(self, a: Any, b: Any) -> Any:
+        """Product a b."""
+        return self.builder.fmul(a, b, flags=("contract",))
+
+    def fma(self, a: Any, b: Any, c: Any) -> Any:
+        """Sum a b + c, in one instruction where the processor has it."""
+        return self.add(self.mul(a, b), c)
+
+    def larger(self, a: Any, b: Any) -> Any:
+        """The larger of a and b; b where a is NaN."""
+        return self.builder.select(self.builder.fcmp_ordered(">", a, b), a, b)
+
+    def dot(self, a: list[Any], b: list[Any]) -> Any:
+        """Σ a_i b_i, long ones in two chains so that additions need not wait for each other."""
+        if len(a) > 3:
+            half = len(a) // 2
+            return self.add(self.dot(a[:half], b[:half]), self.dot(a[half:], b[half:]))
+        total = self.mul(a[0], b[0])
+        for x, y in zip(a[1:], b[1:], strict=True):
+            total = self.fma(x, y, total)
+        return total
+
+    def sums(self, vectors: list[Any]) -> Any:
+        """The sums of up to four vectors, as one vector of four."""
+        vectors = vectors + [self.splat(0.0)] * (4 - len(vectors))
+        if LANES == 8:
+            low, high = [0, 1, 2, 3], [4, 5, 6, 7]
+            vectors = [self.add(self.shuffle(v, v, low), self.shuffle(v, v, high)) for v in vectors]
+        pairs = [
+            self.add(self.shuffle(a, b, [0, 4, 2, 6]), self.shuffle(a, b, [1, 5, 3, 7]))
+            for a, b in (vectors[:2], vectors[2:])
+        ]
+        a, b = pairs
+        return self.add(self.shuffle(a, b, [0, 1, 4, 5]), self.shuffle(a, b, [2, 3, 6, 7]))
+
+    def increase(self, pointer: Any, vectors: list[Any]) -> None:
+        """Add the sums of up to four vectors to the four numbers at a pointer."""
+        self.store(self.add(self.load(pointer, FOUR), self.sums(vectors)), pointer)
+
+    def zeros(self, n: int) -> list[Any]:
+        """Variables that a loop changes."""
+        return [cgutils.alloca_once_value(self.builder, self.splat(0.0)) for _ in range(n)]
+
+    def values(self, variables: list[Any]) -> list[Any]:
+        """What the variables hold."""
+        return [self.builder.load(variable) for variable in variables]
+
+    def clear(self, variables: list[Any]) -> None:
+        """Set variables to zero."""
+        for variable in variables:
+            self.builder.store(self.splat(0.0), variable)
+
+    def gain(self, variable: Any, a: Any, b: Any = None) -> None:
+        """Add a, or a b, to a variable."""
+        value = self.builder.load(variable)
+        self.builder.store(self.add(value, a) if b is None else self.fma(a, b, value), variable)
+
+    def loop(self, start: Any, stop: Any, step: int) -> AbstractContextManager[Any]:
+        """A loop; its context is (index, …)."""
+        return cgutils.for_range_slice(self.builder, start, stop, I64(step))
+
+    def exp2(self, u: Any) -> Any:
+        """2^u for u ≤ 0, within 1.3 ulp; 0 below −1022.5 (and for −inf and NaN)."""
+        bounded = self.larger(u, self.splat(-1023.0))
+        # Adding 1.5 · 2^52 rounds to an integer in the low bits; the 1023 makes these the exponent of 2^n, and 0 the power at the bound.
+        shifted = self.builder.fadd(bounded, self.splat(ROUNDER))
+        r = self.builder.fsub(bounded, self.builder.fsub(shifted, self.splat(ROUNDER)))
+        r2 = self.mul(r, r)
+        # In pairs, not in one chain: what waits on the step before fills the processor's queue.
+        p = [self.fma(self.splat(EXP2[n + 1]), r, self.splat(EXP2[n])) for n in range(0, len(EXP2), 2)]
+        r4 = self.mul(r2, r2)
+        high = self.fma(p[4], r4, self.fma(p[3], r2, p[2]))
+        series = self.fma(r4, high, self.fma(p[1], r2, p[0]))
+        mantissa = self.fma(series, r2, self.fma(r, self.splat(LN2), self.splat(1.0)))
+        integers = ir.VectorType(I64, LANES)
+        power = self.builder.shl(self.builder.bitcast(shifted, integers), integers([52] * LANES))
+        return self.mul(mantissa, self.builder.bitcast(power, VECTOR))
+
+
+def _code(build: Callable[[Lanes], Any]) -> Callable[..., Any]:
+    """What Numba calls to generate the body of an intrinsic that ``build`` writes."""
+
+    def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        value = build(Lanes(context, builder, sig, args))
+        return context.get_dummy_value() if value is None else value
+
+    return generate
+
+
+def _factor(lanes: Lanes, factors: Any, D: int, width: int) -> dict[tuple[int, int], Any]:
+    """The lower triangle of one component's factor (width × width in memory), each entry in every lane."""
+    return {(f, j): lanes.broadcast(lanes.at(factors, f * width + j)) for j in range(D) for f in range(j, D)}
+
+
+def _squared_length(lanes: Lanes, z: list[Any], P: dict[tuple[int, int], Any]) -> Any:
+    """|Pᵀ z|²."""
+    D = len(z)
+    y = [lanes.dot([P[f, j] for f in range(j, D)], z[j:]) for j in range(D)]
+    return lanes.dot(y, y)
+
+
+def _exponents(D: int) -> Any:
+    """Vector code for D ≤ 4, 6 or 8 features: u = constant − |Pᵀ(x − μ)|²."""
+
+    @intrinsic
+    def exponents(typingctx, x, b, constant, mean, factor, u):
+        def build(lanes):
+            x, b, constant, mean, factor, u = lanes.args
+            constant = lanes.splat(constant)
+            means = [lanes.broadcast(lanes.at(mean, j)) for j in range(D)]
+            P = _factor(lanes, factor, D, 4 if D <= 4 else 8)
+            with lanes.loop(I64(0), b, LANES) as (i, _):
+                z = [lanes.sub(lanes.load(lanes.at(x, i, j * PITCH)), means[j]) for j in range(D)]
+                lanes.store(lanes.sub(constant, _squared_length(lanes, z, P)), lanes.at(u, i))
+
+        return types.void(x, b, constant, mean, factor, u), _code(build)
+
+    return exponents
+
+
+@intrinsic
+def _exponents_of_strip(typingctx, x, start, constant, mean, factor, width, z, u):
+    """Vector code for any number of features: u = constant − |Pᵀ(x − μ)|² for STRIP rows; z is scratch."""
+
+    def build(lanes):
+        builder = lanes.builder
+        x, start, constant, mean, factor, width, z, u = lanes.args
+        vectors = range(STRIP // LANES)
+        with lanes.loop(I64(0), width, 1) as (f, _):
+            middle, column = lanes.broadcast(lanes.at(mean, f)), lanes.at(x, start, builder.mul(f, I64(PITCH)))
+            for v in vectors:
+                value = lanes.sub(lanes.load(lanes.at(column, v * LANES)), middle)
+                lanes.store(value, lanes.at(z, builder.mul(f, I64(STRIP)), v * LANES))
+        y, squares = [lanes.zeros(len(vectors)) for _ in range(4)], lanes.zeros(len(vectors))
+        lanes.clear(squares)
+
+        def step(j, f, n):
+            """Add the part of feature f to the first n of the four features from j on."""
+            row = [lanes.load(lanes.at(z, builder.mul(f, I64(STRIP)), v * LANES)) for v in vectors]
+            coefficients = lanes.at(factor, builder.mul(f, width), j)
+            for a in range(n):
+                p = lanes.broadcast(lanes.at(coefficients, a))
+                for v in vectors:
+                    lanes.gain(y[a][v], p, row[v])
+
+        with lanes.loop(I64(0), width, 4) as (j, _):
+            for a in range(4):
+                lanes.clear(y[a])
+            for a in range(4):
+                step(j, lanes.plus(j, a), a + 1)
+            with lanes.loop(lanes.plus(j, 4), width, 1) as (f, _):
+                step(j, f, 4)
+            for a in range(4):
+                for v, value in enumerate(lanes.values(y[a])):
+                    lanes.gain(squares[v], value, value)
+        constant = lanes.splat(constant)
+        for v, value in enumerate(lanes.values(squares)):
+            # A row beyond the reach of float64 squares may have come to inf − inf.
+            exponent = lanes.larger(lanes.sub(constant, value), lanes.splat(-math.inf))
+            lanes.store(exponent, lanes.at(u, start, v * LANES))
+
+    return types.void(x, start, constant, mean, factor, width, z, u), _code(build)
+
+
+@intrinsic
+def _exponentials(typingctx, u, b, top, total):
+    """Vector code: turn u into 2^(u − top) and add it to ``total``."""
+
+    def build(lanes):
+        u, b, top, total = lanes.args
+        with lanes.loop(I64(0), b, LANES) as (i, _):
+            value = lanes.exp2(lanes.sub(lanes.load(lanes.at(u, i)), lanes.load(lanes.at(top, i))))
+            lanes.store(value, lanes.at(u, i))
+            lanes.store(lanes.add(lanes.load(lanes.at(total, i)), value), lanes.at(total, i))
+
+    return types.void(u, b, top, total), _code(build)
+
+
+@intrinsic
+def _add_density(typingctx, total, top, shift, b, summed, high):
+    """Vector code: add total · 2^(top + shift) to summed · 2^high, ``high`` becoming the larger exponent."""
+
+    def build(lanes):
+        total, top, shift, b, summed, high = lanes.args
+        shift = lanes.splat(shift)
+        with lanes.loop(I64(0), b, LANES) as (i, _):
+            old, other = lanes.load(lanes.at(high, i)), lanes.add(lanes.load(lanes.at(top, i)), shift)
+            new = lanes.larger(other, old)
+            kept = lanes.mul(lanes.load(lanes.at(summed, i)), lanes.exp2(lanes.sub(old, new)))
+            value = lanes.fma(lanes.load(lanes.at(total, i)), lanes.exp2(lanes.sub(other, new)), kept)
+            lanes.store(value, lanes.at(summed, i))
+            lanes.store(new, lanes.at(high, i))
+
+    return types.void(total, top, shift, b, summed, high), _code(build)
+
+
+def _moments(D: int) -> Any:
+    """Vector code for D ≤ 4 features: N is returned, S1 and the upper triangle of S2 added to; r = e · scale."""
+
+    @intrinsic
+    def moments(typingctx, x, b, mean, e, scale, first, second):
+        def build(lanes):
+            x, b, mean, e, scale, first, second = lanes.args
+            means = [lanes.broadcast(lanes.at(mean, j)) for j in range(D)]
+            (count,), sums, products = lanes.zeros(1), lanes.zeros(D), [lanes.zeros(D - f) for f in range(D)]
+            for variables in ([count], sums, *products):
+                lanes.clear(variables)
+            with lanes.loop(I64(0), b, LANES) as (i, _):
+                z = [lanes.sub(lanes.load(lanes.at(x, i, j * PITCH)), means[j]) for j in range(D)]
+                r = lanes.mul(lanes.load(lanes.at(e, i)), lanes.load(lanes.at(scale, i)))
+                lanes.gain(count, r)
+                if D == 4:
+                    lanes.store(r, lanes.at(e, i))
+                for j in range(D):
+                    q = lanes.mul(r, z[j])
+                    if D < 4:
+                        lanes.gain(sums[j], q)
+                    for f in range(j + 1):
+                        lanes.gain(products[f][j - f], q, z[f])
+            if D == 4:
+                # With these sums too the registers would not do.
+                with lanes.loop(I64(0), b, LANES) as (i, _):
+                    r = lanes.load(lanes.at(e, i))
+                    for j in range(D):
+                        lanes.gain(sums[j], r, lanes.sub(lanes.load(lanes.at(x, i, j * PITCH)), means[j]))
+            lanes.increase(first, lanes.values(sums))
+            for f in range(D):
+                padding = [lanes.splat(0.0)] * f
+                lanes.increase(lanes.at(second, f * 4), padding + lanes.values(products[f]))
+            total = lanes.sums(lanes.values([count]))
+            return lanes.builder.extract_element(total, I32(0))
+
+        return types.float64(x, b, mean, e, scale, first, second), _code(build)
+
+    return moments
+
+
+@intrinsic
+def _diagonal_block(typingctx, x, b, mean, r, first, second, j, width, q):
+    """Vector code: q = r z of the features j … j + 3, S1 of these and the upper triangle of their S2 added to."""
+
+    def build(lanes):
+        builder = lanes.builder
+        x, b, mean, r, first, second, j, width, q = lanes.args
+        x, mean = lanes.at(x, builder.mul(j, I64(PITCH))), lanes.at(mean, j)
+        means = [lanes.broadcast(lanes.at(mean, a)) for a in range(4)]
+        sums, products = lanes.zeros(4), [lanes.zeros(4 - f) for f in range(4)]
+        for variables in (sums, *products):
+            lanes.clear(variables)
+        with lanes.loop(I64(0), b, LANES) as (i, _):
+            weight, z = lanes.load(lanes.at(r, i)), []
+            for a in range(4):
+                z.append(lanes.sub(lanes.load(lanes.at(x, i, a * PITCH)), means[a]))
+                value = lanes.mul(weight, z[a])
+                lanes.store(value, lanes.at(q, i, a * PITCH))
+                for f in range(a + 1):
+                    lanes.gain(products[f][a - f], value, z[f])
+        # In a loop of their own: with these sums too the registers would not do.
+        with lanes.loop(I64(0), b, LANES) as (i, _):
+            for a in range(4):
+                lanes.gain(sums[a], lanes.load(lanes.at(q, i, a * PITCH)))
+        lanes.increase(lanes.at(first, j), lanes.values(sums))
+        for f in range(4):
+            padding = [lanes.splat(0.0)] * f
+            row = lanes.at(second, builder.mul(lanes.plus(j, f), width), j)
+            lanes.increase(row, padding + lanes.values(products[f]))
+
+    return types.void(x, b, mean, r, first, second, j, width, q), _code(build)
+
+
+def _rectangle(n: int) -> Any:
+    """Vector code: S2 of n features from f on with the four from j on, whose r z is q, added to."""
+
+    @intrinsic
+    def rectangle(typingctx, x, b, mean, q, second, j, f, width):
+        def build(lanes):
+            builder = lanes.builder
+            x, b, mean, q, second, j, f, width = lanes.args
+            x, mean = lanes.at(x, builder.mul(f, I64(PITCH))), lanes.at(mean, f)
+            means = [lanes.broadcast(lanes.at(mean, a)) for a in range(n)]
+            # Twelve sums, three features and one r z fill sixteen registers; four by four would spill.
+            products = [lanes.zeros(4) for _ in range(n)]
+            for variables in products:
+                lanes.clear(variables)
+            with lanes.loop(I64(0), b, LANES) as (i, _):
+                z = [lanes.sub(lanes.load(lanes.at(x, i, a * PITCH)), means[a]) for a in range(n)]
+                for c in range(4):
+                    value = lanes.load(lanes.at(q, i, c * PITCH))
+                    for a in range(n):
+                        lanes.gain(products[a][c], value, z[a])
+            for a in range(n):
+                row = lanes.at(second, builder.mul(lanes.plus(f, a), width), j)
+                lanes.increase(row, lanes.values(products[a]))
+
+        return types.void(x, b, mean, q, second, j, f, width), _code(build)
+
+    return rectangle
+
+
+@intrinsic
+def _transpose(typingctx, X, at, D, x, to):
+    """Vector code: write four features of four rows of X, from element ``at`` on, feature-major to x, from ``to`` on."""
+
+    def build(lanes):
+        builder = lanes.builder
+        X, at, D, x, to = lanes.args
+        rows = [lanes.load(lanes.at(X, at, builder.mul(D, I64(i))), FOUR) for i in range(4)]
+        pairs = [
+            [lanes.shuffle(a, b, [0, 4, 2, 6]), lanes.shuffle(a, b, [1, 5, 3, 7])] for a, b in (rows[:2], rows[2:])
+        ]
+        halves = [lanes.shuffle(a, b, [0, 1, 4, 5]) for a, b in zip(*pairs, strict=True)]
+        halves += [lanes.shuffle(a, b, [2, 3, 6, 7]) for a, b in zip(*pairs, strict=True)]
+        for j, column in enumerate(halves):
+            lanes.store(column, lanes.at(x, to, j * PITCH))
+
+    return types.void(X, at, D, x, to), _code(build)
+
+
+_exponents_1, _exponents_2, _exponents_3, _exponents_4, _exponents_6, _exponents_8 = map(_exponents, (1, 2, 3, 4, 6, 8))
+_moments_1, _moments_2, _moments_3, _moments_4 = (_moments(D) for D in (1, 2, 3, 4))
+_rectangle_2, _rectangle_3 = (_rectangle(n) for n in (2, 3))
 
 
 @nb.njit(**_exact_options)
@@ -109,284 +508,131 @@ def log_positive(x):
 
 @nb.njit(**_options)
 def _log_normalisers(log_weights, precision_factors):
+    """Logarithms to base 2 of the peaks π_k |P_k| (2π)^(−D/2)."""
     K, D = precision_factors.shape[0], precision_factors.shape[1]
     out = np.empty(K)
     for k in range(K):
         total = log_weights[k] - 0.5 * D * LOG_2PI
         for j in range(D):
             total += math.log(precision_factors[k, j, j])
-        out[k] = total
+        out[k] = total * LOG2E
     return out
 
 
 @nb.njit(**_options)
+def _highest(constants):
+    """The highest peak, from which exponents are counted; constants become distances below it."""
+    shift = -np.inf
+    for k in range(constants.shape[0]):
+        shift = max(shift, constants[k])
+    if shift == -np.inf:
+        shift = 0.0
+    for k in range(constants.shape[0]):
+        constants[k] -= shift
+    return shift
+
+
+@nb.njit(**_options)
+def _padded(means, precision_factors, centres, factors):
+    """Means, and factors for logarithms to base 2, with zeros up to whole fours of features."""
+    K, D = means.shape
+    for k in range(K):
+        for j in range(D):
+            centres[k, j] = means[k, j]
+            for f in range(j + 1):
+                factors[k, j, f] = HALF_BITS * precision_factors[k, j, f]
+
+
+@nb.njit(**_options)
 def _load_block(X, start, b, x):
-    """Copy rows start … start + b of X into x, feature-major with row stride BLOCK."""
+    """Copy rows start … start + b of X into x, feature-major with row stride PITCH."""
     D = X.shape[1]
+    i, whole = 0, 4 * (D // 4)
+    while whole > 0 and i + 4 <= b:
+        for j in range(0, whole, 4):
+            _transpose(X, (start + i) * D + j, D, x, j * PITCH + i)
+        i += 4
     rows = X[start : start + b]
     for j in range(D):
-        column = x[j * BLOCK :]
-        for i in range(b):
-            column[i] = rows[i, j]
+        column = x[j * PITCH :]
+        for n in range(i if j < whole else 0, b):
+            column[n] = rows[n, j]
 
 
-@nb.njit(**_options)
-def _centre(x, mean, b, z):
-    for j in range(mean.shape[0]):
-        m = mean[j]
-        column, out = x[j * BLOCK :], z[j * BLOCK :]
-        for i in range(b):
-            out[i] = column[i] - m
-
-
-@nb.njit(**_options)
-def _quadratic_tail(z, P, j, b, lp):
-    """Subtract ½ Σ y² of the last 1 to 4 features j … D − 1: they need no feature beyond their own."""
-    width = P.shape[0] - j
-    z = z[j * BLOCK :]
-    if width == 1:
-        a00 = P[j, j]
-        for i in range(b):
-            y0 = a00 * z[i]
-            lp[i] -= 0.5 * (y0 * y0)
-    elif width == 2:
-        a00, a10, a11 = P[j, j], P[j + 1, j], P[j + 1, j + 1]
-        for i in range(b):
-            z0, z1 = z[i], z[BLOCK + i]
-            y0 = a00 * z0 + a10 * z1
-            y1 = a11 * z1
-            lp[i] -= 0.5 * (y0 * y0 + y1 * y1)
-    elif width == 3:
-        a00, a10, a20 = P[j, j], P[j + 1, j], P[j + 2, j]
-        a11, a21, a22 = P[j + 1, j + 1], P[j + 2, j + 1], P[j + 2, j + 2]
-        for i in range(b):
-            z0, z1, z2 = z[i], z[BLOCK + i], z[2 * BLOCK + i]
-            y0 = a00 * z0 + a10 * z1 + a20 * z2
-            y1 = a11 * z1 + a21 * z2
-            y2 = a22 * z2
-            lp[i] -= 0.5 * (y0 * y0 + y1 * y1 + y2 * y2)
-    else:
-        a00, a10, a20, a30 = P[j, j], P[j + 1, j], P[j + 2, j], P[j + 3, j]
-        a11, a21, a31 = P[j + 1, j + 1], P[j + 2, j + 1], P[j + 3, j + 1]
-        a22, a32, a33 = P[j + 2, j + 2], P[j + 3, j + 2], P[j + 3, j + 3]
-        for i in range(b):
-            z0, z1, z2, z3 = z[i], z[BLOCK + i], z[2 * BLOCK + i], z[3 * BLOCK + i]
-            y0 = a00 * z0 + a10 * z1 + a20 * z2 + a30 * z3
-            y1 = a11 * z1 + a21 * z2 + a31 * z3
-            y2 = a22 * z2 + a32 * z3
-            y3 = a33 * z3
-            lp[i] -= 0.5 * ((y0 * y0 + y1 * y1) + (y2 * y2 + y3 * y3))
-
-
-@nb.njit(**_options)
-def _quadratic_tile(z, P, j, b, lp, y):
-    """Subtract ½ Σ y² of the four features j … j + 3, where more features follow."""
-    D = P.shape[0]
-    t = z[j * BLOCK :]
-    a00, a10, a20, a30 = P[j, j], P[j + 1, j], P[j + 2, j], P[j + 3, j]
-    a11, a21, a31 = P[j + 1, j + 1], P[j + 2, j + 1], P[j + 3, j + 1]
-    a22, a32, a33 = P[j + 2, j + 2], P[j + 3, j + 2], P[j + 3, j + 3]
-    for i in range(b):
-        z0, z1, z2, z3 = t[i], t[BLOCK + i], t[2 * BLOCK + i], t[3 * BLOCK + i]
-        y[i] = a00 * z0 + a10 * z1 + a20 * z2 + a30 * z3
-        y[BLOCK + i] = a11 * z1 + a21 * z2 + a31 * z3
-        y[2 * BLOCK + i] = a22 * z2 + a32 * z3
-        y[3 * BLOCK + i] = a33 * z3
-    # Two halves of the block together, so that a coefficient is loaded once for both; an odd last row is harmless.
-    half = (b + 1) // 2
-    x = y[half:]
-    f = j + 4
-    while f + 4 <= D:
-        t, u = z[f * BLOCK :], z[f * BLOCK + half :]
-        b00, b01, b02, b03 = P[f, j], P[f, j + 1], P[f, j + 2], P[f, j + 3]
-        b10, b11, b12, b13 = P[f + 1, j], P[f + 1, j + 1], P[f + 1, j + 2], P[f + 1, j + 3]
-        b20, b21, b22, b23 = P[f + 2, j], P[f + 2, j + 1], P[f + 2, j + 2], P[f + 2, j + 3]
-        b30, b31, b32, b33 = P[f + 3, j], P[f + 3, j + 1], P[f + 3, j + 2], P[f + 3, j + 3]
-        for i in range(half):
-            z0, z1, z2, z3 = t[i], t[BLOCK + i], t[2 * BLOCK + i], t[3 * BLOCK + i]
-            w0, w1, w2, w3 = u[i], u[BLOCK + i], u[2 * BLOCK + i], u[3 * BLOCK + i]
-            y[i] += (b00 * z0 + b10 * z1) + (b20 * z2 + b30 * z3)
-            x[i] += (b00 * w0 + b10 * w1) + (b20 * w2 + b30 * w3)
-            y[BLOCK + i] += (b01 * z0 + b11 * z1) + (b21 * z2 + b31 * z3)
-            x[BLOCK + i] += (b01 * w0 + b11 * w1) + (b21 * w2 + b31 * w3)
-            y[2 * BLOCK + i] += (b02 * z0 + b12 * z1) + (b22 * z2 + b32 * z3)
-            x[2 * BLOCK + i] += (b02 * w0 + b12 * w1) + (b22 * w2 + b32 * w3)
-            y[3 * BLOCK + i] += (b03 * z0 + b13 * z1) + (b23 * z2 + b33 * z3)
-            x[3 * BLOCK + i] += (b03 * w0 + b13 * w1) + (b23 * w2 + b33 * w3)
-        f += 4
-    while f < D:
-        t = z[f * BLOCK :]
-        b00, b01, b02, b03 = P[f, j], P[f, j + 1], P[f, j + 2], P[f, j + 3]
-        for i in range(b):
-            z0 = t[i]
-            y[i] += b00 * z0
-            y[BLOCK + i] += b01 * z0
-            y[2 * BLOCK + i] += b02 * z0
-            y[3 * BLOCK + i] += b03 * z0
-        f += 1
-    for i in range(b):
-        y0, y1, y2, y3 = y[i], y[BLOCK + i], y[2 * BLOCK + i], y[3 * BLOCK + i]
-        lp[i] -= 0.5 * ((y0 * y0 + y1 * y1) + (y2 * y2 + y3 * y3))
-
-
-@nb.njit(**_options)
-def _log_joint_small(x, means, P, k, constant, b, lp):
-    """As ``_log_joint`` for D ≤ 4, straight from the features."""
-    D = P.shape[1]
-    m0, a00 = means[k, 0], P[k, 0, 0]
+@nb.njit(**_exact_options)
+def _exponents_of(x, b, constant, mean, factor, D, z, u):
+    """Fill u with log2 π_k N(x; μ_k, Σ_k), less that of the highest peak."""
     if D == 1:
-        for i in range(b):
-            y0 = a00 * (x[i] - m0)
-            lp[k, i] = constant - 0.5 * (y0 * y0)
-        return
-    m1, a10, a11 = means[k, 1], P[k, 1, 0], P[k, 1, 1]
-    if D == 2:
-        for i in range(b):
-            z1 = x[BLOCK + i] - m1
-            y0 = a00 * (x[i] - m0) + a10 * z1
-            y1 = a11 * z1
-            lp[k, i] = constant - 0.5 * (y0 * y0 + y1 * y1)
-        return
-    m2, a20, a21, a22 = means[k, 2], P[k, 2, 0], P[k, 2, 1], P[k, 2, 2]
-    if D == 3:
-        for i in range(b):
-            z1, z2 = x[BLOCK + i] - m1, x[2 * BLOCK + i] - m2
-            y0 = a00 * (x[i] - m0) + a10 * z1 + a20 * z2
-            y1 = a11 * z1 + a21 * z2
-            y2 = a22 * z2
-            lp[k, i] = constant - 0.5 * (y0 * y0 + y1 * y1 + y2 * y2)
-        return
-    m3, a30, a31, a32, a33 = means[k, 3], P[k, 3, 0], P[k, 3, 1], P[k, 3, 2], P[k, 3, 3]
-    for i in range(b):
-        z1, z2, z3 = x[BLOCK + i] - m1, x[2 * BLOCK + i] - m2, x[3 * BLOCK + i] - m3
-        y0 = a00 * (x[i] - m0) + a10 * z1 + a20 * z2 + a30 * z3
-        y1 = a11 * z1 + a21 * z2 + a31 * z3
-        y2 = a22 * z2 + a32 * z3
-        y3 = a33 * z3
-        lp[k, i] = constant - 0.5 * ((y0 * y0 + y1 * y1) + (y2 * y2 + y3 * y3))
+        _exponents_1(x, b, constant, mean, factor, u)
+    elif D == 2:
+        _exponents_2(x, b, constant, mean, factor, u)
+    elif D == 3:
+        _exponents_3(x, b, constant, mean, factor, u)
+    elif D == 4:
+        _exponents_4(x, b, constant, mean, factor, u)
+    elif D <= 6:
+        _exponents_6(x, b, constant, mean, factor, u)
+    elif D <= 8:
+        _exponents_8(x, b, constant, mean, factor, u)
+    else:
+        i = 0
+        while i < b:
+            # The last strip laps over the one before.
+            _exponents_of_strip(x, min(i, BLOCK - STRIP), constant, mean, factor, factor.shape[0], z, u)
+            i += STRIP
+
+
+@nb.njit(**_exact_options)
+def _exponentials_of(u, b, top, total):
+    _exponentials(u, b, top, total)
 
 
 @nb.njit(**_options)
-def _log_joint_eight(x, mean, P, constant, b, lp, packed):
-    """As ``_log_joint`` for up to 8 features, in one loop; missing features count as zeros. ``packed`` is scratch."""
-    D = P.shape[0]
-    for j in range(8):
-        packed[j] = mean[j] if j < D else 0.0
-        for i in range(j, 8):
-            packed[8 + 8 * j + i] = P[i, j] if i < D else 0.0
-    m0, m1, m2, m3, m4, m5, m6, m7 = (
-        packed[0],
-        packed[1],
-        packed[2],
-        packed[3],
-        packed[4],
-        packed[5],
-        packed[6],
-        packed[7],
-    )
-    a00, a10, a20, a30, a40, a50, a60, a70 = (
-        packed[8],
-        packed[9],
-        packed[10],
-        packed[11],
-        packed[12],
-        packed[13],
-        packed[14],
-        packed[15],
-    )
-    a11, a21, a31, a41, a51, a61, a71 = (
-        packed[17],
-        packed[18],
-        packed[19],
-        packed[20],
-        packed[21],
-        packed[22],
-        packed[23],
-    )
-    a22, a32, a42, a52, a62, a72 = packed[26], packed[27], packed[28], packed[29], packed[30], packed[31]
-    a33, a43, a53, a63, a73 = packed[35], packed[36], packed[37], packed[38], packed[39]
-    a44, a54, a64, a74 = packed[44], packed[45], packed[46], packed[47]
-    a55, a65, a75 = packed[53], packed[54], packed[55]
-    a66, a76 = packed[62], packed[63]
-    a77 = packed[71]
+def _ratios(x, b, constants, centres, factors, D, e, top, total, z, wait):
+    """Densities of the components at the rows of a block.
+
+    Row i of component k has density e[k, i] · 2^(top[i] + shift), and ``total`` is the sum of e. b is a whole number of vectors.
+    ``wait`` counts the blocks for which maxima are taken beforehand; its next value is returned.
+    """
+    K = constants.shape[0]
+    if D <= 8 and wait == 0:
+        for i in range(b):
+            top[i] = 0.0
+            total[i] = 0.0
+        for k in range(K):
+            _exponents_of(x, b, constants[k], centres[k], factors[k], D, z, e[k])
+            _exponentials_of(e[k], b, top, total)
+        far = 0
+        for i in range(b):
+            far += not total[i] >= PEAK_REACH
+        if far == 0:
+            return 0
+        wait = PATIENCE + 1
+    for k in range(K):
+        _exponents_of(x, b, constants[k], centres[k], factors[k], D, z, e[k])
     for i in range(b):
-        z0 = x[i] - m0
-        z1 = x[BLOCK + i] - m1
-        z2 = x[2 * BLOCK + i] - m2
-        z3 = x[3 * BLOCK + i] - m3
-        z4 = x[4 * BLOCK + i] - m4
-        z5 = x[5 * BLOCK + i] - m5
-        z6 = x[6 * BLOCK + i] - m6
-        z7 = x[7 * BLOCK + i] - m7
-        y0 = ((a00 * z0 + a10 * z1) + (a20 * z2 + a30 * z3)) + ((a40 * z4 + a50 * z5) + (a60 * z6 + a70 * z7))
-        y1 = ((a11 * z1 + a21 * z2) + (a31 * z3 + a41 * z4)) + ((a51 * z5 + a61 * z6) + a71 * z7)
-        y2 = ((a22 * z2 + a32 * z3) + (a42 * z4 + a52 * z5)) + (a62 * z6 + a72 * z7)
-        y3 = ((a33 * z3 + a43 * z4) + (a53 * z5 + a63 * z6)) + a73 * z7
-        y4 = (a44 * z4 + a54 * z5) + (a64 * z6 + a74 * z7)
-        y5 = (a55 * z5 + a65 * z6) + a75 * z7
-        y6 = a66 * z6 + a76 * z7
-        y7 = a77 * z7
-        near = (y0 * y0 + y1 * y1) + (y2 * y2 + y3 * y3)
-        far = (y4 * y4 + y5 * y5) + (y6 * y6 + y7 * y7)
-        lp[i] = constant - 0.5 * (near + far)
-
-
-@nb.njit(**_options)
-def _log_joint(x, means, P, k, constant, b, lp, z, y):
-    """Fill row k of lp with log π_k N(x; μ_k, Σ_k) for the b rows of a block."""
-    D = P.shape[1]
-    if D <= 4:
-        _log_joint_small(x, means, P, k, constant, b, lp)
-        return
-    joint = lp[k]
-    if 6 < D <= 8:
-        _log_joint_eight(x, means[k], P[k], constant, b, joint, y)
-        return
-    for i in range(b):
-        joint[i] = constant
-    _centre(x, means[k], b, z)
-    j = 0
-    while j + 4 < D:
-        _quadratic_tile(z, P[k], j, b, joint, y)
-        j += 4
-    _quadratic_tail(z, P[k], j, b, joint)
-
-
-@nb.njit(**_options)
-def _exponentials(lp, K, b, top, total):
-    """Turn log joint densities (K × BLOCK) into their ratios to the largest, ``top``; ``total`` becomes the sum of these."""
-    for i in range(b):
-        top[i] = lp[0, i]
+        top[i] = e[0, i]
     for k in range(1, K):
         for i in range(b):
-            top[i] = max(top[i], lp[k, i])
+            top[i] = max(top[i], e[k, i])
     for i in range(b):
-        # A row beyond the reach of float64 (every joint density −inf) keeps log density −inf and no responsibilities.
+        # A row beyond the reach of float64 (every density 0) keeps log density −inf and no responsibilities.
         total[i] = 0.0
         top[i] = top[i] if top[i] > -np.inf else -1e308
     for k in range(K):
-        for i in range(b):
-            e = exp_nonpositive(lp[k, i] - top[i])
-            lp[k, i] = e
-            total[i] += e
+        _exponentials_of(e[k], b, top, total)
+    return wait - 1 if wait > 0 else 0
 
 
 @nb.njit(**_options)
-def _normalise(lp, K, b, top, total):
-    """Turn log joint densities (K × BLOCK) into responsibilities; top becomes the log density of each row."""
-    _exponentials(lp, K, b, top, total)
-    for i in range(b):
-        s = total[i]
-        top[i] += log_positive(s)
-        total[i] = 1.0 / s if s > 0.0 else 0.0
-    for k in range(K):
-        for i in range(b):
-            lp[k, i] *= total[i]
+def _whole(b):
+    """The number b rounded up to whole vectors."""
+    return LANES * ((b + LANES - 1) // LANES)
 
 
 @nb.njit(**_options)
 def _sum_of_logs(total, b):
-    """Σ log total over the b rows, each between 1 and K: a logarithm for each product of eight."""
+    """Σ log total over the b rows, each between 2^−100 and K: a logarithm for each product of eight."""
     lanes = BLOCK // 8
     for i in range(b, BLOCK):
         total[i] = 1.0
@@ -398,203 +644,37 @@ def _sum_of_logs(total, b):
     return out
 
 
-@nb.njit(**_options)
-def _moments_small(x, means, k, e, scale, b, S1, S2):
-    """Add N, S1, S2 of component k for D ≤ 4, its responsibilities being e · scale; the count is returned."""
-    D = means.shape[1]
-    n = 0.0
-    s0, s1, s2, s3 = 0.0, 0.0, 0.0, 0.0
-    c00, c10, c11, c20, c21, c22 = 0.0, 0.0, 0.0, 0.0, 0.0, 0.0
-    c30, c31, c32, c33 = 0.0, 0.0, 0.0, 0.0
-    m0 = means[k, 0]
+@nb.njit(**_exact_options)
+def _moments_small(x, b, mean, e, scale, D, first, second):
+    """Add S1 and S2 of one component for D ≤ 4, its responsibilities being e · scale; their sum is returned."""
     if D == 1:
-        for i in range(b):
-            z0 = x[i] - m0
-            r = e[k, i] * scale[i]
-            q0 = r * z0
-            n += r
-            s0 += q0
-            c00 += q0 * z0
-    elif D == 2:
-        m1 = means[k, 1]
-        for i in range(b):
-            z0, z1 = x[i] - m0, x[BLOCK + i] - m1
-            r = e[k, i] * scale[i]
-            q0, q1 = r * z0, r * z1
-            n += r
-            s0 += q0
-            s1 += q1
-            c00 += q0 * z0
-            c10 += q1 * z0
-            c11 += q1 * z1
-    elif D == 3:
-        m1, m2 = means[k, 1], means[k, 2]
-        for i in range(b):
-            z0, z1, z2 = x[i] - m0, x[BLOCK + i] - m1, x[2 * BLOCK + i] - m2
-            r = e[k, i] * scale[i]
-            q0, q1, q2 = r * z0, r * z1, r * z2
-            n += r
-            s0 += q0
-            s1 += q1
-            s2 += q2
-            c00 += q0 * z0
-            c10 += q1 * z0
-            c11 += q1 * z1
-            c20 += q2 * z0
-            c21 += q2 * z1
-            c22 += q2 * z2
-    else:
-        m1, m2, m3 = means[k, 1], means[k, 2], means[k, 3]
-        for i in range(b):
-            z0, z1, z2, z3 = x[i] - m0, x[BLOCK + i] - m1, x[2 * BLOCK + i] - m2, x[3 * BLOCK + i] - m3
-            r = e[k, i] * scale[i]
-            q0, q1, q2, q3 = r * z0, r * z1, r * z2, r * z3
-            n += r
-            s0 += q0
-            s1 += q1
-            s2 += q2
-            s3 += q3
-            c00 += q0 * z0
-            c10 += q1 * z0
-            c11 += q1 * z1
-            c20 += q2 * z0
-            c21 += q2 * z1
-            c22 += q2 * z2
-            c30 += q3 * z0
-            c31 += q3 * z1
-            c32 += q3 * z2
-            c33 += q3 * z3
-    S1[k, 0] += s0
-    S2[k, 0, 0] += c00
-    if D > 1:
-        S1[k, 1] += s1
-        S2[k, 1, 0] += c10
-        S2[k, 1, 1] += c11
-    if D > 2:
-        S1[k, 2] += s2
-        S2[k, 2, 0] += c20
-        S2[k, 2, 1] += c21
-        S2[k, 2, 2] += c22
-    if D > 3:
-        S1[k, 3] += s3
-        S2[k, 3, 0] += c30
-        S2[k, 3, 1] += c31
-        S2[k, 3, 2] += c32
-        S2[k, 3, 3] += c33
-    return n
+        return _moments_1(x, b, mean, e, scale, first, second)
+    if D == 2:
+        return _moments_2(x, b, mean, e, scale, first, second)
+    if D == 3:
+        return _moments_3(x, b, mean, e, scale, first, second)
+    return _moments_4(x, b, mean, e, scale, first, second)
+
+
+@nb.njit(**_exact_options)
+def _moments_tiled(x, b, mean, r, first, second, q):
+    """Add S1 and S2 of one component for D > 4, by fours of features."""
+    width = mean.shape[0]
+    for j in range(0, width, 4):
+        _diagonal_block(x, b, mean, r, first, second, j, width, q)
+        f = 0
+        while f < j:
+            if j - f == 4 or j - f == 2:
+                _rectangle_2(x, b, mean, q, second, j, f, width)
+                f += 2
+            else:
+                _rectangle_3(x, b, mean, q, second, j, f, width)
+                f += 3
 
 
 @nb.njit(**_options)
-def _weigh_tile(r, z, j, b, q, S1):
-    """Fill q with r z for the four features j … j + 3 and add their sums to S1."""
-    z = z[j * BLOCK :]
-    s0, s1, s2, s3 = 0.0, 0.0, 0.0, 0.0
-    for i in range(b):
-        q0, q1, q2, q3 = r[i] * z[i], r[i] * z[BLOCK + i], r[i] * z[2 * BLOCK + i], r[i] * z[3 * BLOCK + i]
-        q[i] = q0
-        q[BLOCK + i] = q1
-        q[2 * BLOCK + i] = q2
-        q[3 * BLOCK + i] = q3
-        s0 += q0
-        s1 += q1
-        s2 += q2
-        s3 += q3
-    # The last tile may reach past the features that there are.
-    D = S1.shape[0]
-    S1[j] += s0
-    if j + 1 < D:
-        S1[j + 1] += s1
-    if j + 2 < D:
-        S1[j + 2] += s2
-    if j + 3 < D:
-        S1[j + 3] += s3
-
-
-@nb.njit(**_options)
-def _product_tile(q, z, j, f, width, b, S2):
-    """Add Σ_i q_j z_f to S2[j : j + 4, f : f + width], width 1 to 3; q holds the four weighted features of tile j.
-
-    Twelve sums, three features and one weighted feature fill the sixteen vector registers; four by four would spill.
-    """
-    z = z[f * BLOCK :]
-    if width == 3:
-        c00, c01, c02 = 0.0, 0.0, 0.0
-        c10, c11, c12 = 0.0, 0.0, 0.0
-        c20, c21, c22 = 0.0, 0.0, 0.0
-        c30, c31, c32 = 0.0, 0.0, 0.0
-        for i in range(b):
-            q0, q1, q2, q3 = q[i], q[BLOCK + i], q[2 * BLOCK + i], q[3 * BLOCK + i]
-            z0, z1, z2 = z[i], z[BLOCK + i], z[2 * BLOCK + i]
-            c00 += q0 * z0
-            c01 += q0 * z1
-            c02 += q0 * z2
-            c10 += q1 * z0
-            c11 += q1 * z1
-            c12 += q1 * z2
-            c20 += q2 * z0
-            c21 += q2 * z1
-            c22 += q2 * z2
-            c30 += q3 * z0
-            c31 += q3 * z1
-            c32 += q3 * z2
-        S2[j, f] += c00
-        S2[j, f + 1] += c01
-        S2[j, f + 2] += c02
-        S2[j + 1, f] += c10
-        S2[j + 1, f + 1] += c11
-        S2[j + 1, f + 2] += c12
-        S2[j + 2, f] += c20
-        S2[j + 2, f + 1] += c21
-        S2[j + 2, f + 2] += c22
-        S2[j + 3, f] += c30
-        S2[j + 3, f + 1] += c31
-        S2[j + 3, f + 2] += c32
-    elif width == 2:
-        c00, c01 = 0.0, 0.0
-        c10, c11 = 0.0, 0.0
-        c20, c21 = 0.0, 0.0
-        c30, c31 = 0.0, 0.0
-        for i in range(b):
-            q0, q1, q2, q3 = q[i], q[BLOCK + i], q[2 * BLOCK + i], q[3 * BLOCK + i]
-            z0, z1 = z[i], z[BLOCK + i]
-            c00 += q0 * z0
-            c01 += q0 * z1
-            c10 += q1 * z0
-            c11 += q1 * z1
-            c20 += q2 * z0
-            c21 += q2 * z1
-            c30 += q3 * z0
-            c31 += q3 * z1
-        S2[j, f] += c00
-        S2[j, f + 1] += c01
-        S2[j + 1, f] += c10
-        S2[j + 1, f + 1] += c11
-        S2[j + 2, f] += c20
-        S2[j + 2, f + 1] += c21
-        S2[j + 3, f] += c30
-        S2[j + 3, f + 1] += c31
-    else:
-        c00 = 0.0
-        c10 = 0.0
-        c20 = 0.0
-        c30 = 0.0
-        for i in range(b):
-            q0, q1, q2, q3 = q[i], q[BLOCK + i], q[2 * BLOCK + i], q[3 * BLOCK + i]
-            z0 = z[i]
-            c00 += q0 * z0
-            c10 += q1 * z0
-            c20 += q2 * z0
-            c30 += q3 * z0
-        S2[j, f] += c00
-        S2[j + 1, f] += c10
-        S2[j + 2, f] += c20
-        S2[j + 3, f] += c30
-
-
-@nb.njit(**_options)
-def _moments_large(x, mean, r, scale, b, S1, S2, z, q, kept):
-    """Add N, S1, S2 of one component for D > 4 (scratch is padded to whole tiles); r is scaled, its count returned."""
-    D = mean.shape[0]
+def _moments_large(x, b, mean, r, scale, D, first, second, q, gathered, kept):
+    """As ``_moments_small`` for D > 4; r is scaled."""
     n = 0.0
     for i in range(b):
         r[i] *= scale[i]
@@ -609,119 +689,138 @@ def _moments_large(x, mean, r, scale, b, S1, S2, z, q, kept):
             m += r[i] > least
     # Gathering a row costs about as much as the products of ten features.
     if m > b // 2:
-        m = b
-        _centre(x, mean, b, z)
-    else:
-        for j in range(D):
-            mj = mean[j]
-            column, out = x[j * BLOCK :], z[j * BLOCK :]
-            for i in range(m):
-                out[i] = column[kept[i]] - mj
+        _moments_tiled(x, b, mean, r, first, second, q)
+        return n
+    for j in range(D):
+        column, out = x[j * PITCH :], gathered[j * PITCH :]
         for i in range(m):
-            r[i] = r[kept[i]]
-    # Rows of the lower triangle by fours; what a tile has above the diagonal is never read.
-    for j in range(0, D, 4):
-        _weigh_tile(r, z, j, m, q, S1)
-        for f in range(0, j + 4, 3):
-            _product_tile(q, z, j, f, min(3, j + 4 - f), m, S2)
+            out[i] = column[kept[i]]
+    for i in range(m):
+        r[i] = r[kept[i]]
+    whole = _whole(m)
+    for i in range(m, whole):
+        r[i] = 0.0
+    _moments_tiled(gathered, whole, mean, r, first, second, q)
     return n
 
 
 @nb.njit(**_options)
-def _pass_rows(X, v, start, stop, constants, means, P, counts, first, second):
-    """Add the sums of rows start … stop; second is (K, Dp, Dp) with Dp a multiple of 4, its lower triangle the result."""
+def _width(D):
+    """Features in memory: whole fours."""
+    return 4 * ((D + 3) // 4)
+
+
+@nb.njit(**_options)
+def _scratch(width, K):
+    """A block's features (width rows of PITCH), densities (K, PITCH), their exponents and sums, and a strip of features."""
+    rows = np.zeros((width + K + 2, PITCH))
+    x = rows[:width].reshape(width * PITCH)
+    return x, rows[width : width + K], rows[width + K], rows[width + K + 1], np.zeros(width * STRIP)
+
+
+@nb.njit(**_options)
+def _pass_rows(X, v, start, stop, constants, shift, centres, factors, counts, first, second):
+    """Add the sums of rows start … stop; first is (K, width), second (K, width, width), its upper triangle the result."""
     D = X.shape[1]
-    K = means.shape[0]
-    Dp = second.shape[1]
-    x = np.zeros(Dp * BLOCK)
-    z = np.zeros(Dp * BLOCK)
-    q = np.zeros(4 * BLOCK)
-    lp = np.empty((K, BLOCK))
-    top = np.empty(BLOCK)
-    total = np.empty(BLOCK)
+    K, width = centres.shape
+    x, e, top, total, z = _scratch(width, K)
+    q, gathered = np.zeros(4 * PITCH), np.zeros(width * PITCH if D >= COMPACT_FROM else 0)
     kept = np.empty(BLOCK + 1, np.int32)
-    loglik = 0.0
+    loglik, wait = 0.0, 0
     for block in range(start, stop, BLOCK):
         b = min(BLOCK, stop - block)
+        whole = _whole(b)
         _load_block(X, block, b, x)
-        for k in range(K):
-            _log_joint(x, means, P, k, constants[k], b, lp, z, q)
-        _exponentials(lp, K, b, top, total)
+        wait = _ratios(x, whole, constants, centres, factors, D, e, top, total, z, wait)
         partial = 0.0
         if v.shape[0] > 0:
             weight = v[block : block + b]
             for i in range(b):
                 # A row of weight 0 counts for nothing even where its density is 0.
-                partial += weight[i] * (top[i] + log_positive(total[i])) if weight[i] > 0.0 else 0.0
+                partial += weight[i] * (LN2 * (top[i] + shift) + log_positive(total[i])) if weight[i] > 0.0 else 0.0
                 total[i] = weight[i] / total[i] if total[i] > 0.0 else 0.0
         else:
             partial = _sum_of_logs(total, b)
+            bits = 0.0
             for i in range(b):
-                partial += top[i]
+                bits += top[i]
                 total[i] = 1.0 / total[i] if total[i] > 0.0 else 0.0
+            partial += LN2 * (bits + b * shift)
+        for i in range(b, whole):
+            total[i] = 0.0
         loglik += partial
         for k in range(K):
             if D <= 4:
-                counts[k] += _moments_small(x, means, k, lp, total, b, first, second)
+                counts[k] += _moments_small(x, whole, centres[k], e[k], total, D, first[k], second[k])
             else:
-                counts[k] += _moments_large(x, means[k], lp[k], total, b, first[k], second[k], z, q, kept)
+                counts[k] += _moments_large(
+                    x, whole, centres[k], e[k], total, D, first[k], second[k], q, gathered, kept
+                )
     return loglik
 
 
 @nb.njit(**_options)
-def _density_rows(X, start, stop, constants, means, P, log_density, responsibilities):
+def _density_rows(X, start, stop, constants, shift, centres, factors, log_density, responsibilities):
     """Fill log p(x_n) and, where its array is not empty, r_nk for rows start … stop."""
-    K, Dp = means.shape[0], 4 * ((means.shape[1] + 3) // 4)
-    x, z, y = np.zeros(Dp * BLOCK), np.zeros(Dp * BLOCK), np.empty(4 * BLOCK)
-    lp, top, total = np.empty((K, BLOCK)), np.empty(BLOCK), np.empty(BLOCK)
+    D = X.shape[1]
+    K, width = centres.shape
+    x, e, top, total, z = _scratch(width, K)
+    wait = 0
     for block in range(start, stop, BLOCK):
         b = min(BLOCK, stop - block)
         _load_block(X, block, b, x)
-        for k in range(K):
-            _log_joint(x, means, P, k, constants[k], b, lp, z, y)
-        _normalise(lp, K, b, top, total)
+        wait = _ratios(x, _whole(b), constants, centres, factors, D, e, top, total, z, wait)
         for i in range(b):
-            log_density[block + i] = top[i]
+            log_density[block + i] = LN2 * (top[i] + shift) + log_positive(total[i])
         if responsibilities.shape[0] > 0:
             for i in range(b):
+                scale = 1.0 / total[i] if total[i] > 0.0 else 0.0
                 for k in range(K):
-                    responsibilities[block + i, k] = lp[k, i]
+                    responsibilities[block + i, k] = e[k, i] * scale
+
+
+@nb.njit(**_exact_options)
+def _add_density_of(total, top, shift, b, summed, high):
+    _add_density(total, top, shift, b, summed, high)
 
 
 @nb.njit(**_options)
-def _predictive_rows(X, start, stop, constants, means, P, log_mean_density, mean_responsibilities):
+def _predictive_rows(X, start, stop, log_weights, means, P, log_mean_density, mean_responsibilities):
     """Average density and responsibilities over S parameter sets for rows start … stop, one load of each block."""
     S, K, D = means.shape
-    Dp = 4 * ((D + 3) // 4)
-    x, z, y = np.zeros(Dp * BLOCK), np.zeros(Dp * BLOCK), np.empty(4 * BLOCK)
-    lp, top, total = np.empty((K, BLOCK)), np.empty(BLOCK), np.empty(BLOCK)
-    high, summed, r_sum = np.empty(BLOCK), np.empty(BLOCK), np.empty(K * BLOCK)
+    width = _width(D)
+    x, e, top, total, z = _scratch(width, K)
+    high, summed, r_sum = np.empty(BLOCK), np.empty(BLOCK), np.empty((K, BLOCK))
+    centres, factors = np.zeros((K, width)), np.zeros((K, width, width))
+    wait = 0
     for block in range(start, stop, BLOCK):
         b = min(BLOCK, stop - block)
+        whole = _whole(b)
         _load_block(X, block, b, x)
-        for i in range(b):
+        for i in range(BLOCK):
             high[i] = -1e308
             summed[i] = 0.0
-        for i in range(K * BLOCK):
-            r_sum[i] = 0.0
-        for s in range(S):
-            for k in range(K):
-                _log_joint(x, means[s], P[s], k, constants[s, k], b, lp, z, y)
-            _normalise(lp, K, b, top, total)
+        for k in range(K):
             for i in range(b):
-                new = max(high[i], top[i])
-                summed[i] = summed[i] * exp_nonpositive(high[i] - new) + exp_nonpositive(top[i] - new)
-                high[i] = new
-            for k in range(K):
-                r, r_total = lp[k], r_sum[k * BLOCK :]
+                r_sum[k, i] = 0.0
+        for s in range(S):
+            constants = _log_normalisers(log_weights[s], P[s])
+            shift = _highest(constants)
+            _padded(means[s], P[s], centres, factors)
+            wait = _ratios(x, whole, constants, centres, factors, D, e, top, total, z, wait)
+            _add_density_of(total, top, shift, whole, summed, high)
+            if mean_responsibilities.shape[0] > 0:
                 for i in range(b):
-                    r_total[i] += r[i]
+                    total[i] = 1.0 / total[i] if total[i] > 0.0 else 0.0
+                for k in range(K):
+                    for i in range(b):
+                        r_sum[k, i] += e[k, i] * total[i]
         for i in range(b):
-            log_mean_density[block + i] = high[i] + log_positive(summed[i] / S)
+            log_mean_density[block + i] = LN2 * high[i] + log_positive(summed[i] / S)
         if mean_responsibilities.shape[0] > 0:
             for i in range(b):
                 for k in range(K):
-                    mean_responsibilities[block + i, k] = r_sum[k * BLOCK + i] / S
+                    mean_responsibilities[block + i, k] = r_sum[k, i] / S
 
 
 @nb.njit(**_options)
@@ -738,8 +837,8 @@ def _fill_symmetric(second, D):
     for k in range(K):
         for j in range(D):
             for f in range(j + 1):
-                out[k, j, f] = second[k, j, f]
-                out[k, f, j] = second[k, j, f]
+                out[k, j, f] = second[k, f, j]
+                out[k, f, j] = second[k, f, j]
     return out
 
 
@@ -766,21 +865,21 @@ def fused_pass(X, v, log_weights, means, precision_factors):
     """
     N, D = X.shape
     K = means.shape[0]
-    Dp = 4 * ((D + 3) // 4)
-    constants = _log_normalisers(log_weights, precision_factors)
-    counts, first, second = np.zeros(K), np.zeros((K, D)), np.zeros((K, Dp, Dp))
+    width = _width(D)
+    constants, shift, centres, factors = _prepare(log_weights, means, precision_factors)
+    counts, first, second = np.zeros(K), np.zeros((K, D)), np.zeros((K, width, width))
     loglik = 0.0
     rows = _chunk_rows(N, D, K)
     for start in range(0, N, rows):
-        c, f, s = np.zeros(K), np.zeros((K, D)), np.zeros((K, Dp, Dp))
-        loglik += _pass_rows(X, v, start, min(N, start + rows), constants, means, precision_factors, c, f, s)
+        c, f, s = np.zeros(K), np.zeros((K, width)), np.zeros((K, width, width))
+        loglik += _pass_rows(X, v, start, min(N, start + rows), constants, shift, centres, factors, c, f, s)
         # Loops, not array expressions: those compile for seconds, for error messages that cannot occur.
         for k in range(K):
             counts[k] += c[k]
             for j in range(D):
                 first[k, j] += f[k, j]
                 for i in range(j + 1):
-                    second[k, j, i] += s[k, j, i]
+                    second[k, i, j] += s[k, i, j]
     return loglik, counts, first, _fill_symmetric(second, D)
 
 
@@ -878,6 +977,22 @@ def _log(weights):
     return out
 
 
+@nb.njit(**_options)
+def _prepare(log_weights, means, precision_factors):
+    K, D = means.shape
+    width = _width(D)
+    constants = _log_normalisers(log_weights, precision_factors)
+    shift = _highest(constants)
+    centres, factors = np.zeros((K, width)), np.zeros((K, width, width))
+    _padded(means, precision_factors, centres, factors)
+    return constants, shift, centres, factors
+
+
+def _prepared(parameters: MixtureParameters) -> tuple[FloatArray, float, FloatArray, FloatArray]:
+    """What the loops take: peaks below the highest, that one, padded means and scaled factors."""
+    return _prepare(_log(parameters.weights), parameters.means, parameters.precision_factors)
+
+
 def pass_cost(n_rows: int, K: int, D: int) -> float:
     """Rough number of floating-point operations of one pass."""
     return float(n_rows) * K * (40 + 3 * D * D)
@@ -904,17 +1019,18 @@ def accumulate(
     """
     N, D = X.shape
     K = parameters.n_components
-    Dp = 4 * ((D + 3) // 4)
+    width = int(_width(D))
     v = NO_WEIGHTS if sample_weight is None else sample_weight
-    P, means = parameters.precision_factors, parameters.means
-    constants = _log_normalisers(_log(parameters.weights), P)
+    constants, shift, centres, factors = _prepared(parameters)
     rows = int(_chunk_rows(N, D, K))
     chunks = max(1, -(-N // rows))
     loglik, counts = np.zeros(chunks), np.zeros((chunks, K))
-    first, second = np.zeros((chunks, K, D)), np.zeros((chunks, K, Dp, Dp))
+    first, second = np.zeros((chunks, K, width)), np.zeros((chunks, K, width, width))
 
     def task(chunk: int, start: int, stop: int) -> None:
-        loglik[chunk] = _pass_rows(X, v, start, stop, constants, means, P, counts[chunk], first[chunk], second[chunk])
+        loglik[chunk] = _pass_rows(
+            X, v, start, stop, constants, shift, centres, factors, counts[chunk], first[chunk], second[chunk]
+        )
 
     _over_chunks(N, rows, pass_cost(N, K, D), n_threads, task)
     for chunk in range(1, chunks):
@@ -923,7 +1039,9 @@ def accumulate(
         first[0] += first[chunk]
         second[0] += second[chunk]
     total = float(N) if sample_weight is None else float(np.sum(sample_weight))
-    return SufficientStatistics(float(loglik[0]), total, counts[0], first[0], _fill_symmetric(second[0], D))
+    return SufficientStatistics(
+        float(loglik[0]), total, counts[0], first[0, :, :D].copy(), _fill_symmetric(second[0], D)
+    )
 
 
 def _density(
@@ -934,11 +1052,10 @@ def _density(
     n_threads: int | None,
 ) -> None:
     N, D = X.shape
-    P, means = parameters.precision_factors, parameters.means
-    constants = _log_normalisers(_log(parameters.weights), P)
+    constants, shift, centres, factors = _prepared(parameters)
 
     def task(chunk: int, start: int, stop: int) -> None:
-        _density_rows(X, start, stop, constants, means, P, log_density, responsibilities)
+        _density_rows(X, start, stop, constants, shift, centres, factors, log_density, responsibilities)
 
     _over_chunks(N, CHUNK_ROWS, pass_cost(N, parameters.n_components, D), n_threads, task)
 
@@ -1041,12 +1158,12 @@ def posterior_predictive(
     """
     N, D = X.shape
     S, K = weights.shape
-    constants = np.stack([_log_normalisers(_log(w), P) for w, P in zip(weights, precision_factors, strict=True)])
+    log_weights = _log(weights.ravel()).reshape(S, K)
     out = np.empty(N)
     r = np.empty((N, K)) if with_responsibilities else NO_RESPONSIBILITIES
 
     def task(chunk: int, start: int, stop: int) -> None:
-        _predictive_rows(X, start, stop, constants, means, precision_factors, out, r)
+        _predictive_rows(X, start, stop, log_weights, means, precision_factors, out, r)
 
     _over_chunks(N, BLOCK, S * pass_cost(N, K, D), n_threads, task)
     if with_responsibilities:
@@ -1076,11 +1193,12 @@ def pointwise_log_likelihood(
     N, D = X.shape
     S, K = weights.shape
     out = np.empty((S, N))
-    constants = np.stack([_log_normalisers(_log(w), P) for w, P in zip(weights, precision_factors, strict=True)])
+    log_weights = _log(weights.ravel()).reshape(S, K)
 
     def task(chunk: int, start: int, stop: int) -> None:
         for s in range(start, stop):
-            _density_rows(X, 0, N, constants[s], means[s], precision_factors[s], out[s], NO_RESPONSIBILITIES)
+            constants, shift, centres, factors = _prepare(log_weights[s], means[s], precision_factors[s])
+            _density_rows(X, 0, N, constants, shift, centres, factors, out[s], NO_RESPONSIBILITIES)
 
     _over_chunks(S, max(1, S // 64), S * pass_cost(N, K, D), n_threads, task)
     return out
