@@ -73,9 +73,7 @@ def enumerated() -> tuple[Selection, dict[int, Enumeration]]:
     selection = select(
         SEVEN, KS, "full", "nuts", prior=prior, criteria="evidence", draws=1500, random_state=0, progressbar=False
     )
-    exact = {
-        K: Enumeration(SEVEN, replace(values, weight_concentration=np.full(K, 1.5)), n_components=K) for K in KS
-    }
+    exact = {K: Enumeration(SEVEN, replace(values, weight_concentration=np.full(K, 1.5)), n_components=K) for K in KS}
     return selection, exact
 
 
@@ -286,7 +284,7 @@ def test_models_without_a_value_are_left_out_and_named(found):
     shares = [0.25, None, 0.75, 0.0]
     table = found.table.assign(probability=pd.array(shares, dtype="Float64"))
     some = replace(found, table=table)
-    with pytest.warns(CriterionWarning, match=r"1 model has no weight by evidence and is left out: K = 2 \(full\);") as w:
+    with pytest.warns(CriterionWarning, match=r"1 model has no weight by evidence and is left out: K = 2 \(full\);"):
         assert model_weights(some) == {("full", 1): 0.25, ("diag", 1): 0.75}
     with pytest.warns(CriterionWarning) as w:
         some.score_samples(groups())
