@@ -23,9 +23,33 @@ from bayesgmm.formats import RawTable, read_raw
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["OutputFolder", "Table", "atomic_path", "read_table", "write_csv", "write_text"]
+__all__ = ["Labels", "OutputFolder", "Table", "atomic_path", "read_table", "write_csv", "write_text"]
 
 _NAMED_CELLS = 5
+
+
+@dataclass(frozen=True, eq=False)
+class Labels:
+    """Classes of some rows of a table.
+
+    Attributes
+    ----------
+    column : str
+        Where they were read.
+    values : ndarray of shape (N,) of object
+        Numbers or text; None is unknown.
+    classes : tuple
+        The distinct labels, sorted.
+    """
+
+    column: str
+    values: NDArray[np.object_]
+    classes: tuple[object, ...]
+
+    @property
+    def n_known(self) -> int:
+        """Rows with a known label."""
+        return sum(value is not None for value in self.values)
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,6 +68,8 @@ class Table:
         Row numbers as the user sees them: 1 for the first row of numbers (the header is not counted).
     notes : tuple of str
         What the reader decided and the user should know, such as that there was no header.
+    labels : Labels or None
+        Of the column that was named for them.
     """
 
     values: NDArray[np.float64]
@@ -51,6 +77,7 @@ class Table:
     source: str
     rows: NDArray[np.int64]
     notes: tuple[str, ...] = ()
+    labels: Labels | None = None
 
     def to_frame(self) -> pd.DataFrame:
         """Return the numbers as a DataFrame with the feature names as columns."""
@@ -59,7 +86,9 @@ class Table:
         return pd.DataFrame(self.values, columns=list(self.columns))
 
 
-def read_table(source: str | os.PathLike[str], columns: Sequence[str] | None = None) -> Table:
+def read_table(
+    source: str | os.PathLike[str], columns: Sequence[str] | None = None, labels: str | None = None
+) -> Table:
     """Read a table of numbers from CSV, TSV, Parquet or NumPy's ``.npy``.
 
     Text may be separated by commas, tabs, semicolons or blanks, and may have a header or none. A first column without a
@@ -71,8 +100,10 @@ def read_table(source: str | os.PathLike[str], columns: Sequence[str] | None = N
     source : str or path
         The file; ``"-"`` reads standard input.
     columns : sequence of str or None, default=None
-        The columns to keep, in this order. None keeps all, and all must be numeric. Columns without names are called
-        ``x1``, ``x2``, …
+        The columns to keep, in this order. None keeps all (but that of the labels), and all must be numeric. Columns without
+        names are called ``x1``, ``x2``, …
+    labels : str or None, default=None
+        A column of classes, numbers or text, that is no feature. Empty, NA and −1 are unknown.
 
     Returns
     -------
@@ -82,7 +113,8 @@ def read_table(source: str | os.PathLike[str], columns: Sequence[str] | None = N
     Raises
     ------
     DataError
-        Where the file cannot be read, or holds text, missing or infinite values, no rows, or one row.
+        Where the file cannot be read, or holds text, missing or infinite values, no rows, or one row; where a column is not
+        there, or the labels have no known one, a single class, or fewer than two rows a class.
     """
     name = "standard input" if str(source) == "-" else os.fspath(source)
     try:
@@ -97,13 +129,49 @@ def read_table(source: str | os.PathLike[str], columns: Sequence[str] | None = N
         raise DataError(f"cannot read {name}: {error.strerror or error}") from error
     frame = raw.frame
     frame.columns = [str(column) for column in frame.columns]
+    classes = None
+    if labels is not None:
+        classes = _labels(frame, labels, columns, name)
+        frame = frame.drop(columns=labels)
     if columns is not None:
         frame = _choose(frame, columns, name)
+    if frame.shape[1] == 0:
+        raise DataError(f"{name} has no column beside that of the labels, {labels!r}: there is nothing to fit")
     values = _numbers(frame, raw, name)
     if len(values) < 2:
         what = "no rows of data" if len(values) == 0 else "one row of data"
         raise DataError(f"{name} has {what}; a mixture needs at least two")
-    return Table(values, tuple(frame.columns), name, np.arange(1, len(values) + 1), tuple(raw.notes))
+    return Table(values, tuple(frame.columns), name, np.arange(1, len(values) + 1), tuple(raw.notes), classes)
+
+
+def _labels(frame: pd.DataFrame, column: str, columns: Sequence[str] | None, name: str) -> Labels:
+    """The labels of a column, looked at before anything is fitted."""
+    import pandas as pd
+
+    if column not in frame.columns:
+        raise DataError(f"{name} has no column {column!r} for the labels; its columns are {_quoted(frame.columns, 20)}")
+    if columns is not None and column in columns:
+        raise DataError(f"the column {column!r} holds the labels, so it cannot be a feature: leave it out of --columns")
+    # whole numbers with gaps are read as floats: 1.0 becomes 1 again
+    cells = frame[column].convert_dtypes().astype(object)
+    values = np.array([None if _is_unknown(cell) else cell for cell in cells.where(cells.notna(), None)], dtype=object)
+    known = [value for value in values if value is not None]
+    what = f"{name}: the column {column!r} has"
+    if not known:
+        raise DataError(f"{what} no known label (empty, NA and -1 are unknown): label some rows, or leave --labels out")
+    classes = tuple(pd.unique(pd.Series(known, dtype=object)))
+    if len(classes) < 2:
+        raise DataError(f"{what} a single class, {str(classes[0])!r}: at least two are needed")
+    if len(classes) > len(known) // 2:
+        raise DataError(
+            f"{what} {len(classes)} different labels in {len(known)} labelled rows: labels are classes, and cross-validation needs two "
+            "rows of each or more"
+        )
+    return Labels(column, values, tuple(sorted(classes)))
+
+
+def _is_unknown(cell: object) -> bool:
+    return cell is None or cell == -1 or (isinstance(cell, str) and cell.strip() in ("", "-1"))
 
 
 def _choose(frame: pd.DataFrame, columns: Sequence[str], name: str) -> pd.DataFrame:

@@ -198,7 +198,8 @@ def selection_figure(selection: Any) -> Figure:
 
     Criteria on the deviance scale are shown as differences to the best (0, smaller is better), predictive densities and evidences as
     differences to the best (0, larger is better): LOO's errors are those of the paired difference. Rings mark what each criterion
-    picks; hollow markers are near-singular fits. A cut axis is said.
+    picks; hollow markers are models whose flags speak against the criterion: near-singular ones for EM's; for the posterior's, one that
+    did not converge, and LOO or an evidence that is itself doubtful. A cut axis is said. AICc stands for AIC where both are there.
 
     Parameters
     ----------
@@ -215,7 +216,7 @@ def selection_figure(selection: Any) -> Figure:
     picks = selection.picks
     curves = [
         name
-        for name in ("bic", "icl", "aic", "aicc", "waic", "loo", "evidence", "accuracy", "log_loss")
+        for name in ("bic", "icl", "aic", "aicc", "waic", "loo", "evidence", "accuracy", "log_loss", "ari")
         if name in picks
     ]
     if {"aic", "aicc"} <= set(curves):
@@ -228,8 +229,9 @@ def selection_figure(selection: Any) -> Figure:
         n_rows, n_columns, figsize=(1.0 + 3.6 * n_columns, 0.8 + 2.9 * n_rows), layout="constrained", squeeze=False
     )
     panels = list(axes.ravel())
-    for ax, name in zip(panels, curves, strict=False):
-        _criterion_panel(ax, selection, CRITERIA[name], picks[name])
+    hollow = [
+        _criterion_panel(ax, selection, CRITERIA[name], picks[name]) for ax, name in zip(panels, curves, strict=False)
+    ]
     for ax, (column, title) in zip(panels[len(curves) :], bars, strict=False):
         _bar_panel(ax, selection, column, title)
     for ax in panels[len(curves) + len(bars) :]:
@@ -239,18 +241,10 @@ def selection_figure(selection: Any) -> Figure:
         plt.Line2D([], [], color=_structure_colour(kind), marker=MARKERS[kind], markersize=5, label=kind)
         for kind in kinds
     ]
-    handles.append(
-        plt.Line2D(
-            [],
-            [],
-            linestyle="",
-            marker="o",
-            markersize=11,
-            markerfacecolor="none",
-            markeredgecolor="0.3",
-            label="picked",
-        )
-    )
+    for label, size in [("picked", 11)] + [("hollow: not reliable, see flags", 5)] * any(hollow):
+        ring = plt.Line2D([], [], linestyle="", marker="o", markersize=size, label=label)
+        ring.set(markerfacecolor="none", markeredgecolor="0.3")
+        handles.append(ring)
     figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), frameon=False)
     fit = {"em": "EM", "laplace": "EM; posterior by Laplace", "nuts": "EM; posterior by NUTS"}[selection.method]
     figure.suptitle(f"{selection.n_rows} rows, {len(selection.table)} models ({fit})", fontsize=10)
@@ -264,14 +258,30 @@ def _structure_colour(kind: str) -> str:
     return COLOURS[list(MARKERS).index(kind)]
 
 
-def _criterion_panel(ax: Axes, selection: Any, criterion: Any, picked: tuple[str, int]) -> None:
-    """One criterion as differences to what it picks."""
+_AGAINST = {
+    "em": ("near-singular",),
+    "posterior": ("not converged", "modes disagree", "Laplace k-hat high"),
+    "labels": (),
+    "loo": ("k-hat high",),
+    "evidence": ("evidence doubtful",),
+}
+"""Flags that speak against a criterion, by its source and by its name."""
+
+
+def _unreliable(criterion: Any, flags: str) -> bool:
+    against = (*_AGAINST[criterion.source], *_AGAINST.get(criterion.name, ()))
+    return any(flag in against for flag in flags.split(", "))
+
+
+def _criterion_panel(ax: Axes, selection: Any, criterion: Any, picked: tuple[str, int]) -> bool:
+    """One criterion as differences to what it picks; says whether a marker is hollow."""
     table = selection.table
     values = table[criterion.column].astype("float64")
     share = criterion.source == "labels"
     difference = values if share else values - values[picked]
     error = {"loo": "dse", "evidence": "log_evidence_se"}.get(criterion.name)
     kinds = list(dict.fromkeys(table.index.get_level_values(0)))
+    any_hollow = False
     for place, kind in enumerate(kinds):
         line = difference.xs(kind, level=0).dropna()
         if line.empty:
@@ -283,8 +293,8 @@ def _criterion_panel(ax: Axes, selection: Any, criterion: Any, picked: tuple[str
         if error is not None:
             bars = table[error].xs(kind, level=0).astype("float64").reindex(line.index)
             ax.errorbar(x, line, yerr=bars, fmt="none", ecolor=colour, elinewidth=1.0, capsize=2.5)
-        singular = np.array(["near-singular" in table.loc[(kind, k), "flags"] for k in line.index])
-        hollow = singular if criterion.source == "em" else np.zeros(len(line), dtype=bool)
+        hollow = np.array([_unreliable(criterion, table.loc[(kind, k), "flags"]) for k in line.index])
+        any_hollow |= bool(hollow.any())
         for chosen, face in ((~hollow, colour), (hollow, "white")):
             ax.plot(x[chosen], line[chosen], MARKERS[kind], color=colour, markerfacecolor=face, markersize=5)
         if kind == picked[0] and picked[1] in line.index:
@@ -297,6 +307,7 @@ def _criterion_panel(ax: Axes, selection: Any, criterion: Any, picked: tuple[str
     ax.set_ylabel(title if share else f"difference to the best{scale}", fontsize=9)
     cut = "" if share else _cut_axis(ax, difference.dropna().to_numpy(), criterion.larger_is_better)
     _component_axis(ax, table, cut)
+    return any_hollow
 
 
 def _cut_axis(ax: Axes, difference: FloatArray, larger_is_better: bool) -> str:

@@ -449,7 +449,7 @@ def write_selection(outcome: SelectionOutcome, path: str | Path) -> list[str]:
 def selection_to_json(outcome: SelectionOutcome, path: str | Path, files: list[str]) -> str:
     """Return a selection as one JSON object; what does not apply, and what is not a finite number, is null."""
     selection = outcome.selection
-    rows = selection.table.reset_index().astype(object)
+    rows, labels = selection.table.reset_index().astype(object), outcome.table.labels
     return json.dumps(
         _plain(
             {
@@ -458,6 +458,9 @@ def selection_to_json(outcome: SelectionOutcome, path: str | Path, files: list[s
                     "n_rows": len(outcome.table.values),
                     "columns": outcome.table.columns,
                     "notes": outcome.table.notes,
+                    "labels": None
+                    if labels is None
+                    else {"column": labels.column, "n_known": labels.n_known, "classes": labels.classes},
                 },
                 "method": selection.method,
                 "criteria": selection.criteria,
@@ -483,6 +486,12 @@ def print_selection_task(table: Table, method: str, n_components: list[int], cov
     """Tell what is about to be compared."""
     console = _console()
     _print_table(console, table)
+    if table.labels is not None:
+        labels = table.labels
+        classes = ", ".join(map(str, labels.classes[:6])) + (", …" if len(labels.classes) > 6 else "")
+        console.print(
+            f"labels {labels.column}: {labels.n_known} of {len(labels.values)} rows known, {len(labels.classes)} classes ({classes})"
+        )
     how = {"nuts": "EM and NUTS", "laplace": "EM and a Laplace approximation", "em": "EM"}[method]
     n_models = len(n_components) * len(covariance_types)
     ks = ", ".join(map(str, n_components))
@@ -505,6 +514,9 @@ _SHOWN_COLUMNS = (
     "log_evidence",
     "log_evidence_se",
     "probability",
+    "accuracy",
+    "log_loss",
+    "ari",
     "max_rhat",
 )
 _SHORT_TITLES = {
@@ -520,33 +532,29 @@ _SHORT_TITLES = {
     "log_evidence": "log evid.",
     "log_evidence_se": "±",
     "probability": "p(M)",
+    "accuracy": "acc.",
+    "log_loss": "log loss",
+    "ari": "ARI",
     "max_rhat": "R-hat",
 }
 
 
 def print_selection(outcome: SelectionOutcome, path: str | Path, files: list[str]) -> None:
     """Tell the result: the table, what the criteria pick, and where the files are."""
-    import pandas as pd
     from rich.table import Table as Grid
 
     console, selection = _console(), outcome.selection
-    table = selection.table
-    shown = [name for name in _SHOWN_COLUMNS if table[name].notna().any()]
-    picked: dict[Any, list[str]] = {}
-    for name, key in selection.picks.items():
-        picked.setdefault(key, []).append(name)
-    grid = Grid(box=None, pad_edge=False, header_style="bold")
-    grid.add_column("covariance", no_wrap=True)
-    grid.add_column("K", justify="right", no_wrap=True)
-    for name in shown:
-        grid.add_column(_SHORT_TITLES.get(name, name), justify="right", no_wrap=True)
-    grid.add_column("picked by", overflow="fold")
-    grid.add_column("flags", overflow="fold")
-    for (kind, K), row in table.iterrows():
-        cells = ["–" if row[name] is pd.NA else _selection_cell(name, row[name]) for name in shown]
-        grid.add_row(str(kind), str(K), *cells, ", ".join(picked.get((kind, K), ())), str(row["flags"]))
-    console.print()
-    console.print(grid)
+    for columns in _blocks(_selection_columns(selection), console.width):
+        grid = Grid(box=None, pad_edge=False, header_style="bold")
+        for title, _ in columns:
+            if title in _TEXT:
+                grid.add_column(title, overflow="fold")
+            else:
+                grid.add_column(title, justify="right" if title != "covariance" else "left", no_wrap=True)
+        for row in zip(*(cells for _, cells in columns), strict=True):
+            grid.add_row(*row)
+        console.print()
+        console.print(grid)
     console.print()
     console.print(selection.summary())
     for remark in (*outcome.problems, *selection.notes):
@@ -554,7 +562,49 @@ def print_selection(outcome: SelectionOutcome, path: str | Path, files: list[str
     console.print(f"{outcome.seconds:.1f} s; {', '.join(files)} in {path}")
 
 
-_DIGITS = {"n_parameters": 0, "weight": 3, "probability": 3, "max_rhat": 3, "max_pareto_k": 2, "log_evidence_se": 2}
+_TEXT, _TEXT_WIDTH = ("picked by", "flags"), 24
+
+
+def _selection_columns(selection: Selection) -> list[tuple[str, list[str]]]:
+    """Titles and cells of what is shown; columns without anything in them are left out."""
+    import pandas as pd
+
+    table = selection.table
+    picked: dict[Any, list[str]] = {}
+    for name, key in selection.picks.items():
+        picked.setdefault(key, []).append(name)
+    columns = [("covariance", [str(kind) for kind, _ in table.index]), ("K", [str(K) for _, K in table.index])]
+    for name in _SHOWN_COLUMNS:
+        if table[name].notna().any():
+            cells = ["–" if value is pd.NA else _selection_cell(name, value) for value in table[name]]
+            columns.append((_SHORT_TITLES.get(name, name), cells))
+    columns.append(("picked by", [", ".join(picked.get(key, ())) for key in table.index]))
+    columns.append(("flags", [str(flags) for flags in table["flags"]]))
+    return [(title, cells) for title, cells in columns if any(cells)]
+
+
+def _blocks(columns: list[tuple[str, list[str]]], width: int) -> list[list[tuple[str, list[str]]]]:
+    """Columns shared out over tables that fit the width, each with the covariance and K in front."""
+    from rich.cells import cell_len
+
+    def needs(column: tuple[str, list[str]]) -> int:
+        widest = max(map(cell_len, (column[0], *column[1])))
+        return 2 + (min(widest, _TEXT_WIDTH) if column[0] in _TEXT else widest)
+
+    front, rest = columns[:2], columns[2:]
+    blocks = [list(front)]
+    for column in rest:
+        if len(blocks[-1]) > len(front) and sum(map(needs, [*blocks[-1], column])) - 2 > width:
+            blocks.append(list(front))
+        blocks[-1].append(column)
+    return blocks
+
+
+_DIGITS = {
+    "n_parameters": 0,
+    **dict.fromkeys(("weight", "probability", "max_rhat", "accuracy", "log_loss", "ari"), 3),
+    **dict.fromkeys(("max_pareto_k", "log_evidence_se"), 2),
+}
 
 
 def _selection_cell(name: str, value: Any) -> str:

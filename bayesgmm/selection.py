@@ -295,6 +295,93 @@ class Selection:
                 out.append(f"{_words(key)} is picked, but its fit is not to be trusted yet ({', '.join(flags)})")
         return tuple(out)
 
+    def score_samples(self, X: ArrayLike, weights: str | Mapping[Key, float] = "evidence") -> FloatArray:
+        """Log predictive density of each row averaged over models: log Σ_m w_m p(x given data, m).
+
+        Parameters
+        ----------
+        X : array-like of shape (N, D)
+        weights : {"evidence", "stacking", "bic"} or mapping of (str, int) to float, default "evidence"
+            "evidence": p(model | data) of the table, all models equally probable beforehand. "stacking": the table's ``weight``, made
+            for prediction. "bic": exp(−BIC/2) without near-singular fits, an approximation to the evidence that needs no
+            posterior. A mapping, such as p(model | data) under a prior of one's own, is divided by its sum; models that it does not
+            name have weight 0.
+
+        Returns
+        -------
+        ndarray of shape (N,)
+            Nats. With ``method="em"`` the models' densities are those of the maximum, not averaged over parameters.
+
+        Raises
+        ------
+        ValueError
+            If the selection has no such weights (EM has neither evidences nor stacking weights), or a mapping names a model that is
+            not there, one without a fit, or a number that is negative or not finite.
+        TypeError
+            If weights are of another kind.
+
+        Warns
+        -----
+        CriterionWarning
+            If models are left out because they have no value of the criterion.
+
+        References
+        ----------
+        Hoeting, Madigan, Raftery & Volinsky (1999), Bayesian model averaging: a tutorial, Statistical Science 14, 382–417, equation 1.
+        Yao, Vehtari, Simpson & Gelman (2018), Bayesian Analysis 13, 917–1007, for stacking.
+        """
+        from bayesgmm.averaging import averaged_density
+
+        return averaged_density(self, X, weights)
+
+    def coclustering(
+        self,
+        X: ArrayLike | None = None,
+        *,
+        rows: ArrayLike | slice | None = None,
+        pairs: ArrayLike | None = None,
+        weights: str | Mapping[Key, float] = "evidence",
+    ) -> FloatArray:
+        """Probability that two rows come from the same component, averaged over draws and models.
+
+        Parameters
+        ----------
+        X : array-like of shape (N, D), optional
+            Default: the rows of the fits.
+        rows : int array-like, boolean mask or slice, optional
+            Positions of the n rows to take, at most 5,000: the result has n² entries.
+        pairs : int array-like of shape (P, 2), optional
+            Positions of two rows each: only these are worked out, of however many rows.
+        weights : {"evidence", "stacking", "bic"} or mapping of (str, int) to float, default "evidence"
+            As in :meth:`score_samples`. "evidence" gives the posterior probability; stacking weights are made for predictions and
+            are no probabilities of models.
+
+        Returns
+        -------
+        ndarray of shape (N, N), (n, n) or (P,)
+            Σ_m w_m E[Σ_k r_ik r_jk given data, m]; 1 for a row with itself.
+
+        Raises
+        ------
+        ValueError
+            As in :meth:`score_samples`; if the matrix would have more than 5,000 rows; if ``rows`` and ``pairs`` are both given; if X is
+            None with ``method="em"``, whose fits do not keep the data.
+        IndexError
+            If a position is not one of a row.
+
+        Warns
+        -----
+        CriterionWarning
+            If models are left out because they have no value of the criterion.
+
+        Notes
+        -----
+        Rows that the models were not fitted to do not change the posterior.
+        """
+        from bayesgmm.averaging import averaged_coclustering
+
+        return averaged_coclustering(self, X, weights, rows, pairs)
+
     def plot(self) -> Figure:
         """Criteria against the number of components with their errors, one line a structure, and the weights.
 

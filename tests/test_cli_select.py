@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 
 import bayesgmm
-from bayesgmm import select, sweep
+from bayesgmm import results, select, sweep
 from bayesgmm.cli import main
 
 WRITTEN = ["models", "selection.csv", "selection.json", "selection.png"]
@@ -120,6 +120,79 @@ def test_too_many_components_are_refused(data, tmp_path, capsys):
     assert not (tmp_path / "o").exists()
 
 
+@pytest.fixture(scope="module")
+def labelled(data, tmp_path_factory):
+    """Every second row of either group has its name, in text."""
+    table = pd.read_csv(data)
+    table.insert(1, "group", np.where(np.arange(80) % 2, np.where(np.arange(80) < 30, "left", "right"), None))
+    path = tmp_path_factory.mktemp("labelled") / "labelled.csv"
+    table.to_csv(path, index=False)
+    return str(path)
+
+
+def test_labels_are_scored_and_not_fitted(data, labelled, tmp_path, capsys):
+    arguments = ["-k", "1-2", "--covariance", "full", "--labels", "group", "--criteria", "bic"]
+    assert main(["select", labelled, *arguments, "--out", str(tmp_path / "o")]) == 0
+    printed = capsys.readouterr().out
+    for part in ("2 columns (a, b)", "labels group: 40 of 80 rows known, 2 classes (left, right)", "log loss", "ARI"):
+        assert part in printed
+    table = pd.read_csv(tmp_path / "o" / "selection.csv", index_col=[0, 1])
+    # the groups lie nine deviations apart
+    assert table.loc[("full", 2), ["accuracy", "ari"]].tolist() == [1.0, 1.0]
+    assert table.loc[("full", 1), "ari"] == 0.0
+    y = pd.read_csv(labelled)["group"].astype(object)
+    found = select(pd.read_csv(data), (1, 2), "full", y=y.where(y.notna(), None), random_state=0, progressbar=False)
+    for column in ("bic", "accuracy", "log_loss", "ari"):
+        np.testing.assert_array_equal(table[column], found.table[column].astype(float))
+    # the same command goes on; another column of labels is another selection
+    assert main(["select", labelled, *arguments, "--out", str(tmp_path / "o"), "--quiet"]) == 0
+    assert main(["select", data, "-k", "1", "--out", str(tmp_path / "o"), "--quiet"]) == 1
+    assert "other labels" in capsys.readouterr().err
+
+
+def test_json_tells_of_the_labels(labelled, tmp_path, capsys):
+    arguments = ["--labels", "group", "-k", "2", "--covariance", "diag", "--criteria", "accuracy", "--json"]
+    assert main(["select", labelled, *arguments, "--out", str(tmp_path / "o")]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert result["data"]["labels"] == {"column": "group", "n_known": 40, "classes": ["left", "right"]}
+    assert result["criteria"] == ["accuracy"]
+    assert (result["models"][0]["accuracy"], result["models"][0]["log_loss"]) == (1.0, None)
+
+
+def test_labels_at_fault_are_one_line_before_any_fit(labelled, tmp_path, capsys):
+    for options, says in ((["--labels", "grp"], "no column 'grp'"), (["--labels", "a"], "80 different labels in 80")):
+        assert main(["select", labelled, *options, "--out", str(tmp_path / "o")]) == 1
+        error = capsys.readouterr().err
+        assert says in error
+        assert error.count("\n") == 1
+    assert not (tmp_path / "o").exists()
+
+
+@pytest.mark.parametrize("width", [60, 90, 140])
+def test_what_does_not_fit_the_width_is_another_table(labelled, tmp_path, capsys, monkeypatch, width):
+    from rich.console import Console
+
+    monkeypatch.setattr(results, "_console", lambda: Console(highlight=False, width=width))
+    arguments = ["--labels", "group", "-k", "2,3", "--covariance", "full", "--method", "laplace", "--draws", "60"]
+    main(["select", labelled, *arguments, "--out", str(tmp_path / "o")])
+    printed = capsys.readouterr().out
+    table = pd.read_csv(tmp_path / "o" / "selection.csv")
+    for row in table.itertuples():
+        # every number whole, whatever the width
+        for number in (
+            f"{row.log_likelihood:.1f}",
+            f"{row.elpd_loo:.1f}",
+            f"{row.log_evidence:.1f}",
+            f"{row.log_loss:.3f}",
+        ):
+            assert number in printed
+    heads = [line for line in printed.splitlines() if line.startswith("covariance")]
+    assert len(heads) > 1 or width == 140
+    assert "…" not in printed
+    assert max(map(len, heads)) <= width
+    assert "picked by" in "".join(heads)
+
+
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
@@ -127,9 +200,13 @@ def test_too_many_components_are_refused(data, tmp_path, capsys):
         (["-k", "0-2"], "not '0-2'"),
         (["-k", ""], "not ''"),
         (["--covariance", "ful"], "choose from full, tied, diag, spherical, not ful"),
-        (["--criteria", "bci"], "choose from aic, aicc, bic, icl, waic, loo, evidence, not bci"),
+        (
+            ["--criteria", "bci"],
+            "choose from aic, aicc, bic, icl, waic, loo, evidence, accuracy, log_loss, ari, not bci",
+        ),
         (["--method", "em", "--criteria", "bic,loo"], "loo: not with --method em"),
         (["--draws", "90"], "--draws: not with --method em"),
+        (["--criteria", "bic,accuracy"], "--criteria accuracy: not without --labels COLUMN"),
         (["--colums", "a"], "--columns"),
     ],
 )

@@ -327,3 +327,56 @@ def test_a_place_that_cannot_be_written_is_found_before_the_work(tmp_path):
         OutputFolder(tmp_path / "file" / "out").__enter__()
     with pytest.raises(OSError, match="cannot write to"):
         OutputFolder(Path("/proc/nowhere")).__enter__()
+
+
+@pytest.mark.parametrize(
+    ("cells", "expected", "classes"),
+    [
+        (["x", "y", "", "NA", "x", "y"], ["x", "y", None, None, "x", "y"], ("x", "y")),
+        (["x", "y", "-1", '" "', "x", "y"], ["x", "y", None, None, "x", "y"], ("x", "y")),
+        (["2", "0", "", "-1", "0", "2"], [2, 0, None, None, 0, 2], (0, 2)),
+        (["0.5", "-1.0", "1.5", "nan", "0.5", "1.5"], [0.5, None, 1.5, None, 0.5, 1.5], (0.5, 1.5)),
+        (["True", "False", "", "True", "False", "True"], [True, False, None, True, False, True], (False, True)),
+    ],
+)
+def test_a_column_of_labels_is_no_feature(csv_file, cells, expected, classes):
+    rows = "".join(f"{i},{label},{i * i}\n" for i, label in enumerate(cells))
+    table = read_table(csv_file(f"a,kind,b\n{rows}"), labels="kind")
+    assert table.columns == ("a", "b")
+    np.testing.assert_array_equal(table.values[:, 1], np.arange(6.0) ** 2)
+    assert table.labels.values.tolist() == expected
+    # 1.0 == 1: whole numbers with gaps are still whole numbers
+    assert [str(c) for c in table.labels.classes] == [str(c) for c in classes]
+    assert table.labels.n_known == sum(value is not None for value in expected)
+    assert read_table(csv_file(f"a,kind,b\n{rows}"), ["b"], "kind").columns == ("b",)
+
+
+def test_labels_of_parquet_and_npy(tmp_path):
+    kinds = pd.Categorical(["u", None, "v", "v", "u"])
+    pd.DataFrame({"a": range(5), "kind": kinds}).to_parquet(tmp_path / "a.parquet")
+    labels = read_table(tmp_path / "a.parquet", labels="kind").labels
+    assert (labels.values.tolist(), labels.classes) == (["u", None, "v", "v", "u"], ("u", "v"))
+    np.save(tmp_path / "a.npy", np.array([[0.5, 1], [0.1, -1], [0.2, 0], [0.3, 1], [0.4, 0]]))
+    assert read_table(tmp_path / "a.npy", labels="x2").labels.values.tolist() == [1, None, 0, 1, 0]
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"labels": "knd"}, "no column 'knd' for the labels; its columns are 'a', 'kind', 'none', 'one', 'each'"),
+        ({"labels": "kind", "columns": ["a", "kind"]}, "'kind' holds the labels, so it cannot be a feature"),
+        ({"labels": "none"}, r"column 'none' has no known label \(empty, NA and -1 are unknown\)"),
+        ({"labels": "one"}, "column 'one' has a single class, 'x': at least two"),
+        ({"labels": "each"}, "'each' has 4 different labels in 4 labelled rows: labels are classes"),
+        ({"labels": "kind", "columns": ["b"]}, "no column 'b'"),
+    ],
+)
+def test_labels_that_cannot_be_used_are_refused(csv_file, options, says):
+    path = csv_file("a,kind,none,one,each\n1,u,,x,p\n2,v,-1,,q\n3,u,NA,x,r\n4,v,,x,s\n")
+    with pytest.raises(DataError, match=says):
+        read_table(path, **options)
+
+
+def test_labels_alone_are_refused(csv_file):
+    with pytest.raises(DataError, match="no column beside that of the labels, 'kind'"):
+        read_table(csv_file("kind\nu\nv\nu\nv\n"), labels="kind")

@@ -218,6 +218,39 @@ def test_selection_marks_near_singular_fits_and_says_what_it_cuts_off(selections
     assert ax.get_ylim()[1] < 1e6
 
 
+@pytest.mark.parametrize(
+    ("flag", "hollow"),
+    [
+        ("near-singular", {"BIC", "ICL", "AICc"}),
+        ("k-hat high", {"LOO"}),
+        ("evidence doubtful", {"Evidence"}),
+        ("labels not identified, not converged", {"WAIC", "LOO", "Evidence"}),
+        ("labels not identified", set()),
+    ],
+)
+def test_selection_marks_what_is_not_reliable(selections, flag, hollow):
+    _, found = selections
+    changed = found.table.assign(flags=pd.array([""] * len(found.table), dtype="string"))
+    changed.loc[("full", 2), "flags"] = flag
+    figure = selection_figure(replace(found, table=changed))
+    marked = {
+        ax.get_title().partition(":")[0]
+        for ax in panels(figure)
+        for line in ax.lines
+        if line.get_markerfacecolor() == "white" and len(line.get_xydata())
+    }
+    assert marked == hollow
+    assert ("hollow" in all_text(figure)) == bool(hollow)
+
+
+def test_selection_with_labels_has_their_panels():
+    y = np.where(np.arange(120) % 2, -1, np.arange(120) % 4)
+    figure = selection_figure(select(table(2), (1, 2), "diag", y=y, random_state=0, progressbar=False))
+    figure.canvas.draw()
+    labels = ["Accuracy: higher is better", "Log loss: lower is better", "Adjusted Rand index: higher is better"]
+    assert titles(figure)[-3:] == labels
+
+
 def test_selection_of_one_model(selections):
     one = select(table(1), 1, "full", random_state=0, progressbar=False)
     selection_figure(one).canvas.draw()

@@ -17,7 +17,7 @@ from sklearn.utils.validation import check_is_fitted
 from bayesgmm.core import em, kernel
 from bayesgmm.core.covariance import STRUCTURES, structure
 from bayesgmm.core.hierarchical import HierarchicalPrior, Prior
-from bayesgmm.core.parameters import FloatArray, MixtureParameters
+from bayesgmm.core.parameters import FloatArray
 from bayesgmm.core.priors import ConjugatePrior
 from bayesgmm.estimators.validation import (
     Labels,
@@ -411,40 +411,44 @@ class BayesianGaussianMixture(DensityMixin, BaseEstimator):
             rows[part] = means[which[part], y[part]] + np.linalg.solve(np.swapaxes(P, 1, 2), noise)[..., 0]
         return rows, y
 
-    def coclustering(self, X: ArrayLike) -> FloatArray:
-        """Posterior probability that two rows come from the same component: Σ_k r_nk r_mk averaged over draws.
+    def coclustering(
+        self,
+        X: ArrayLike | None = None,
+        *,
+        rows: ArrayLike | slice | None = None,
+        pairs: ArrayLike | None = None,
+    ) -> FloatArray:
+        """Posterior probability that two rows come from the same component: Σ_k r_ik r_jk averaged over draws.
 
         Parameters
         ----------
-        X : array-like of shape (N, D)
-            At most 5,000 rows: the result has N² entries.
+        X : array-like of shape (N, D), optional
+            Default: the rows of the fit.
+        rows : int array-like, boolean mask or slice, optional
+            Positions of the n rows to take, at most 5,000: the result has n² entries.
+        pairs : int array-like of shape (P, 2), optional
+            Positions of two rows each: only these are worked out, of however many rows.
 
         Returns
         -------
-        ndarray of shape (N, N)
+        ndarray of shape (N, N), (n, n) or (P,)
+            1 for a row with itself.
 
         Raises
         ------
         ValueError
-            If X has more rows.
+            If the matrix would have more than 5,000 rows, or ``rows`` and ``pairs`` are both given.
+        IndexError
+            If a position is not one of a row.
 
         Notes
         -----
-        Rows are taken as independent given the parameters; the diagonal is 1.
+        Rows are independent given the parameters; rows that the mixture was not fitted to do not change the posterior.
         """
-        table = self._table(X)
-        if len(table) > 5000:
-            raise ValueError(
-                f"co-clustering of {len(table)} rows needs {len(table)} × {len(table)} numbers: give at most 5000 rows"
-            )
-        out = np.zeros((len(table), len(table)))
-        weights, means, factors = self._draws.flat()
-        for parameters in map(MixtureParameters, weights, means, factors):
-            r = kernel.responsibilities(table, parameters)[0]
-            out += r @ r.T
-        out /= len(weights)
-        np.fill_diagonal(out, 1.0)
-        return out
+        check_is_fitted(self)
+        from bayesgmm.averaging import coclustering
+
+        return coclustering(self._X if X is None else self._table(X), [(1.0, self._draws.flat())], rows, pairs)
 
     def compute_log_likelihood(self) -> Self:
         """Add the pointwise log-likelihood to ``idata_`` where it was too large to be stored at once.
