@@ -8,12 +8,11 @@ One pass computes, at given parameters (DESIGN notation; v_n are the observation
 which is the whole E-step and, by Fisher's identity, the whole gradient of the marginal log-likelihood.
 
 How it is made fast. Rows are taken in blocks of ``BLOCK``; a block is turned feature-major once, and every inner loop runs over its
-rows, ``LANES`` at a time. These loops are written as vector instructions (``Lanes``), so that sums stay in the processor's registers:
-the loop vectoriser of LLVM finds neither the tiles nor the order of operations that this takes. Logarithms are to base 2, the factors
-being scaled for it, so that an exponential needs no reduction of its argument. With few features the exponentials are taken relative
-to the highest peak of all components, without a look for each row's largest term; a block in which a row lies further than 2^−100
-below that peak is done again with it. Sums centred at μ_k do not cancel for data far from the origin. Where features are many, rows
-with less than 1e-24 of a component's count in their block are left out of its moments: they lie below the last bit of the sum.
+rows, ``LANES`` at a time, in vector instructions (``lanes.py``). Logarithms are to base 2, the factors being scaled for it, so that
+an exponential needs no reduction of its argument. With few features the exponentials are taken relative to the highest peak of all
+components, without a look for each row's largest term; a block in which a row lies further than 2^−100 below that peak is done again
+with it. Sums centred at μ_k do not cancel for data far from the origin. Where features are many, rows with less than 1e-24 of a
+component's count in their block are left out of its moments: they lie below the last bit of the sum.
 
 Everything here releases the GIL and is cached on disk. Work is cut into chunks whose number depends on the problem alone
 and whose sums are added in a fixed order: the same numbers, bit for bit, on any number of threads.
@@ -26,25 +25,15 @@ import math
 import os
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
-import llvmlite.binding
 import numba as nb
 import numpy as np
-from llvmlite import ir
-from numba.core import cgutils, types
-from numba.extending import intrinsic
 
+from bayesgmm.core import lanes
+from bayesgmm.core.lanes import BLOCK, LANES, LN2, PITCH, STRIP
 from bayesgmm.core.parameters import FloatArray, MixtureParameters, SufficientStatistics
-
-BLOCK = 256
-"""Rows of a block: fewer, and the start of each loop shows; more, and a block of ten features leaves the first-level cache."""
-
-PITCH = BLOCK + 16
-"""Numbers from one row of a block's arrays to the next: with a power of two, loads would wait for stores to other arrays."""
 
 NEGLIGIBLE = 1e-24
 """With COMPACT_FROM features or more, rows with less than this share of a component's count in the block are left out."""
@@ -54,12 +43,6 @@ CHUNK_ROWS = 8192
 MAX_CHUNKS = 64
 PARALLEL_FLOPS = 2e6
 
-LANES = 8 if llvmlite.binding.get_host_cpu_features().get("avx512f") else 4
-"""Numbers in a vector register."""
-
-STRIP = 3 * LANES
-"""Rows that are whitened together: four sums for each of three vectors fill the registers."""
-
 PEAK_REACH = 2.0**-100
 """Densities as far as this below the highest peak need no maximum of their own; the product of eight is still a normal number."""
 
@@ -67,26 +50,10 @@ PATIENCE = 8
 """Blocks that go by after one with a row beyond PEAK_REACH, before maxima are left out again."""
 
 LOG2E = 1.4426950408889634
-LN2 = 0.6931471805599453
 HALF_BITS = math.sqrt(0.5 * LOG2E)
-ROUNDER = 1.5 * 2.0**52 + 1023.0
 LN2_HIGH = 6.93147180369123816490e-01
 LN2_LOW = 1.90821492927058770002e-10
 LOG_2PI = math.log(2.0 * math.pi)
-
-# (2^r − 1 − r log 2) / r², interpolated at Chebyshev nodes of |r| ≤ ½: within 0.1 ulp of 2^r.
-EXP2 = (
-    0.24022650695910075,
-    0.05550410866482158,
-    0.009618129107618665,
-    0.0013333558146423213,
-    0.00015403530424776529,
-    1.5252733820795803e-05,
-    1.3215451633221434e-06,
-    1.0178067267449427e-07,
-    7.070977866508138e-09,
-    4.45410341058704e-10,
-)
 
 _options = {
     "cache": True,
@@ -97,389 +64,6 @@ _options = {
 
 # Without reassociation: it would undo the rounding to an integer, and the order that the vector code was written in.
 _exact_options = {**_options, "fastmath": {"contract", "nsz"}}
-
-F64, I64, I32 = ir.DoubleType(), ir.IntType(64), ir.IntType(32)
-VECTOR, FOUR = ir.VectorType(F64, LANES), ir.VectorType(F64, 4)
-
-
-class Lanes:
-    """Arithmetic on vectors of LANES numbers, as instructions of LLVM; arrays are pointers to their first element.
-
-    Parameters
-    ----------
-    context, builder, sig, args
-        As Numba hands them to the code generator of an intrinsic.
-    """
-
-    def __init__(self, context: Any, builder: Any, sig: Any, args: Any) -> None:
-        self.builder = builder
-        self.args = [
-            context.make_array(kind)(context, builder, value).data if isinstance(kind, types.Array) else value
-            for kind, value in zip(sig.args, args, strict=True)
-        ]
-
-    def plus(self, a: Any, b: int) -> Any:
-        """An index b further on."""
-        return self.builder.add(a, I64(b))
-
-    def at(self, pointer: Any, *offsets: Any) -> Any:
-        """The pointer moved on by the sum of the offsets."""
-        for offset in offsets:
-            pointer = self.builder.gep(pointer, [I64(offset) if isinstance(offset, int) else offset])
-        return pointer
-
-    def load(self, pointer: Any, kind: Any = VECTOR) -> Any:
-        """The numbers from a pointer on."""
-        return self.builder.load(self.builder.bitcast(pointer, kind.as_pointer()), align=8)
-
-    def store(self, value: Any, pointer: Any) -> None:
-        """Write a vector from a pointer on."""
-        self.builder.store(value, self.builder.bitcast(pointer, value.type.as_pointer()), align=8)
-
-    def shuffle(self, a: Any, b: Any, order: list[int]) -> Any:
-        """Elements of the vector a followed by b."""
-        return self.builder.shuffle_vector(a, b, ir.Constant(ir.VectorType(I32, len(order)), order))
-
-    def splat(self, number: Any) -> Any:
-        """One number in every lane."""
-        if isinstance(number, float):
-            return VECTOR([number] * LANES)
-        one = self.builder.insert_element(VECTOR(ir.Undefined), number, I32(0))
-        return self.shuffle(one, VECTOR(ir.Undefined), [0] * LANES)
-
-    def broadcast(self, pointer: Any) -> Any:
-        """The number at a pointer in every lane."""
-        return self.splat(self.builder.load(pointer))
-
-    def add(self, a: Any, b: Any) -> Any:
-        """Sum a + b."""
-        return self.builder.fadd(a, b, flags=("contract",))
-
-    def sub(self, a: Any, b: Any) -> Any:
-        """Difference a − b."""
-        return self.builder.fsub(a, b, flags=("contract",))
-
-    def mul(self, a: Any, b: Any) -> Any:
-        """Product a b."""
-        return self.builder.fmul(a, b, flags=("contract",))
-
-    def fma(self, a: Any, b: Any, c: Any) -> Any:
-        """Sum a b + c, in one instruction where the processor has it."""
-        return self.add(self.mul(a, b), c)
-
-    def larger(self, a: Any, b: Any) -> Any:
-        """The larger of a and b; b where a is NaN."""
-        return self.builder.select(self.builder.fcmp_ordered(">", a, b), a, b)
-
-    def dot(self, a: list[Any], b: list[Any]) -> Any:
-        """Σ a_i b_i, long ones in two chains so that additions need not wait for each other."""
-        if len(a) > 3:
-            half = len(a) // 2
-            return self.add(self.dot(a[:half], b[:half]), self.dot(a[half:], b[half:]))
-        total = self.mul(a[0], b[0])
-        for x, y in zip(a[1:], b[1:], strict=True):
-            total = self.fma(x, y, total)
-        return total
-
-    def sums(self, vectors: list[Any]) -> Any:
-        """The sums of up to four vectors, as one vector of four."""
-        vectors = vectors + [self.splat(0.0)] * (4 - len(vectors))
-        if LANES == 8:
-            low, high = [0, 1, 2, 3], [4, 5, 6, 7]
-            vectors = [self.add(self.shuffle(v, v, low), self.shuffle(v, v, high)) for v in vectors]
-        pairs = [
-            self.add(self.shuffle(a, b, [0, 4, 2, 6]), self.shuffle(a, b, [1, 5, 3, 7]))
-            for a, b in (vectors[:2], vectors[2:])
-        ]
-        a, b = pairs
-        return self.add(self.shuffle(a, b, [0, 1, 4, 5]), self.shuffle(a, b, [2, 3, 6, 7]))
-
-    def increase(self, pointer: Any, vectors: list[Any]) -> None:
-        """Add the sums of up to four vectors to the four numbers at a pointer."""
-        self.store(self.add(self.load(pointer, FOUR), self.sums(vectors)), pointer)
-
-    def zeros(self, n: int) -> list[Any]:
-        """Variables that a loop changes."""
-        return [cgutils.alloca_once_value(self.builder, self.splat(0.0)) for _ in range(n)]
-
-    def values(self, variables: list[Any]) -> list[Any]:
-        """What the variables hold."""
-        return [self.builder.load(variable) for variable in variables]
-
-    def clear(self, variables: list[Any]) -> None:
-        """Set variables to zero."""
-        for variable in variables:
-            self.builder.store(self.splat(0.0), variable)
-
-    def gain(self, variable: Any, a: Any, b: Any = None) -> None:
-        """Add a, or a b, to a variable."""
-        value = self.builder.load(variable)
-        self.builder.store(self.add(value, a) if b is None else self.fma(a, b, value), variable)
-
-    def loop(self, start: Any, stop: Any, step: int) -> AbstractContextManager[Any]:
-        """A loop; its context is (index, …)."""
-        return cgutils.for_range_slice(self.builder, start, stop, I64(step))
-
-    def exp2(self, u: Any) -> Any:
-        """2^u for u ≤ 0, within 1.3 ulp; 0 below −1022.5 (and for −inf and NaN)."""
-        bounded = self.larger(u, self.splat(-1023.0))
-        # Adding 1.5 · 2^52 rounds to an integer in the low bits; the 1023 makes these the exponent of 2^n, and 0 the power at the bound.
-        shifted = self.builder.fadd(bounded, self.splat(ROUNDER))
-        r = self.builder.fsub(bounded, self.builder.fsub(shifted, self.splat(ROUNDER)))
-        r2 = self.mul(r, r)
-        # In pairs, not in one chain: what waits on the step before fills the processor's queue.
-        p = [self.fma(self.splat(EXP2[n + 1]), r, self.splat(EXP2[n])) for n in range(0, len(EXP2), 2)]
-        r4 = self.mul(r2, r2)
-        high = self.fma(p[4], r4, self.fma(p[3], r2, p[2]))
-        series = self.fma(r4, high, self.fma(p[1], r2, p[0]))
-        mantissa = self.fma(series, r2, self.fma(r, self.splat(LN2), self.splat(1.0)))
-        integers = ir.VectorType(I64, LANES)
-        power = self.builder.shl(self.builder.bitcast(shifted, integers), integers([52] * LANES))
-        return self.mul(mantissa, self.builder.bitcast(power, VECTOR))
-
-
-def _code(build: Callable[[Lanes], Any]) -> Callable[..., Any]:
-    """What Numba calls to generate the body of an intrinsic that ``build`` writes."""
-
-    def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        value = build(Lanes(context, builder, sig, args))
-        return context.get_dummy_value() if value is None else value
-
-    return generate
-
-
-def _factor(lanes: Lanes, factors: Any, D: int, width: int) -> dict[tuple[int, int], Any]:
-    """The lower triangle of one component's factor (width × width in memory), each entry in every lane."""
-    return {(f, j): lanes.broadcast(lanes.at(factors, f * width + j)) for j in range(D) for f in range(j, D)}
-
-
-def _squared_length(lanes: Lanes, z: list[Any], P: dict[tuple[int, int], Any]) -> Any:
-    """|Pᵀ z|²."""
-    D = len(z)
-    y = [lanes.dot([P[f, j] for f in range(j, D)], z[j:]) for j in range(D)]
-    return lanes.dot(y, y)
-
-
-def _exponents(D: int) -> Any:
-    """Vector code for D ≤ 4, 6 or 8 features: u = constant − |Pᵀ(x − μ)|²."""
-
-    @intrinsic
-    def exponents(typingctx, x, b, constant, mean, factor, u):
-        def build(lanes):
-            x, b, constant, mean, factor, u = lanes.args
-            constant = lanes.splat(constant)
-            means = [lanes.broadcast(lanes.at(mean, j)) for j in range(D)]
-            P = _factor(lanes, factor, D, 4 if D <= 4 else 8)
-            with lanes.loop(I64(0), b, LANES) as (i, _):
-                z = [lanes.sub(lanes.load(lanes.at(x, i, j * PITCH)), means[j]) for j in range(D)]
-                lanes.store(lanes.sub(constant, _squared_length(lanes, z, P)), lanes.at(u, i))
-
-        return types.void(x, b, constant, mean, factor, u), _code(build)
-
-    return exponents
-
-
-@intrinsic
-def _exponents_of_strip(typingctx, x, start, constant, mean, factor, width, z, u):
-    """Vector code for any number of features: u = constant − |Pᵀ(x − μ)|² for STRIP rows; z is scratch."""
-
-    def build(lanes):
-        builder = lanes.builder
-        x, start, constant, mean, factor, width, z, u = lanes.args
-        vectors = range(STRIP // LANES)
-        with lanes.loop(I64(0), width, 1) as (f, _):
-            middle, column = lanes.broadcast(lanes.at(mean, f)), lanes.at(x, start, builder.mul(f, I64(PITCH)))
-            for v in vectors:
-                value = lanes.sub(lanes.load(lanes.at(column, v * LANES)), middle)
-                lanes.store(value, lanes.at(z, builder.mul(f, I64(STRIP)), v * LANES))
-        y, squares = [lanes.zeros(len(vectors)) for _ in range(4)], lanes.zeros(len(vectors))
-        lanes.clear(squares)
-
-        def step(j, f, n):
-            """Add the part of feature f to the first n of the four features from j on."""
-            row = [lanes.load(lanes.at(z, builder.mul(f, I64(STRIP)), v * LANES)) for v in vectors]
-            coefficients = lanes.at(factor, builder.mul(f, width), j)
-            for a in range(n):
-                p = lanes.broadcast(lanes.at(coefficients, a))
-                for v in vectors:
-                    lanes.gain(y[a][v], p, row[v])
-
-        with lanes.loop(I64(0), width, 4) as (j, _):
-            for a in range(4):
-                lanes.clear(y[a])
-            for a in range(4):
-                step(j, lanes.plus(j, a), a + 1)
-            with lanes.loop(lanes.plus(j, 4), width, 1) as (f, _):
-                step(j, f, 4)
-            for a in range(4):
-                for v, value in enumerate(lanes.values(y[a])):
-                    lanes.gain(squares[v], value, value)
-        constant = lanes.splat(constant)
-        for v, value in enumerate(lanes.values(squares)):
-            # A row beyond the reach of float64 squares may have come to inf − inf.
-            exponent = lanes.larger(lanes.sub(constant, value), lanes.splat(-math.inf))
-            lanes.store(exponent, lanes.at(u, start, v * LANES))
-
-    return types.void(x, start, constant, mean, factor, width, z, u), _code(build)
-
-
-@intrinsic
-def _exponentials(typingctx, u, b, top, total):
-    """Vector code: turn u into 2^(u − top) and add it to ``total``."""
-
-    def build(lanes):
-        u, b, top, total = lanes.args
-        with lanes.loop(I64(0), b, LANES) as (i, _):
-            value = lanes.exp2(lanes.sub(lanes.load(lanes.at(u, i)), lanes.load(lanes.at(top, i))))
-            lanes.store(value, lanes.at(u, i))
-            lanes.store(lanes.add(lanes.load(lanes.at(total, i)), value), lanes.at(total, i))
-
-    return types.void(u, b, top, total), _code(build)
-
-
-@intrinsic
-def _add_density(typingctx, total, top, shift, b, summed, high):
-    """Vector code: add total · 2^(top + shift) to summed · 2^high, ``high`` becoming the larger exponent."""
-
-    def build(lanes):
-        total, top, shift, b, summed, high = lanes.args
-        shift = lanes.splat(shift)
-        with lanes.loop(I64(0), b, LANES) as (i, _):
-            old, other = lanes.load(lanes.at(high, i)), lanes.add(lanes.load(lanes.at(top, i)), shift)
-            new = lanes.larger(other, old)
-            kept = lanes.mul(lanes.load(lanes.at(summed, i)), lanes.exp2(lanes.sub(old, new)))
-            value = lanes.fma(lanes.load(lanes.at(total, i)), lanes.exp2(lanes.sub(other, new)), kept)
-            lanes.store(value, lanes.at(summed, i))
-            lanes.store(new, lanes.at(high, i))
-
-    return types.void(total, top, shift, b, summed, high), _code(build)
-
-
-def _moments(D: int) -> Any:
-    """Vector code for D ≤ 4 features: N is returned, S1 and the upper triangle of S2 added to; r = e · scale."""
-
-    @intrinsic
-    def moments(typingctx, x, b, mean, e, scale, first, second):
-        def build(lanes):
-            x, b, mean, e, scale, first, second = lanes.args
-            means = [lanes.broadcast(lanes.at(mean, j)) for j in range(D)]
-            (count,), sums, products = lanes.zeros(1), lanes.zeros(D), [lanes.zeros(D - f) for f in range(D)]
-            for variables in ([count], sums, *products):
-                lanes.clear(variables)
-            with lanes.loop(I64(0), b, LANES) as (i, _):
-                z = [lanes.sub(lanes.load(lanes.at(x, i, j * PITCH)), means[j]) for j in range(D)]
-                r = lanes.mul(lanes.load(lanes.at(e, i)), lanes.load(lanes.at(scale, i)))
-                lanes.gain(count, r)
-                if D == 4:
-                    lanes.store(r, lanes.at(e, i))
-                for j in range(D):
-                    q = lanes.mul(r, z[j])
-                    if D < 4:
-                        lanes.gain(sums[j], q)
-                    for f in range(j + 1):
-                        lanes.gain(products[f][j - f], q, z[f])
-            if D == 4:
-                # With these sums too the registers would not do.
-                with lanes.loop(I64(0), b, LANES) as (i, _):
-                    r = lanes.load(lanes.at(e, i))
-                    for j in range(D):
-                        lanes.gain(sums[j], r, lanes.sub(lanes.load(lanes.at(x, i, j * PITCH)), means[j]))
-            lanes.increase(first, lanes.values(sums))
-            for f in range(D):
-                padding = [lanes.splat(0.0)] * f
-                lanes.increase(lanes.at(second, f * 4), padding + lanes.values(products[f]))
-            total = lanes.sums(lanes.values([count]))
-            return lanes.builder.extract_element(total, I32(0))
-
-        return types.float64(x, b, mean, e, scale, first, second), _code(build)
-
-    return moments
-
-
-@intrinsic
-def _diagonal_block(typingctx, x, b, mean, r, first, second, j, width, q):
-    """Vector code: q = r z of the features j … j + 3, S1 of these and the upper triangle of their S2 added to."""
-
-    def build(lanes):
-        builder = lanes.builder
-        x, b, mean, r, first, second, j, width, q = lanes.args
-        x, mean = lanes.at(x, builder.mul(j, I64(PITCH))), lanes.at(mean, j)
-        means = [lanes.broadcast(lanes.at(mean, a)) for a in range(4)]
-        sums, products = lanes.zeros(4), [lanes.zeros(4 - f) for f in range(4)]
-        for variables in (sums, *products):
-            lanes.clear(variables)
-        with lanes.loop(I64(0), b, LANES) as (i, _):
-            weight, z = lanes.load(lanes.at(r, i)), []
-            for a in range(4):
-                z.append(lanes.sub(lanes.load(lanes.at(x, i, a * PITCH)), means[a]))
-                value = lanes.mul(weight, z[a])
-                lanes.store(value, lanes.at(q, i, a * PITCH))
-                for f in range(a + 1):
-                    lanes.gain(products[f][a - f], value, z[f])
-        # In a loop of their own: with these sums too the registers would not do.
-        with lanes.loop(I64(0), b, LANES) as (i, _):
-            for a in range(4):
-                lanes.gain(sums[a], lanes.load(lanes.at(q, i, a * PITCH)))
-        lanes.increase(lanes.at(first, j), lanes.values(sums))
-        for f in range(4):
-            padding = [lanes.splat(0.0)] * f
-            row = lanes.at(second, builder.mul(lanes.plus(j, f), width), j)
-            lanes.increase(row, padding + lanes.values(products[f]))
-
-    return types.void(x, b, mean, r, first, second, j, width, q), _code(build)
-
-
-def _rectangle(n: int) -> Any:
-    """Vector code: S2 of n features from f on with the four from j on, whose r z is q, added to."""
-
-    @intrinsic
-    def rectangle(typingctx, x, b, mean, q, second, j, f, width):
-        def build(lanes):
-            builder = lanes.builder
-            x, b, mean, q, second, j, f, width = lanes.args
-            x, mean = lanes.at(x, builder.mul(f, I64(PITCH))), lanes.at(mean, f)
-            means = [lanes.broadcast(lanes.at(mean, a)) for a in range(n)]
-            # Twelve sums, three features and one r z fill sixteen registers; four by four would spill.
-            products = [lanes.zeros(4) for _ in range(n)]
-            for variables in products:
-                lanes.clear(variables)
-            with lanes.loop(I64(0), b, LANES) as (i, _):
-                z = [lanes.sub(lanes.load(lanes.at(x, i, a * PITCH)), means[a]) for a in range(n)]
-                for c in range(4):
-                    value = lanes.load(lanes.at(q, i, c * PITCH))
-                    for a in range(n):
-                        lanes.gain(products[a][c], value, z[a])
-            for a in range(n):
-                row = lanes.at(second, builder.mul(lanes.plus(f, a), width), j)
-                lanes.increase(row, lanes.values(products[a]))
-
-        return types.void(x, b, mean, q, second, j, f, width), _code(build)
-
-    return rectangle
-
-
-@intrinsic
-def _transpose(typingctx, X, at, D, x, to):
-    """Vector code: write four features of four rows of X, from element ``at`` on, feature-major to x, from ``to`` on."""
-
-    def build(lanes):
-        builder = lanes.builder
-        X, at, D, x, to = lanes.args
-        rows = [lanes.load(lanes.at(X, at, builder.mul(D, I64(i))), FOUR) for i in range(4)]
-        pairs = [
-            [lanes.shuffle(a, b, [0, 4, 2, 6]), lanes.shuffle(a, b, [1, 5, 3, 7])] for a, b in (rows[:2], rows[2:])
-        ]
-        halves = [lanes.shuffle(a, b, [0, 1, 4, 5]) for a, b in zip(*pairs, strict=True)]
-        halves += [lanes.shuffle(a, b, [2, 3, 6, 7]) for a, b in zip(*pairs, strict=True)]
-        for j, column in enumerate(halves):
-            lanes.store(column, lanes.at(x, to, j * PITCH))
-
-    return types.void(X, at, D, x, to), _code(build)
-
-
-_exponents_1, _exponents_2, _exponents_3, _exponents_4, _exponents_6, _exponents_8 = map(_exponents, (1, 2, 3, 4, 6, 8))
-_moments_1, _moments_2, _moments_3, _moments_4 = (_moments(D) for D in (1, 2, 3, 4))
-_rectangle_2, _rectangle_3 = (_rectangle(n) for n in (2, 3))
 
 
 @nb.njit(**_exact_options)
@@ -550,7 +134,7 @@ def _load_block(X, start, b, x):
     i, whole = 0, 4 * (D // 4)
     while whole > 0 and i + 4 <= b:
         for j in range(0, whole, 4):
-            _transpose(X, (start + i) * D + j, D, x, j * PITCH + i)
+            lanes.transpose(X, (start + i) * D + j, D, x, j * PITCH + i)
         i += 4
     rows = X[start : start + b]
     for j in range(D):
@@ -563,28 +147,28 @@ def _load_block(X, start, b, x):
 def _exponents_of(x, b, constant, mean, factor, D, z, u):
     """Fill u with log2 π_k N(x; μ_k, Σ_k), less that of the highest peak."""
     if D == 1:
-        _exponents_1(x, b, constant, mean, factor, u)
+        lanes.exponents_1(x, b, constant, mean, factor, u)
     elif D == 2:
-        _exponents_2(x, b, constant, mean, factor, u)
+        lanes.exponents_2(x, b, constant, mean, factor, u)
     elif D == 3:
-        _exponents_3(x, b, constant, mean, factor, u)
+        lanes.exponents_3(x, b, constant, mean, factor, u)
     elif D == 4:
-        _exponents_4(x, b, constant, mean, factor, u)
+        lanes.exponents_4(x, b, constant, mean, factor, u)
     elif D <= 6:
-        _exponents_6(x, b, constant, mean, factor, u)
+        lanes.exponents_6(x, b, constant, mean, factor, u)
     elif D <= 8:
-        _exponents_8(x, b, constant, mean, factor, u)
+        lanes.exponents_8(x, b, constant, mean, factor, u)
     else:
         i = 0
         while i < b:
             # The last strip laps over the one before.
-            _exponents_of_strip(x, min(i, BLOCK - STRIP), constant, mean, factor, factor.shape[0], z, u)
+            lanes.exponents_of_strip(x, min(i, BLOCK - STRIP), constant, mean, factor, factor.shape[0], z, u)
             i += STRIP
 
 
 @nb.njit(**_exact_options)
 def _exponentials_of(u, b, top, total):
-    _exponentials(u, b, top, total)
+    lanes.exponentials(u, b, top, total)
 
 
 @nb.njit(**_options)
@@ -633,13 +217,13 @@ def _whole(b):
 @nb.njit(**_options)
 def _sum_of_logs(total, b):
     """Σ log total over the b rows, each between 2^−100 and K: a logarithm for each product of eight."""
-    lanes = BLOCK // 8
+    eighth = BLOCK // 8
     for i in range(b, BLOCK):
         total[i] = 1.0
     out = 0.0
-    for i in range(lanes):
-        low = (total[i] * total[lanes + i]) * (total[2 * lanes + i] * total[3 * lanes + i])
-        high = (total[4 * lanes + i] * total[5 * lanes + i]) * (total[6 * lanes + i] * total[7 * lanes + i])
+    for i in range(eighth):
+        low = (total[i] * total[eighth + i]) * (total[2 * eighth + i] * total[3 * eighth + i])
+        high = (total[4 * eighth + i] * total[5 * eighth + i]) * (total[6 * eighth + i] * total[7 * eighth + i])
         out += log_positive(low * high)
     return out
 
@@ -648,12 +232,12 @@ def _sum_of_logs(total, b):
 def _moments_small(x, b, mean, e, scale, D, first, second):
     """Add S1 and S2 of one component for D ≤ 4, its responsibilities being e · scale; their sum is returned."""
     if D == 1:
-        return _moments_1(x, b, mean, e, scale, first, second)
+        return lanes.moments_1(x, b, mean, e, scale, first, second)
     if D == 2:
-        return _moments_2(x, b, mean, e, scale, first, second)
+        return lanes.moments_2(x, b, mean, e, scale, first, second)
     if D == 3:
-        return _moments_3(x, b, mean, e, scale, first, second)
-    return _moments_4(x, b, mean, e, scale, first, second)
+        return lanes.moments_3(x, b, mean, e, scale, first, second)
+    return lanes.moments_4(x, b, mean, e, scale, first, second)
 
 
 @nb.njit(**_exact_options)
@@ -661,14 +245,14 @@ def _moments_tiled(x, b, mean, r, first, second, q):
     """Add S1 and S2 of one component for D > 4, by fours of features."""
     width = mean.shape[0]
     for j in range(0, width, 4):
-        _diagonal_block(x, b, mean, r, first, second, j, width, q)
+        lanes.diagonal_block(x, b, mean, r, first, second, j, width, q)
         f = 0
         while f < j:
             if j - f == 4 or j - f == 2:
-                _rectangle_2(x, b, mean, q, second, j, f, width)
+                lanes.rectangle_2(x, b, mean, q, second, j, f, width)
                 f += 2
             else:
-                _rectangle_3(x, b, mean, q, second, j, f, width)
+                lanes.rectangle_3(x, b, mean, q, second, j, f, width)
                 f += 3
 
 
@@ -781,7 +365,7 @@ def _density_rows(X, start, stop, constants, shift, centres, factors, log_densit
 
 @nb.njit(**_exact_options)
 def _add_density_of(total, top, shift, b, summed, high):
-    _add_density(total, top, shift, b, summed, high)
+    lanes.add_density(total, top, shift, b, summed, high)
 
 
 @nb.njit(**_options)
@@ -929,6 +513,9 @@ def gradients(counts, first, second, precision_factors):
 
 NO_WEIGHTS = np.empty(0)
 NO_RESPONSIBILITIES = np.empty((0, 0))
+LANES_SOURCE = "252d5a614842f23a"
+"""Start of the hash of ``lanes.py``. Numba compiles a cached function anew where its own file has changed, and this one has then."""
+
 KERNEL_VERSION = hashlib.sha256(Path(__file__).read_bytes()).hexdigest()[:16]
 """Hash of this file: part of every cache key that depends on what the kernel does."""
 

@@ -1,10 +1,11 @@
 from __future__ import annotations
 
 import hashlib
-import importlib.util
+import importlib
 import math
 import platform
 import re
+import sys
 import tracemalloc
 from pathlib import Path
 
@@ -13,7 +14,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from bayesgmm.core import kernel
+from bayesgmm.core import kernel, lanes
 from bayesgmm.core.parameters import MixtureParameters
 from tests import oracles
 from tests.mixtures import Mixture, random_mixture
@@ -125,12 +126,12 @@ def test_blocks_with_a_row_far_below_the_peak_are_done_with_maxima(D, weighted):
     """With few features exponents are counted from the highest peak, unless a row of the block lies 2^−100 below it."""
     rng = np.random.default_rng(D)
     mixture = random_mixture(rng, 3, D)
-    X = mixture.sample(rng, 20 * kernel.BLOCK + 7)
+    X = mixture.sample(rng, 20 * lanes.BLOCK + 7)
     v = rng.uniform(0.5, 2.0, len(X)) if weighted else None
     natural = (mixture.weights, mixture.means, mixture.covariances)
     near = kernel.accumulate(X, mixture.parameters, v)
     # Far rows in one block, in the blocks that then wait, in one after those, and in the last, which is not full.
-    for row in (3 * kernel.BLOCK + 5, 5 * kernel.BLOCK, 16 * kernel.BLOCK + 255, len(X) - 1):
+    for row in (3 * lanes.BLOCK + 5, 5 * lanes.BLOCK, 16 * lanes.BLOCK + 255, len(X) - 1):
         X[row] += 60.0
     sums = kernel.accumulate(X, mixture.parameters, v)
     assert sums.log_likelihood < near.log_likelihood - 4 * 700
@@ -368,12 +369,12 @@ def test_posterior_predictive_does_not_hold_draws_times_rows():
 
 @nb.njit(**{**kernel._exact_options, "cache": False})
 def exponentials(x, top, total):
-    kernel._exponentials(x, x.shape[0], top, total)
+    lanes.exponentials(x, x.shape[0], top, total)
 
 
 def powers_of_two(x):
     """2^x by the kernel; also that they are added to the sum."""
-    whole = kernel.LANES * -(-len(x) // kernel.LANES)
+    whole = lanes.LANES * -(-len(x) // lanes.LANES)
     out, total = np.zeros(whole), np.ones(whole)
     out[: len(x)] = x
     exponentials(out, np.zeros(whole), total)
@@ -460,7 +461,7 @@ def test_vectors_of_eight_give_the_same_sums(D, eight_lanes):
     """As on a processor with AVX-512; on others each vector becomes two registers."""
     rng = np.random.default_rng(D)
     mixture = random_mixture(rng, 3, D)
-    X = mixture.sample(rng, 3 * kernel.BLOCK + 11)
+    X = mixture.sample(rng, 3 * lanes.BLOCK + 11)
     p = mixture.parameters
     arguments = (X, kernel.NO_WEIGHTS, np.log(p.weights), p.means, p.precision_factors)
     assert eight_lanes.LANES == 8
@@ -472,16 +473,29 @@ def test_vectors_of_eight_give_the_same_sums(D, eight_lanes):
 
 @pytest.fixture(scope="module")
 def eight_lanes(tmp_path_factory):
-    """The kernel's source, loaded from another place as on a processor with AVX-512, so that no cache is shared."""
-    source = tmp_path_factory.mktemp("lanes") / "kernel_of_eight_lanes.py"
-    text = Path(kernel.__file__).read_text(encoding="utf-8")
+    """The kernel's sources, loaded from another place as on a processor with AVX-512, so that no cache is shared."""
+    folder = tmp_path_factory.mktemp("lanes")
+    text = Path(lanes.__file__).read_text(encoding="utf-8")
     changed = re.sub(r"^LANES = .*$", "LANES = 8", text, flags=re.MULTILINE)
-    assert changed != text or kernel.LANES == 8
-    source.write_text(changed, encoding="utf-8")
-    spec = importlib.util.spec_from_file_location(source.stem, source)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    assert changed != text
+    (folder / "lanes_of_eight.py").write_text(changed, encoding="utf-8")
+    text = Path(kernel.__file__).read_text(encoding="utf-8")
+    changed = text.replace("from bayesgmm.core import lanes", "import lanes_of_eight as lanes")
+    changed = changed.replace("from bayesgmm.core.lanes import", "from lanes_of_eight import")
+    (folder / "kernel_of_eight.py").write_text(changed, encoding="utf-8")
+    sys.path.insert(0, str(folder))
+    try:
+        return importlib.import_module("kernel_of_eight")
+    finally:
+        sys.path.remove(str(folder))
+
+
+def test_kernel_is_compiled_anew_with_its_vector_code():
+    digest = hashlib.sha256(Path(lanes.__file__).read_bytes()).hexdigest()
+    assert digest.startswith(kernel.LANES_SOURCE), (
+        f'lanes.py has changed: say LANES_SOURCE = "{digest[:16]}" in kernel.py'
+    )
+    assert len(kernel.LANES_SOURCE) >= 12
 
 
 def test_kernel_version_follows_the_source():
