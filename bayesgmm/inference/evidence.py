@@ -247,46 +247,17 @@ def log_evidence(
         post._X, draws.weights.shape[-1], post.covariance_type, post.prior_, post._sample_weight
     )
     with threadpool_limits(limits=1, user_api="blas"):
-        approximations = _distinct_modes(compiled, _approximations(compiled, post), post.covariance_type)
+        approximations = _approximations(compiled, post)
         halves = _halves(compiled, post, rng)
         return _cross(compiled, post, approximations, halves, max_permutations, n_proposals, rng)
 
 
-def _approximations(compiled: CompiledPosterior, post: Any) -> list[LaplaceApproximation]:
+def _approximations(compiled: CompiledPosterior, post: Any) -> Sequence[LaplaceApproximation]:
     """Laplace approximations of the modes that the fit gave chains to."""
-    from bayesgmm.inference.sampling import STRANDED_NATS, Task, approximate_modes
+    from bayesgmm.inference.sampling import Task, approximate_modes
 
-    total = float(len(post._X)) if post._sample_weight is None else float(post._sample_weight.sum())
-    near = [m for m in post.modes_ if (post.modes_[0].objective - m.objective) * total <= STRANDED_NATS]
-    runs = tuple(m.run for m in near)
-    kind = structure(post.covariance_type)
-    return approximate_modes(compiled, Task(post._X, post._sample_weight, kind, post.prior_, runs, len(runs), ()))
-
-
-def _distinct_modes(
-    compiled: CompiledPosterior, approximations: Sequence[LaplaceApproximation], covariance_type: str
-) -> list[LaplaceApproximation]:
-    """Approximations that did not end at the mode of an earlier one, in whatever order of the components."""
-    from bayesgmm.inference.relabel import relabel
-
-    K = compiled.inputs.n_components
-    out: list[LaplaceApproximation] = []
-    for mode in approximations:
-        ours = compiled.constrain(mode.center)
-        for earlier in out:
-            theirs = compiled.constrain(earlier.center)
-            inverses = [np.linalg.inv(p["precision_factors"]) for p in (ours, theirs)]
-            sigma, reference = (np.swapaxes(inverse, 1, 2) @ inverse for inverse in inverses)
-            parts = (ours["weights"][None], ours["means"][None], sigma[None])
-            permutation = relabel(*parts, (theirs["weights"], theirs["means"], reference), covariance_type="full")[0]
-            blocks = ComponentBlocks.of(compiled.slices, K, covariance_type)
-            moved = blocks.permuted(mode.center[None], permutation)
-            # Within a tenth of the width that the posterior has there.
-            if np.linalg.norm(np.linalg.solve(earlier.factor, moved[0] - earlier.center)) < 0.1:
-                break
-        else:
-            out.append(mode)
-    return out
+    kind, runs = structure(post.covariance_type), tuple(mode.run for mode in post.modes_)
+    return approximate_modes(compiled, Task(post._X, post._sample_weight, kind, post.prior_, runs, ())).approximations
 
 
 def _halves(compiled: CompiledPosterior, post: Any, rng: np.random.Generator) -> tuple[_Half, _Half]:
