@@ -17,10 +17,10 @@ from scipy.special import softmax
 
 from bayesgmm.core import kernel
 from bayesgmm.core.covariance import STRUCTURES
-from bayesgmm.core.hierarchical import HierarchicalPrior
+from bayesgmm.core.hierarchical import HierarchicalPrior, Prior
 from bayesgmm.core.parameters import FloatArray
 from bayesgmm.core.priors import ConjugatePrior
-from bayesgmm.sweep import LONG_PASS, SHORT_PASS, Folder, Key, Model, Plan, quiet, run, steps
+from bayesgmm.sweep import LONG_PASS, SHORT_PASS, Folder, Key, Model, Plan, log_joint, quiet, run, steps
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -113,6 +113,8 @@ COLUMNS = (
     "max_rhat",
     "smallest_component",
 )
+"""Numbers; ``prior``, ``flags`` and ``reason`` come after them."""
+
 CRITERIA_COLUMNS = {
     **{c.column: c.name for c in CRITERIA.values() if c.source != "em"},
     "p_waic": "waic",
@@ -136,9 +138,10 @@ class Selection:
         - ``elpd_waic``, ``p_waic``, ``elpd_loo``, ``se``, ``p_loo``, ``max_pareto_k``: of the posterior; nats, larger is better.
           ``elpd_diff`` (to the best, ≤ 0) with its error ``dse`` over paired rows; ``weight``: stacking.
         - ``log_evidence`` ± ``log_evidence_se`` (nats) and ``probability``: p(model | data) over the models of the table, all equally
-          probable beforehand.
+          probable beforehand but for the prior on K.
         - ``ari``, ``accuracy``, ``log_loss``: cross-validated on the labelled rows.
         - ``divergences``, ``max_rhat`` (largest R-hat of what does not depend on labels).
+        - ``prior``: of the posterior, in words.
         - ``flags``: near-singular, EM not converged, modes disagree, labels not identified, not converged, k-hat high, evidence
           doubtful, failed.
     fits : mapping of (str, int) to estimator
@@ -155,6 +158,11 @@ class Selection:
         What was finished where the user stopped the sweep.
     notes : tuple of str
         What is worth knowing of the comparison as a whole.
+    sensitivity : DataFrame or None
+        p(model | data) where the prior is varied; a row for each variation, "as given" first. Columns are (quantity, model), models by
+        their names in ``elpds``: ``probability``, its Monte Carlo standard ``error``, ``log_evidence``, ``pareto_k`` of the draws
+        that were reweighted (above 0.7 they do not reach that prior), ``refitted``: from a new fit. The precision of the prior on the
+        means (κ₀, or B₀⁻¹) is multiplied by 0.1 and 10, the scale of the covariances (Λ₀, or that of C₀⁻¹) by ½ and 2.
     """
 
     table: pd.DataFrame
@@ -166,6 +174,7 @@ class Selection:
     n_rows: int
     interrupted: str | None = None
     notes: tuple[str, ...] = field(default_factory=tuple)
+    sensitivity: pd.DataFrame | None = None
 
     def ranking(self, criterion: str) -> list[Key]:
         """Models by a criterion, best first.
@@ -233,7 +242,7 @@ class Selection:
         Returns
         -------
         str
-            Two or three sentences.
+            Two or three sentences; one more on what p(K | data) owes to the prior, and one where that is not the default.
         """
         if not self.picks:
             return f"No model could be judged: {_first_reason(self.table)}."
@@ -241,7 +250,36 @@ class Selection:
         judge = next((name for name in ("loo", "bic", "aicc", "aic", "icl", "waic") if name in self.picks), None)
         if judge is not None:
             sentences += self._judged(judge)
+        if "evidence" in self.picks:
+            sentences += self._prior_sentences()
         return " ".join(sentences)
+
+    def _prior_sentences(self) -> list[str]:
+        """Under which prior the evidences are, where it is not the default, and how much they owe to it."""
+        label = str(self.table.loc[self.best("evidence"), "prior"])
+        out = []
+        if label != DEFAULT_LABEL:
+            out.append(f"Evidence and p(model | data) are under another prior than the default: {label}.")
+        if self.sensitivity is None or self.sensitivity["probability"].shape[1] < 2:
+            return out
+        chances = self.sensitivity["probability"]
+        others: dict[Key, list[str]] = {}
+        for variation, name in chances.idxmax(axis=1).items():
+            kind, _, K = name.rpartition("-")
+            others.setdefault((kind, int(K)), []).append(str(variation))
+        best = next(iter(others))
+        ours = chances[f"{best[0]}-{best[1]}"]
+        text = (
+            f"The most probable model is {_words(best)}: {ours.iloc[0]:.2f} under the prior as given, {ours.min():.2f} to {ours.max():.2f} "
+            "where that is varied"
+        )
+        del others[best]
+        if not others:
+            return [*out, f"{text}, and the most probable throughout."]
+        changed = "; ".join(
+            f"{_words(key)} is the most probable with {_listed(names)}" for key, names in others.items()
+        )
+        return [*out, f"{text}; {changed}."]
 
     def _judged(self, criterion: str) -> list[str]:
         """The runner-up and the simplest model that is as good, by one criterion."""
@@ -348,6 +386,8 @@ def select(
     n_jobs: int | None = None,
     random_state: Any = None,
     prior: Any = "default",
+    components_prior: str | tuple[str, float] | Mapping[int, float] = "uniform",
+    sensitivity: bool = True,
     out: str | Path | None = None,
     overwrite: bool = False,
     progressbar: bool = True,
@@ -378,8 +418,14 @@ def select(
     random_state : int, RandomState, Generator or None, default None
         With an int each model's fit is the same whatever else is in the sweep.
     prior : "default", ConjugatePrior or HierarchicalPrior, default "default"
-        Of the posteriors; EM is maximum likelihood. Evidences can be compared under one prior common to all models alone: the default
-        prior's scale comes from the data for each K, and the table's notes say so.
+        Of the posteriors; EM is maximum likelihood. "default" is ``HierarchicalPrior()``, the same for every K and structure: evidences
+        can be compared under such a prior alone. Any other is named in the table, the notes and the summary. The scale of
+        ``ConjugatePrior()`` comes from a fit of each model, so that it depends on K.
+    components_prior : "uniform", ("poisson", rate) or mapping of int to float, default "uniform"
+        p(K) in p(model | data): equal; Poisson, cut to the K of the sweep; or a number ≥ 0 for each of them. Structures share it evenly.
+    sensitivity : bool, default True
+        With the evidence, look at it under varied priors too (``Selection.sensitivity``): from the draws, and from a new fit where they
+        do not reach the other prior (k̂ > 0.7) and the model has 1 % of the probability or so there.
     out : path, optional
         Folder that takes every finished fit. A sweep that was stopped goes on from there when it is called again with the same data
         and settings; more K, structures and criteria may be asked of it.
@@ -422,6 +468,11 @@ def select(
     """
     plan, seed_given = _plan(
         X, n_components, covariance_types, method, y, criteria, sample_weight, n_jobs, random_state, prior, options
+    )
+    plan = replace(
+        plan,
+        log_prior_of_components=_prior_of_components(components_prior, plan),
+        sensitivity=bool(sensitivity),
     )
     folder = None
     if out is not None:
@@ -473,6 +524,8 @@ def _plan(
         warn_degenerate,
     )
 
+    if isinstance(prior, str) and prior == "default":
+        prior = HierarchicalPrior()
     if method not in METHODS:
         raise ValueError(f"method must be one of {', '.join(METHODS)}; got {method!r}")
     kinds = (covariance_types,) if isinstance(covariance_types, str) else tuple(dict.fromkeys(covariance_types))
@@ -568,6 +621,23 @@ def _criteria(criteria: Iterable[str] | str | None, method: str, labelled: bool)
     return tuple(name for name in CRITERIA if name in asked)
 
 
+def _prior_of_components(prior: Any, plan: Plan) -> dict[int, float]:
+    """Logarithms of p(K), by K."""
+    from bayesgmm.inference.components import log_prior_of_components
+
+    if "evidence" not in plan.criteria and not (isinstance(prior, str) and prior == "uniform"):
+        raise ValueError(
+            "components_prior is a part of p(model | data), which needs the criterion 'evidence': use method='laplace' or 'nuts' and ask "
+            "for it, or leave components_prior out"
+        )
+    ks = np.array(sorted({K for _, K in plan.keys}))
+    try:
+        values = log_prior_of_components(prior, ks)
+    except (TypeError, ValueError) as error:
+        raise type(error)(f"components_prior: {error}") from None
+    return dict(zip(ks.tolist(), values.tolist(), strict=True))
+
+
 def _check_labels(y: ArrayLike, n_rows: int) -> None:
     from bayesgmm.crossvalidation import known_labels
 
@@ -598,7 +668,42 @@ def _selection(plan: Plan, models: Mapping[Key, Model], interrupted: str | None)
         n_rows=len(plan.table),
         interrupted=interrupted,
         notes=_notes(plan, models),
+        sensitivity=_sensitivity(plan, models),
     )
+
+
+def _sensitivity(plan: Plan, models: Mapping[Key, Model]) -> pd.DataFrame | None:
+    """p(model | data) under each variation of the prior."""
+    import pandas as pd
+
+    from bayesgmm.inference.components import probabilities_with_errors
+    from bayesgmm.inference.sensitivity import VARIATIONS
+
+    judged = [m for m in models.values() if m.varied and np.isfinite(log_joint(plan, m))]
+    if not judged or "sensitivity" not in steps(plan):
+        return None
+    names = [m.name for m in judged]
+    rows = {}
+    for variation in (None, *VARIATIONS):
+        joint = np.array([log_joint(plan, m, variation) for m in judged])
+        found = [{} if variation is None else m.varied[variation] for m in judged]
+        own = [m.values.get("log_evidence_se", np.nan) for m in judged]
+        errors = np.hypot(own, [one.get("standard_error", 0.0) for one in found])
+        chances, spread, _, _ = probabilities_with_errors(joint, np.where(np.isfinite(errors), errors, 0.0))
+        evidences = [m.values["log_evidence"] + one.get("change", 0.0) for m, one in zip(judged, found, strict=True)]
+        rows["as given" if variation is None else variation] = [
+            *chances,
+            *spread,
+            *evidences,
+            *(one.get("pareto_k", np.nan) for one in found),
+            *(bool(one.get("refitted", False)) for one in found),
+        ]
+    columns = pd.MultiIndex.from_product(
+        [("probability", "error", "log_evidence", "pareto_k", "refitted"), names], names=["quantity", "model"]
+    )
+    table = pd.DataFrame.from_dict(rows, orient="index", columns=columns)
+    table.index.name = "prior"
+    return table.astype({column: bool if column[0] == "refitted" else float for column in columns})
 
 
 def _across(plan: Plan, models: Mapping[Key, Model], elpds: Mapping[str, Any]) -> None:
@@ -612,9 +717,9 @@ def _across(plan: Plan, models: Mapping[Key, Model], elpds: Mapping[str, Any]) -
     if "evidence" not in plan.criteria:
         return
     judged = [m for m in models.values() if np.isfinite(m.values.get("log_evidence", np.nan))]
-    if judged:
-        evidences = np.array([m.values["log_evidence"] for m in judged])
-        for model, probability in zip(judged, softmax(evidences), strict=True):
+    joint = np.array([log_joint(plan, m) for m in judged])
+    if np.any(np.isfinite(joint)):
+        for model, probability in zip(judged, softmax(joint), strict=True):
             model.values["probability"] = float(probability)
 
 
@@ -727,6 +832,8 @@ def _table(plan: Plan, models: Mapping[Key, Model], interrupted: str | None) -> 
         shown = name not in CRITERIA_COLUMNS or CRITERIA_COLUMNS[name] in plan.criteria
         values = [m.values.get(name) if shown else None for m in models.values()]
         columns[name] = pd.array(values, dtype="Int64" if name in _INTEGERS else "Float64")
+    label = None if plan.method == "em" else prior_label(plan.prior)
+    columns["prior"] = pd.array([label if m.posterior is not None else None for m in models.values()], dtype="string")
     columns["flags"] = pd.array([", ".join(m.flags) for m in models.values()], dtype="string")
     columns["reason"] = pd.array([_reason(plan, m, wanted, interrupted) for m in models.values()], dtype="string")
     return pd.DataFrame(columns, index=index)
@@ -763,20 +870,34 @@ def _notes(plan: Plan, models: Mapping[Key, Model]) -> tuple[str, ...]:
         named = [_words(key) for key, m in models.items() if flag in m.flags]
         if named:
             notes.append(f"{what}: {_listed(named)}")
-    if "evidence" in plan.criteria and not common_prior(plan.prior):
-        notes.append(
-            "the evidences are under a prior whose scale comes from the data for each model, so they and p(model | data) depend on it: "
-            "compare them under one prior common to all models, such as HierarchicalPrior()"
-        )
-    elif "evidence" in plan.criteria and not isinstance(plan.prior, HierarchicalPrior):
-        notes.append(
-            "the evidences are under a conjugate prior with a given scale; the one made for comparing models is HierarchicalPrior()"
-        )
+    if "evidence" in plan.criteria:
+        notes += _prior_notes(plan)
     return tuple(notes)
 
 
-def common_prior(prior: Any) -> bool:
-    """Whether a prior is the same for every number of components and structure."""
-    if isinstance(prior, str):
-        return False
-    return prior.scale is not None if isinstance(prior, ConjugatePrior) else True
+def _prior_notes(plan: Plan) -> list[str]:
+    """What p(model | data) rests on beside the data, where that is not the default."""
+    notes, label = [], prior_label(plan.prior)
+    if label != DEFAULT_LABEL:
+        depends = isinstance(plan.prior, ConjugatePrior) and plan.prior.scale is None
+        notes.append(
+            f"the evidences are under another prior than the one made for comparing models, HierarchicalPrior(): {label}"
+            + "; it depends on K and the structure, and p(model | data) on that" * depends
+        )
+    chances = {K: float(np.exp(value)) for K, value in plan.log_prior_of_components.items()}
+    if chances and max(chances.values()) - min(chances.values()) > 1e-9:
+        notes.append("p(model | data) has the prior on K " + ", ".join(f"{K}: {p:.3g}" for K, p in chances.items()))
+    return notes
+
+
+DEFAULT_LABEL = "hierarchical"
+
+
+def prior_label(prior: Prior) -> str:
+    """A prior in a few words: what kind it is, and whether its values are the defaults."""
+    if isinstance(prior, HierarchicalPrior):
+        names = ("mean_prior", "mean_covariance", "precision_shape", "hyper_shape", "hyper_rate")
+        own = [name for name in names if getattr(prior, name) is not None]
+        own += ["weight_concentration"] * bool(np.any(np.asarray(prior.weight_concentration) != 1))
+        return DEFAULT_LABEL + (f" with {_listed(own)} given" if own else "")
+    return "conjugate, scale from each model's fit" if prior.scale is None else "conjugate, scale given"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -42,6 +42,9 @@ STRANDED_NATS = 10.0
 
 START_DEGREES_OF_FREEDOM = 4
 """Chains start from Student-t draws with these degrees of freedom around a mode: overdispersed, as R-hat needs."""
+
+EFFECTIVE_SIZE = "importance_effective_size"
+"""Attribute of the DataTree: what the proposals' importance weights were worth before draws were resampled by them."""
 
 _FIELDS = {
     "weights": "weights",
@@ -108,6 +111,8 @@ class Result:
         Modes are numbered by their places in ``mode_order``.
     mode_order : tuple of int
         The task's modes as the posterior has them: those that hold mass, best first, then the others.
+    modes : tuple of EMRun
+        In that order.
     interrupted : str or None
         What was kept where the user stopped it.
     """
@@ -116,6 +121,7 @@ class Result:
     idata: DataTree
     diagnostics: Diagnostics
     mode_order: tuple[int, ...]
+    modes: tuple[em.EMRun, ...]
     interrupted: str | None = None
 
 
@@ -141,7 +147,8 @@ def sample_posterior(task: Task, settings: Settings, rng: np.random.Generator) -
         ordered = replace(task, modes=tuple(task.modes[m] for m in distinct))
         method = _by_importance if settings.method == "laplace" else _by_nuts
         result = method(compiled, ordered, settings, found.approximations, rng)
-        return replace(result, mode_order=(*distinct, *found.merged))
+        order = (*distinct, *found.merged)
+        return replace(result, mode_order=order, modes=tuple(task.modes[m] for m in order))
 
 
 @dataclass(frozen=True, eq=False)
@@ -271,7 +278,7 @@ def _by_importance(
         pareto_k=resampled.pareto_k,
         effective_size=resampled.effective_size,
     )
-    return _package(task, chains, settings, draws, diagnostics)
+    return _package(task, chains, settings, draws, diagnostics, {EFFECTIVE_SIZE: resampled.effective_size})
 
 
 def _by_nuts(
@@ -492,9 +499,16 @@ def _interruption(chains: Chains, settings: Settings) -> str | None:
     return f"stopped by the user: {n_chains} chains with {n_draws} of {settings.draws} draws were kept"
 
 
-def _package(task: Task, chains: Chains, settings: Settings, draws: PosteriorDraws, diagnostics: Diagnostics) -> Result:
-    """Put everything into a DataTree with ArviZ's groups."""
-    attributes: dict[str, Any] = {
+def _package(
+    task: Task,
+    chains: Chains,
+    settings: Settings,
+    draws: PosteriorDraws,
+    diagnostics: Diagnostics,
+    more: Mapping[str, float] | None = None,
+) -> Result:
+    """Put everything into a DataTree with ArviZ's groups; ``more`` are attributes of its root."""
+    attributes: dict[str, Any] = dict(more or {}) | {
         "inference_library": "bayesgmm",
         "inference_library_version": __version__,
         "sampler": settings.method,
@@ -504,4 +518,4 @@ def _package(task: Task, chains: Chains, settings: Settings, draws: PosteriorDra
         draws, task.kind, task.X, task.sample_weight, task.names, task.prior, chains.stats, attributes
     )
     order = tuple(range(len(task.modes)))
-    return Result(draws, tree, diagnostics, order, _interruption(chains, settings))
+    return Result(draws, tree, diagnostics, order, task.modes, _interruption(chains, settings))
