@@ -116,8 +116,9 @@ def evidence_change(post: Any, prior: Prior) -> EvidenceChange:
     independent = post.diagnostics_.pareto_k is not None
     if independent:
         # Resampled draws: the copies of one are one.
-        _, first, counts = np.unique(ratios, return_index=True, return_counts=True)
-    half = Half(ratios[first, None], ratios[first], counts.astype(float), 0 if independent else draws.n_chains)
+        _, first, copies = np.unique(ratios, return_index=True, return_counts=True)
+        counts = copies.astype(float)
+    half = Half(ratios[first, None], ratios[first], counts, 0 if independent else draws.n_chains)
     size = half.effective_size(np.exp(ratios[first] - ratios.max()))
     log_weights, pareto_k = (found[0] for found in psis_weights(ratios[None], min(1.0, size / S)))
     # Smoothing leaves the smallest ratio alone: what it lost to make the weights sum to 1 is the log of their sum.
