@@ -12,21 +12,31 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy.optimize import minimize
-from scipy.special import softmax
 
 from bayesgmm.core import kernel
 from bayesgmm.core.covariance import STRUCTURES
-from bayesgmm.core.hierarchical import HierarchicalPrior, Prior
-from bayesgmm.core.parameters import FloatArray
+from bayesgmm.core.hierarchical import HierarchicalPrior
 from bayesgmm.core.priors import ConjugatePrior
-from bayesgmm.sweep import LONG_PASS, SHORT_PASS, Folder, Key, Model, Plan, log_joint, quiet, run, steps
+from bayesgmm.stacking import compare_elpds, stacking_weights
+from bayesgmm.sweep import LONG_PASS, SHORT_PASS, Folder, Key, Model, Plan, quiet, run, steps
+from bayesgmm.tabulation import (
+    COLUMNS,
+    CRITERIA,
+    DEFAULT_LABEL,
+    Criterion,
+    compare_models,
+    criteria_table,
+    in_words,
+    listed,
+    notes_of,
+    sensitivity_table,
+)
 
 if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.figure import Figure
 
-__all__ = ["CRITERIA", "Criterion", "Selection", "select", "stacking_weights"]
+__all__ = ["COLUMNS", "CRITERIA", "Criterion", "Selection", "compare_elpds", "select", "stacking_weights"]
 
 METHODS = ("em", "laplace", "nuts")
 
@@ -42,86 +52,6 @@ NEGLIGIBLE_BIC = 2.0
 
 DOUBTFUL = ("EM not converged", "modes disagree", "not converged", "Laplace k-hat high")
 """Flags that speak against a fit as a whole."""
-
-
-@dataclass(frozen=True)
-class Criterion:
-    """A criterion by its name.
-
-    Parameters
-    ----------
-    name : str
-    column : str
-        Of the table.
-    title : str
-        In words.
-    source : {"em", "posterior", "labels"}
-        What it needs.
-    larger_is_better : bool
-    error : str or None
-        Column of its error.
-    """
-
-    name: str
-    column: str
-    title: str
-    source: str
-    larger_is_better: bool
-    error: str | None = None
-
-
-CRITERIA: dict[str, Criterion] = {
-    c.name: c
-    for c in (
-        Criterion("aic", "aic", "AIC", "em", False),
-        Criterion("aicc", "aicc", "AICc", "em", False),
-        Criterion("bic", "bic", "BIC", "em", False),
-        Criterion("icl", "icl", "ICL", "em", False),
-        Criterion("waic", "elpd_waic", "WAIC", "posterior", True),
-        Criterion("loo", "elpd_loo", "LOO", "posterior", True, "se"),
-        Criterion("evidence", "log_evidence", "the evidence", "posterior", True, "log_evidence_se"),
-        Criterion("ari", "ari", "the adjusted Rand index", "labels", True),
-        Criterion("accuracy", "accuracy", "accuracy", "labels", True),
-        Criterion("log_loss", "log_loss", "log loss", "labels", False),
-    )
-}
-
-_INTEGERS = ("n_parameters", "divergences")
-COLUMNS = (
-    "n_parameters",
-    "log_likelihood",
-    "aic",
-    "aicc",
-    "bic",
-    "icl",
-    "elpd_waic",
-    "p_waic",
-    "elpd_loo",
-    "se",
-    "p_loo",
-    "elpd_diff",
-    "dse",
-    "weight",
-    "max_pareto_k",
-    "log_evidence",
-    "log_evidence_se",
-    "probability",
-    "ari",
-    "accuracy",
-    "log_loss",
-    "divergences",
-    "max_rhat",
-    "smallest_component",
-)
-"""Numbers; ``prior``, ``flags`` and ``reason`` come after them."""
-
-CRITERIA_COLUMNS = {
-    **{c.column: c.name for c in CRITERIA.values() if c.source != "em"},
-    "p_waic": "waic",
-    **dict.fromkeys(("se", "p_loo", "elpd_diff", "dse", "weight", "max_pareto_k"), "loo"),
-    **dict.fromkeys(("log_evidence_se", "probability"), "evidence"),
-}
-"""Columns that are filled only where their criterion was asked for."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -269,15 +199,13 @@ class Selection:
             others.setdefault((kind, int(K)), []).append(str(variation))
         best = next(iter(others))
         ours = chances[f"{best[0]}-{best[1]}"]
-        text = (
-            f"The most probable model is {_words(best)}: {ours.iloc[0]:.2f} under the prior as given, {ours.min():.2f} to {ours.max():.2f} "
-            "where that is varied"
-        )
+        text = f"The most probable model is {in_words(best)}: {ours.iloc[0]:.2f} under the prior as given, "
+        text += f"{ours.min():.2f} to {ours.max():.2f} where that is varied"
         del others[best]
         if not others:
             return [*out, f"{text}, and the most probable throughout."]
         changed = "; ".join(
-            f"{_words(key)} is the most probable with {_listed(names)}" for key, names in others.items()
+            f"{in_words(key)} is the most probable with {listed(names)}" for key, names in others.items()
         )
         return [*out, f"{text}; {changed}."]
 
@@ -297,17 +225,17 @@ class Selection:
                 "the two cannot be told apart" if close else "more than its error" if error is not None else "not close"
             )
             out.append(
-                f"By {CRITERIA[criterion].title} the runner-up, {_words(ranking[1])}, is {behind} behind: {verdict}."
+                f"By {CRITERIA[criterion].title} the runner-up, {in_words(ranking[1])}, is {behind} behind: {verdict}."
             )
         size = self.table["n_parameters"]
         simpler = [k for k in ranking[1:] if size[k] < size[best] and self._as_good(criterion, k)]
         if simpler:
             simplest = min(simpler, key=lambda key: (size[key], ranking.index(key)))
             out.append(
-                f"The simplest model that is as good is {_words(simplest)}, with {size[simplest]} parameters against {size[best]}."
+                f"The simplest model that is as good is {in_words(simplest)}, with {size[simplest]} parameters against {size[best]}."
             )
         elif len(ranking) > 1:
-            out.append(f"No simpler model is as good as {_words(best)} by {CRITERIA[criterion].title}.")
+            out.append(f"No simpler model is as good as {in_words(best)} by {CRITERIA[criterion].title}.")
         return out
 
     def _gap(self, criterion: str, key: Key) -> tuple[float, float | None]:
@@ -330,7 +258,7 @@ class Selection:
         for key in dict.fromkeys(self.picks.values()):
             flags = [flag for flag in str(self.table.loc[key, "flags"]).split(", ") if flag in DOUBTFUL]
             if flags:
-                out.append(f"{_words(key)} is picked, but its fit is not to be trusted yet ({', '.join(flags)})")
+                out.append(f"{in_words(key)} is picked, but its fit is not to be trusted yet ({', '.join(flags)})")
         return tuple(out)
 
     def plot(self) -> Figure:
@@ -352,19 +280,11 @@ def _key(index: Any) -> Key:
     return str(index[0]), int(index[1])
 
 
-def _words(key: Key) -> str:
-    return f"K = {key[1]} ({key[0]})"
-
-
-def _listed(names: Sequence[str]) -> str:
-    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
-
-
 def _picks_sentence(picks: Mapping[str, Key], n_models: int) -> str:
     by_model: dict[Key, list[str]] = {}
     for name, key in picks.items():
         by_model.setdefault(key, []).append(CRITERIA[name].title)
-    parts = [f"{_listed(names)} pick{'s' * (len(names) == 1)} {_words(key)}" for key, names in by_model.items()]
+    parts = [f"{listed(names)} pick{'s' * (len(names) == 1)} {in_words(key)}" for key, names in by_model.items()]
     text = "; ".join(parts) + f", of {n_models} model{'s' * (n_models != 1)}."
     return text[0].upper() + text[1:]
 
@@ -656,10 +576,10 @@ def _selection(plan: Plan, models: Mapping[Key, Model], interrupted: str | None)
     models = {key: models[key] for key in plan.keys}
     finished = {key: m for key, m in models.items() if set(steps(plan)) <= m.done}
     elpds = {m.name: m.elpd for m in finished.values() if m.elpd is not None and "loo" in plan.criteria}
-    _across(plan, models, elpds)
+    compare_models(plan, models, elpds)
     fits = {key: (m.em if plan.method == "em" else m.posterior) for key, m in models.items()}
     return Selection(
-        table=_table(plan, models, interrupted),
+        table=criteria_table(plan, models, interrupted),
         fits={key: fit for key, fit in fits.items() if fit is not None},
         em_fits={key: m.em for key, m in models.items() if m.em is not None},
         elpds=elpds,
@@ -667,237 +587,6 @@ def _selection(plan: Plan, models: Mapping[Key, Model], interrupted: str | None)
         criteria=plan.criteria,
         n_rows=len(plan.table),
         interrupted=interrupted,
-        notes=_notes(plan, models),
-        sensitivity=_sensitivity(plan, models),
+        notes=notes_of(plan, models),
+        sensitivity=sensitivity_table(plan, models),
     )
-
-
-def _sensitivity(plan: Plan, models: Mapping[Key, Model]) -> pd.DataFrame | None:
-    """p(model | data) under each variation of the prior."""
-    import pandas as pd
-
-    from bayesgmm.inference.components import probabilities_with_errors
-    from bayesgmm.inference.sensitivity import VARIATIONS
-
-    judged = [m for m in models.values() if m.varied and np.isfinite(log_joint(plan, m))]
-    if not judged or "sensitivity" not in steps(plan):
-        return None
-    names = [m.name for m in judged]
-    rows = {}
-    for variation in (None, *VARIATIONS):
-        joint = np.array([log_joint(plan, m, variation) for m in judged])
-        found = [{} if variation is None else m.varied[variation] for m in judged]
-        own = [m.values.get("log_evidence_se", np.nan) for m in judged]
-        errors = np.hypot(own, [one.get("standard_error", 0.0) for one in found])
-        chances, spread, _, _ = probabilities_with_errors(joint, np.where(np.isfinite(errors), errors, 0.0))
-        evidences = [m.values["log_evidence"] + one.get("change", 0.0) for m, one in zip(judged, found, strict=True)]
-        rows["as given" if variation is None else variation] = [
-            *chances,
-            *spread,
-            *evidences,
-            *(one.get("pareto_k", np.nan) for one in found),
-            *(bool(one.get("refitted", False)) for one in found),
-        ]
-    columns = pd.MultiIndex.from_product(
-        [("probability", "error", "log_evidence", "pareto_k", "refitted"), names], names=["quantity", "model"]
-    )
-    table = pd.DataFrame.from_dict(rows, orient="index", columns=columns)
-    table.index.name = "prior"
-    return table.astype({column: bool if column[0] == "refitted" else float for column in columns})
-
-
-def _across(plan: Plan, models: Mapping[Key, Model], elpds: Mapping[str, Any]) -> None:
-    """Numbers that a model has only beside the others: differences, weights, probabilities."""
-    by_name = {m.name: m for m in models.values()}
-    if elpds:
-        differences, weights = compare_elpds(elpds, plan.sample_weight)
-        for name, weight in zip(elpds, weights, strict=True):
-            difference, error = differences[name]
-            by_name[name].values |= {"elpd_diff": difference, "dse": error, "weight": float(weight)}
-    if "evidence" not in plan.criteria:
-        return
-    judged = [m for m in models.values() if np.isfinite(m.values.get("log_evidence", np.nan))]
-    joint = np.array([log_joint(plan, m) for m in judged])
-    if np.any(np.isfinite(joint)):
-        for model, probability in zip(judged, softmax(joint), strict=True):
-            model.values["probability"] = float(probability)
-
-
-def compare_elpds(
-    elpds: Mapping[str, Any], sample_weight: FloatArray | None = None
-) -> tuple[dict[str, tuple[float, float]], FloatArray]:
-    """Differences to the best model with their standard errors over paired rows, and stacking weights.
-
-    Parameters
-    ----------
-    elpds : mapping of str to ELPDData
-        Of the same rows; pointwise values count each row by its weight.
-    sample_weight : ndarray of shape (N,), optional
-
-    Returns
-    -------
-    differences : dict of str to (float, float)
-        elpd − elpd of the best, and its standard error (with N − 1; ``az.compare`` has N). For subsampled LOO by ``az.compare``.
-    weights : ndarray of shape (models,)
-    """
-    from bayesgmm.pointwise import standard_error
-
-    names = list(elpds)
-    pointwise = np.array([np.asarray(elpds[name].elpd_i, dtype=float).ravel() for name in names])
-    rows = np.isfinite(pointwise).all(axis=0)
-    v = sample_weight
-    if v is not None:
-        rows &= v > 0
-    copies = pointwise[:, rows] if v is None else pointwise[:, rows] / v[rows]
-    kept = None if v is None else v[rows]
-    weights = stacking_weights(copies.T, kept)
-    if any(hasattr(elpds[name], "subsampling_se") for name in names):
-        import arviz_stats
-
-        with warnings.catch_warnings():
-            # It warns where more than eleven models are compared; the errors stand in the table.
-            warnings.simplefilter("ignore")
-            compared = arviz_stats.compare(dict(elpds), method="pseudo-BMA", round_to="none")
-        return {n: (float(compared.loc[n, "elpd_diff"]), float(compared.loc[n, "dse"])) for n in names}, weights
-    best = int(np.argmax([elpds[name].elpd for name in names]))
-    differences = {}
-    for m, name in enumerate(names):
-        gap = float(elpds[name].elpd - elpds[names[best]].elpd)
-        differences[name] = (gap, 0.0 if m == best else standard_error(copies[m] - copies[best], kept))
-    return differences, weights
-
-
-def stacking_weights(elpd_i: FloatArray, sample_weight: FloatArray | None = None) -> FloatArray:
-    """Weights of a mixture of predictive distributions that maximise its leave-one-out score Σ_n v_n log Σ_m w_m exp(elpd_nm).
-
-    Each row's maximum is taken out first, which changes the score by a constant and keeps exp from vanishing in all models.
-
-    Parameters
-    ----------
-    elpd_i : ndarray of shape (N, M)
-        Pointwise leave-one-out log densities of M models.
-    sample_weight : ndarray of shape (N,), optional
-
-    Returns
-    -------
-    ndarray of shape (M,)
-        On the simplex.
-
-    References
-    ----------
-    Yao, Vehtari, Simpson & Gelman (2018), Using stacking to average Bayesian predictive distributions, Bayesian Analysis 13,
-    917–1007, equation 4.
-    """
-    densities = np.exp(elpd_i - elpd_i.max(axis=1, keepdims=True))
-    N, M = densities.shape
-    share = np.full(N, 1.0 / N) if sample_weight is None else sample_weight / sample_weight.sum()
-    if M == 1:
-        return np.ones(1)
-    tiny = np.finfo(float).tiny
-
-    def loss(w: FloatArray) -> float:
-        return -float(share @ np.log(np.maximum(densities @ w, tiny)))
-
-    def gradient(w: FloatArray) -> FloatArray:
-        return -(densities.T @ (share / np.maximum(densities @ w, tiny)))
-
-    even = np.full(M, 1.0 / M)
-    found = minimize(
-        loss,
-        even,
-        jac=gradient,
-        method="SLSQP",
-        bounds=[(0.0, 1.0)] * M,
-        constraints={"type": "eq", "fun": lambda w: w.sum() - 1.0, "jac": lambda w: np.ones(M)},
-        options={"maxiter": 1000, "ftol": 1e-12},
-    )
-    weights = np.clip(found.x, 0.0, None) if np.isfinite(found.x).all() else even
-    weights = weights / weights.sum() if weights.sum() > 0 else even
-    if loss(weights) > loss(even):
-        weights = even
-    # EM for the proportions goes up from wherever that ended (Dempster, Laird & Rubin 1977).
-    for _ in range(200):
-        weights = weights * -gradient(weights)
-        weights /= weights.sum()
-    return np.asarray(weights)
-
-
-def _table(plan: Plan, models: Mapping[Key, Model], interrupted: str | None) -> pd.DataFrame:
-    import pandas as pd
-
-    index = pd.MultiIndex.from_tuples(list(models), names=["covariance_type", "n_components"])
-    wanted = set(steps(plan))
-    columns: dict[str, Any] = {}
-    for name in COLUMNS:
-        shown = name not in CRITERIA_COLUMNS or CRITERIA_COLUMNS[name] in plan.criteria
-        values = [m.values.get(name) if shown else None for m in models.values()]
-        columns[name] = pd.array(values, dtype="Int64" if name in _INTEGERS else "Float64")
-    label = None if plan.method == "em" else prior_label(plan.prior)
-    columns["prior"] = pd.array([label if m.posterior is not None else None for m in models.values()], dtype="string")
-    columns["flags"] = pd.array([", ".join(m.flags) for m in models.values()], dtype="string")
-    columns["reason"] = pd.array([_reason(plan, m, wanted, interrupted) for m in models.values()], dtype="string")
-    return pd.DataFrame(columns, index=index)
-
-
-def _reason(plan: Plan, model: Model, wanted: set[str], interrupted: str | None) -> str:
-    """Why columns of a row are empty, and what was done about doubtful ones."""
-    if not model.done and not model.reasons:
-        return "not fitted: the sweep was interrupted" if interrupted else "not fitted"
-    reasons = [f"{name}: {why}" if name in COLUMNS else why for name, why in model.reasons.items()]
-    if "failed" in model.flags:
-        return "; ".join(reasons)
-    if not wanted <= model.done:
-        reasons.append("not finished: the sweep was interrupted")
-    if plan.method == "em":
-        reasons.append("WAIC, LOO and evidence need a posterior (method='laplace' or 'nuts')")
-    else:
-        missing = [t for t, n in (("WAIC", "waic"), ("LOO", "loo"), ("evidence", "evidence")) if n not in plan.criteria]
-        if missing:
-            reasons.append(f"{_listed(missing)} not asked for")
-    if plan.labels is None:
-        reasons.append("no labels")
-    return "; ".join(reasons)
-
-
-def _notes(plan: Plan, models: Mapping[Key, Model]) -> tuple[str, ...]:
-    notes = []
-
-    for flag, what in (
-        ("near-singular", "near-singular, so that the likelihood and AIC, BIC and ICL say nothing"),
-        ("failed", "failed, see the column reason"),
-        ("k-hat high", "LOO is not reliable for some rows (k-hat high)"),
-    ):
-        named = [_words(key) for key, m in models.items() if flag in m.flags]
-        if named:
-            notes.append(f"{what}: {_listed(named)}")
-    if "evidence" in plan.criteria:
-        notes += _prior_notes(plan)
-    return tuple(notes)
-
-
-def _prior_notes(plan: Plan) -> list[str]:
-    """What p(model | data) rests on beside the data, where that is not the default."""
-    notes, label = [], prior_label(plan.prior)
-    if label != DEFAULT_LABEL:
-        depends = isinstance(plan.prior, ConjugatePrior) and plan.prior.scale is None
-        notes.append(
-            f"the evidences are under another prior than the one made for comparing models, HierarchicalPrior(): {label}"
-            + "; it depends on K and the structure, and p(model | data) on that" * depends
-        )
-    chances = {K: float(np.exp(value)) for K, value in plan.log_prior_of_components.items()}
-    if chances and max(chances.values()) - min(chances.values()) > 1e-9:
-        notes.append("p(model | data) has the prior on K " + ", ".join(f"{K}: {p:.3g}" for K, p in chances.items()))
-    return notes
-
-
-DEFAULT_LABEL = "hierarchical"
-
-
-def prior_label(prior: Prior) -> str:
-    """A prior in a few words: what kind it is, and whether its values are the defaults."""
-    if isinstance(prior, HierarchicalPrior):
-        names = ("mean_prior", "mean_covariance", "precision_shape", "hyper_shape", "hyper_rate")
-        own = [name for name in names if getattr(prior, name) is not None]
-        own += ["weight_concentration"] * bool(np.any(np.asarray(prior.weight_concentration) != 1))
-        return DEFAULT_LABEL + (f" with {_listed(own)} given" if own else "")
-    return "conjugate, scale from each model's fit" if prior.scale is None else "conjugate, scale given"
