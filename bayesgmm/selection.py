@@ -12,21 +12,31 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy.optimize import minimize
-from scipy.special import softmax
 
 from bayesgmm.core import kernel
 from bayesgmm.core.covariance import STRUCTURES
 from bayesgmm.core.hierarchical import HierarchicalPrior
-from bayesgmm.core.parameters import FloatArray
 from bayesgmm.core.priors import ConjugatePrior
+from bayesgmm.stacking import compare_elpds, stacking_weights
 from bayesgmm.sweep import LONG_PASS, SHORT_PASS, Folder, Key, Model, Plan, quiet, run, steps
+from bayesgmm.tabulation import (
+    COLUMNS,
+    CRITERIA,
+    DEFAULT_LABEL,
+    Criterion,
+    compare_models,
+    criteria_table,
+    in_words,
+    listed,
+    notes_of,
+    sensitivity_table,
+)
 
 if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.figure import Figure
 
-__all__ = ["CRITERIA", "Criterion", "Selection", "select", "stacking_weights"]
+__all__ = ["COLUMNS", "CRITERIA", "Criterion", "Selection", "compare_elpds", "select", "stacking_weights"]
 
 METHODS = ("em", "laplace", "nuts")
 
@@ -44,84 +54,6 @@ DOUBTFUL = ("EM not converged", "modes disagree", "not converged", "Laplace k-ha
 """Flags that speak against a fit as a whole."""
 
 
-@dataclass(frozen=True)
-class Criterion:
-    """A criterion by its name.
-
-    Parameters
-    ----------
-    name : str
-    column : str
-        Of the table.
-    title : str
-        In words.
-    source : {"em", "posterior", "labels"}
-        What it needs.
-    larger_is_better : bool
-    error : str or None
-        Column of its error.
-    """
-
-    name: str
-    column: str
-    title: str
-    source: str
-    larger_is_better: bool
-    error: str | None = None
-
-
-CRITERIA: dict[str, Criterion] = {
-    c.name: c
-    for c in (
-        Criterion("aic", "aic", "AIC", "em", False),
-        Criterion("aicc", "aicc", "AICc", "em", False),
-        Criterion("bic", "bic", "BIC", "em", False),
-        Criterion("icl", "icl", "ICL", "em", False),
-        Criterion("waic", "elpd_waic", "WAIC", "posterior", True),
-        Criterion("loo", "elpd_loo", "LOO", "posterior", True, "se"),
-        Criterion("evidence", "log_evidence", "the evidence", "posterior", True, "log_evidence_se"),
-        Criterion("ari", "ari", "the adjusted Rand index", "labels", True),
-        Criterion("accuracy", "accuracy", "accuracy", "labels", True),
-        Criterion("log_loss", "log_loss", "log loss", "labels", False),
-    )
-}
-
-_INTEGERS = ("n_parameters", "divergences")
-COLUMNS = (
-    "n_parameters",
-    "log_likelihood",
-    "aic",
-    "aicc",
-    "bic",
-    "icl",
-    "elpd_waic",
-    "p_waic",
-    "elpd_loo",
-    "se",
-    "p_loo",
-    "elpd_diff",
-    "dse",
-    "weight",
-    "max_pareto_k",
-    "log_evidence",
-    "log_evidence_se",
-    "probability",
-    "ari",
-    "accuracy",
-    "log_loss",
-    "divergences",
-    "max_rhat",
-    "smallest_component",
-)
-CRITERIA_COLUMNS = {
-    **{c.column: c.name for c in CRITERIA.values() if c.source != "em"},
-    "p_waic": "waic",
-    **dict.fromkeys(("se", "p_loo", "elpd_diff", "dse", "weight", "max_pareto_k"), "loo"),
-    **dict.fromkeys(("log_evidence_se", "probability"), "evidence"),
-}
-"""Columns that are filled only where their criterion was asked for."""
-
-
 @dataclass(frozen=True, eq=False)
 class Selection:
     """Every model of a sweep with every criterion.
@@ -136,9 +68,10 @@ class Selection:
         - ``elpd_waic``, ``p_waic``, ``elpd_loo``, ``se``, ``p_loo``, ``max_pareto_k``: of the posterior; nats, larger is better.
           ``elpd_diff`` (to the best, ≤ 0) with its error ``dse`` over paired rows; ``weight``: stacking.
         - ``log_evidence`` ± ``log_evidence_se`` (nats) and ``probability``: p(model | data) over the models of the table, all equally
-          probable beforehand.
+          probable beforehand but for the prior on K.
         - ``ari``, ``accuracy``, ``log_loss``: cross-validated on the labelled rows.
         - ``divergences``, ``max_rhat`` (largest R-hat of what does not depend on labels).
+        - ``prior``: of the posterior, in words.
         - ``flags``: near-singular, EM not converged, modes disagree, labels not identified, not converged, k-hat high, evidence
           doubtful, failed.
     fits : mapping of (str, int) to estimator
@@ -155,6 +88,11 @@ class Selection:
         What was finished where the user stopped the sweep.
     notes : tuple of str
         What is worth knowing of the comparison as a whole.
+    sensitivity : DataFrame or None
+        p(model | data) where the prior is varied; a row for each variation, "as given" first. Columns are (quantity, model), models by
+        their names in ``elpds``: ``probability``, its Monte Carlo standard ``error``, ``log_evidence``, ``pareto_k`` of the draws
+        that were reweighted (above 0.7 they do not reach that prior), ``refitted``: from a new fit. The precision of the prior on the
+        means (κ₀, or B₀⁻¹) is multiplied by 0.1 and 10, the scale of the covariances (Λ₀, or that of C₀⁻¹) by ½ and 2.
     """
 
     table: pd.DataFrame
@@ -166,6 +104,7 @@ class Selection:
     n_rows: int
     interrupted: str | None = None
     notes: tuple[str, ...] = field(default_factory=tuple)
+    sensitivity: pd.DataFrame | None = None
 
     def ranking(self, criterion: str) -> list[Key]:
         """Models by a criterion, best first.
@@ -233,7 +172,7 @@ class Selection:
         Returns
         -------
         str
-            Two or three sentences.
+            Two or three sentences; one more on what p(K | data) owes to the prior, and one where that is not the default.
         """
         if not self.picks:
             return f"No model could be judged: {_first_reason(self.table)}."
@@ -241,7 +180,34 @@ class Selection:
         judge = next((name for name in ("loo", "bic", "aicc", "aic", "icl", "waic") if name in self.picks), None)
         if judge is not None:
             sentences += self._judged(judge)
+        if "evidence" in self.picks:
+            sentences += self._prior_sentences()
         return " ".join(sentences)
+
+    def _prior_sentences(self) -> list[str]:
+        """Under which prior the evidences are, where it is not the default, and how much they owe to it."""
+        label = str(self.table.loc[self.best("evidence"), "prior"])
+        out = []
+        if label != DEFAULT_LABEL:
+            out.append(f"Evidence and p(model | data) are under another prior than the default: {label}.")
+        if self.sensitivity is None or self.sensitivity["probability"].shape[1] < 2:
+            return out
+        chances = self.sensitivity["probability"]
+        others: dict[Key, list[str]] = {}
+        for variation, name in chances.idxmax(axis=1).items():
+            kind, _, K = name.rpartition("-")
+            others.setdefault((kind, int(K)), []).append(str(variation))
+        best = next(iter(others))
+        ours = chances[f"{best[0]}-{best[1]}"]
+        text = f"The most probable model is {in_words(best)}: {ours.iloc[0]:.2f} under the prior as given, "
+        text += f"{ours.min():.2f} to {ours.max():.2f} where that is varied"
+        del others[best]
+        if not others:
+            return [*out, f"{text}, and the most probable throughout."]
+        changed = "; ".join(
+            f"{in_words(key)} is the most probable with {listed(names)}" for key, names in others.items()
+        )
+        return [*out, f"{text}; {changed}."]
 
     def _judged(self, criterion: str) -> list[str]:
         """The runner-up and the simplest model that is as good, by one criterion."""
@@ -259,17 +225,17 @@ class Selection:
                 "the two cannot be told apart" if close else "more than its error" if error is not None else "not close"
             )
             out.append(
-                f"By {CRITERIA[criterion].title} the runner-up, {_words(ranking[1])}, is {behind} behind: {verdict}."
+                f"By {CRITERIA[criterion].title} the runner-up, {in_words(ranking[1])}, is {behind} behind: {verdict}."
             )
         size = self.table["n_parameters"]
         simpler = [k for k in ranking[1:] if size[k] < size[best] and self._as_good(criterion, k)]
         if simpler:
             simplest = min(simpler, key=lambda key: (size[key], ranking.index(key)))
             out.append(
-                f"The simplest model that is as good is {_words(simplest)}, with {size[simplest]} parameters against {size[best]}."
+                f"The simplest model that is as good is {in_words(simplest)}, with {size[simplest]} parameters against {size[best]}."
             )
         elif len(ranking) > 1:
-            out.append(f"No simpler model is as good as {_words(best)} by {CRITERIA[criterion].title}.")
+            out.append(f"No simpler model is as good as {in_words(best)} by {CRITERIA[criterion].title}.")
         return out
 
     def _gap(self, criterion: str, key: Key) -> tuple[float, float | None]:
@@ -292,7 +258,7 @@ class Selection:
         for key in dict.fromkeys(self.picks.values()):
             flags = [flag for flag in str(self.table.loc[key, "flags"]).split(", ") if flag in DOUBTFUL]
             if flags:
-                out.append(f"{_words(key)} is picked, but its fit is not to be trusted yet ({', '.join(flags)})")
+                out.append(f"{in_words(key)} is picked, but its fit is not to be trusted yet ({', '.join(flags)})")
         return tuple(out)
 
     def score_samples(self, X: ArrayLike, weights: str | Mapping[Key, float] = "evidence") -> FloatArray:
@@ -401,19 +367,11 @@ def _key(index: Any) -> Key:
     return str(index[0]), int(index[1])
 
 
-def _words(key: Key) -> str:
-    return f"K = {key[1]} ({key[0]})"
-
-
-def _listed(names: Sequence[str]) -> str:
-    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
-
-
 def _picks_sentence(picks: Mapping[str, Key], n_models: int) -> str:
     by_model: dict[Key, list[str]] = {}
     for name, key in picks.items():
         by_model.setdefault(key, []).append(CRITERIA[name].title)
-    parts = [f"{_listed(names)} pick{'s' * (len(names) == 1)} {_words(key)}" for key, names in by_model.items()]
+    parts = [f"{listed(names)} pick{'s' * (len(names) == 1)} {in_words(key)}" for key, names in by_model.items()]
     text = "; ".join(parts) + f", of {n_models} model{'s' * (n_models != 1)}."
     return text[0].upper() + text[1:]
 
@@ -435,6 +393,8 @@ def select(
     n_jobs: int | None = None,
     random_state: Any = None,
     prior: Any = "default",
+    components_prior: str | tuple[str, float] | Mapping[int, float] = "uniform",
+    sensitivity: bool = True,
     out: str | Path | None = None,
     overwrite: bool = False,
     progressbar: bool = True,
@@ -465,8 +425,14 @@ def select(
     random_state : int, RandomState, Generator or None, default None
         With an int each model's fit is the same whatever else is in the sweep.
     prior : "default", ConjugatePrior or HierarchicalPrior, default "default"
-        Of the posteriors; EM is maximum likelihood. Evidences can be compared under one prior common to all models alone: the default
-        prior's scale comes from the data for each K, and the table's notes say so.
+        Of the posteriors; EM is maximum likelihood. "default" is ``HierarchicalPrior()``, the same for every K and structure: evidences
+        can be compared under such a prior alone. Any other is named in the table, the notes and the summary. The scale of
+        ``ConjugatePrior()`` comes from a fit of each model, so that it depends on K.
+    components_prior : "uniform", ("poisson", rate) or mapping of int to float, default "uniform"
+        p(K) in p(model | data): equal; Poisson, cut to the K of the sweep; or a number ≥ 0 for each of them. Structures share it evenly.
+    sensitivity : bool, default True
+        With the evidence, look at it under varied priors too (``Selection.sensitivity``): from the draws, and from a new fit where they
+        do not reach the other prior (k̂ > 0.7) and the model has 1 % of the probability or so there.
     out : path, optional
         Folder that takes every finished fit. A sweep that was stopped goes on from there when it is called again with the same data
         and settings; more K, structures and criteria may be asked of it.
@@ -509,6 +475,11 @@ def select(
     """
     plan, seed_given = _plan(
         X, n_components, covariance_types, method, y, criteria, sample_weight, n_jobs, random_state, prior, options
+    )
+    plan = replace(
+        plan,
+        log_prior_of_components=_prior_of_components(components_prior, plan),
+        sensitivity=bool(sensitivity),
     )
     folder = None
     if out is not None:
@@ -560,6 +531,8 @@ def _plan(
         warn_degenerate,
     )
 
+    if isinstance(prior, str) and prior == "default":
+        prior = HierarchicalPrior()
     if method not in METHODS:
         raise ValueError(f"method must be one of {', '.join(METHODS)}; got {method!r}")
     kinds = (covariance_types,) if isinstance(covariance_types, str) else tuple(dict.fromkeys(covariance_types))
@@ -655,6 +628,23 @@ def _criteria(criteria: Iterable[str] | str | None, method: str, labelled: bool)
     return tuple(name for name in CRITERIA if name in asked)
 
 
+def _prior_of_components(prior: Any, plan: Plan) -> dict[int, float]:
+    """Logarithms of p(K), by K."""
+    from bayesgmm.inference.components import log_prior_of_components
+
+    if "evidence" not in plan.criteria and not (isinstance(prior, str) and prior == "uniform"):
+        raise ValueError(
+            "components_prior is a part of p(model | data), which needs the criterion 'evidence': use method='laplace' or 'nuts' and ask "
+            "for it, or leave components_prior out"
+        )
+    ks = np.array(sorted({K for _, K in plan.keys}))
+    try:
+        values = log_prior_of_components(prior, ks)
+    except (TypeError, ValueError) as error:
+        raise type(error)(f"components_prior: {error}") from None
+    return dict(zip(ks.tolist(), values.tolist(), strict=True))
+
+
 def _check_labels(y: ArrayLike, n_rows: int) -> None:
     from bayesgmm.crossvalidation import known_labels
 
@@ -673,10 +663,10 @@ def _selection(plan: Plan, models: Mapping[Key, Model], interrupted: str | None)
     models = {key: models[key] for key in plan.keys}
     finished = {key: m for key, m in models.items() if set(steps(plan)) <= m.done}
     elpds = {m.name: m.elpd for m in finished.values() if m.elpd is not None and "loo" in plan.criteria}
-    _across(plan, models, elpds)
+    compare_models(plan, models, elpds)
     fits = {key: (m.em if plan.method == "em" else m.posterior) for key, m in models.items()}
     return Selection(
-        table=_table(plan, models, interrupted),
+        table=criteria_table(plan, models, interrupted),
         fits={key: fit for key, fit in fits.items() if fit is not None},
         em_fits={key: m.em for key, m in models.items() if m.em is not None},
         elpds=elpds,
@@ -684,186 +674,6 @@ def _selection(plan: Plan, models: Mapping[Key, Model], interrupted: str | None)
         criteria=plan.criteria,
         n_rows=len(plan.table),
         interrupted=interrupted,
-        notes=_notes(plan, models),
+        notes=notes_of(plan, models),
+        sensitivity=sensitivity_table(plan, models),
     )
-
-
-def _across(plan: Plan, models: Mapping[Key, Model], elpds: Mapping[str, Any]) -> None:
-    """Numbers that a model has only beside the others: differences, weights, probabilities."""
-    by_name = {m.name: m for m in models.values()}
-    if elpds:
-        differences, weights = compare_elpds(elpds, plan.sample_weight)
-        for name, weight in zip(elpds, weights, strict=True):
-            difference, error = differences[name]
-            by_name[name].values |= {"elpd_diff": difference, "dse": error, "weight": float(weight)}
-    if "evidence" not in plan.criteria:
-        return
-    judged = [m for m in models.values() if np.isfinite(m.values.get("log_evidence", np.nan))]
-    if judged:
-        evidences = np.array([m.values["log_evidence"] for m in judged])
-        for model, probability in zip(judged, softmax(evidences), strict=True):
-            model.values["probability"] = float(probability)
-
-
-def compare_elpds(
-    elpds: Mapping[str, Any], sample_weight: FloatArray | None = None
-) -> tuple[dict[str, tuple[float, float]], FloatArray]:
-    """Differences to the best model with their standard errors over paired rows, and stacking weights.
-
-    Parameters
-    ----------
-    elpds : mapping of str to ELPDData
-        Of the same rows; pointwise values count each row by its weight.
-    sample_weight : ndarray of shape (N,), optional
-
-    Returns
-    -------
-    differences : dict of str to (float, float)
-        elpd − elpd of the best, and its standard error (with N − 1; ``az.compare`` has N). For subsampled LOO by ``az.compare``.
-    weights : ndarray of shape (models,)
-    """
-    from bayesgmm.pointwise import standard_error
-
-    names = list(elpds)
-    pointwise = np.array([np.asarray(elpds[name].elpd_i, dtype=float).ravel() for name in names])
-    rows = np.isfinite(pointwise).all(axis=0)
-    v = sample_weight
-    if v is not None:
-        rows &= v > 0
-    copies = pointwise[:, rows] if v is None else pointwise[:, rows] / v[rows]
-    kept = None if v is None else v[rows]
-    weights = stacking_weights(copies.T, kept)
-    if any(hasattr(elpds[name], "subsampling_se") for name in names):
-        import arviz_stats
-
-        with warnings.catch_warnings():
-            # It warns where more than eleven models are compared; the errors stand in the table.
-            warnings.simplefilter("ignore")
-            compared = arviz_stats.compare(dict(elpds), method="pseudo-BMA", round_to="none")
-        return {n: (float(compared.loc[n, "elpd_diff"]), float(compared.loc[n, "dse"])) for n in names}, weights
-    best = int(np.argmax([elpds[name].elpd for name in names]))
-    differences = {}
-    for m, name in enumerate(names):
-        gap = float(elpds[name].elpd - elpds[names[best]].elpd)
-        differences[name] = (gap, 0.0 if m == best else standard_error(copies[m] - copies[best], kept))
-    return differences, weights
-
-
-def stacking_weights(elpd_i: FloatArray, sample_weight: FloatArray | None = None) -> FloatArray:
-    """Weights of a mixture of predictive distributions that maximise its leave-one-out score Σ_n v_n log Σ_m w_m exp(elpd_nm).
-
-    Each row's maximum is taken out first, which changes the score by a constant and keeps exp from vanishing in all models.
-
-    Parameters
-    ----------
-    elpd_i : ndarray of shape (N, M)
-        Pointwise leave-one-out log densities of M models.
-    sample_weight : ndarray of shape (N,), optional
-
-    Returns
-    -------
-    ndarray of shape (M,)
-        On the simplex.
-
-    References
-    ----------
-    Yao, Vehtari, Simpson & Gelman (2018), Using stacking to average Bayesian predictive distributions, Bayesian Analysis 13,
-    917–1007, equation 4.
-    """
-    densities = np.exp(elpd_i - elpd_i.max(axis=1, keepdims=True))
-    N, M = densities.shape
-    share = np.full(N, 1.0 / N) if sample_weight is None else sample_weight / sample_weight.sum()
-    if M == 1:
-        return np.ones(1)
-    tiny = np.finfo(float).tiny
-
-    def loss(w: FloatArray) -> float:
-        return -float(share @ np.log(np.maximum(densities @ w, tiny)))
-
-    def gradient(w: FloatArray) -> FloatArray:
-        return -(densities.T @ (share / np.maximum(densities @ w, tiny)))
-
-    even = np.full(M, 1.0 / M)
-    found = minimize(
-        loss,
-        even,
-        jac=gradient,
-        method="SLSQP",
-        bounds=[(0.0, 1.0)] * M,
-        constraints={"type": "eq", "fun": lambda w: w.sum() - 1.0, "jac": lambda w: np.ones(M)},
-        options={"maxiter": 1000, "ftol": 1e-12},
-    )
-    weights = np.clip(found.x, 0.0, None) if np.isfinite(found.x).all() else even
-    weights = weights / weights.sum() if weights.sum() > 0 else even
-    if loss(weights) > loss(even):
-        weights = even
-    # EM for the proportions goes up from wherever that ended (Dempster, Laird & Rubin 1977).
-    for _ in range(200):
-        weights = weights * -gradient(weights)
-        weights /= weights.sum()
-    return np.asarray(weights)
-
-
-def _table(plan: Plan, models: Mapping[Key, Model], interrupted: str | None) -> pd.DataFrame:
-    import pandas as pd
-
-    index = pd.MultiIndex.from_tuples(list(models), names=["covariance_type", "n_components"])
-    wanted = set(steps(plan))
-    columns: dict[str, Any] = {}
-    for name in COLUMNS:
-        shown = name not in CRITERIA_COLUMNS or CRITERIA_COLUMNS[name] in plan.criteria
-        values = [m.values.get(name) if shown else None for m in models.values()]
-        columns[name] = pd.array(values, dtype="Int64" if name in _INTEGERS else "Float64")
-    columns["flags"] = pd.array([", ".join(m.flags) for m in models.values()], dtype="string")
-    columns["reason"] = pd.array([_reason(plan, m, wanted, interrupted) for m in models.values()], dtype="string")
-    return pd.DataFrame(columns, index=index)
-
-
-def _reason(plan: Plan, model: Model, wanted: set[str], interrupted: str | None) -> str:
-    """Why columns of a row are empty, and what was done about doubtful ones."""
-    if not model.done and not model.reasons:
-        return "not fitted: the sweep was interrupted" if interrupted else "not fitted"
-    reasons = [f"{name}: {why}" if name in COLUMNS else why for name, why in model.reasons.items()]
-    if "failed" in model.flags:
-        return "; ".join(reasons)
-    if not wanted <= model.done:
-        reasons.append("not finished: the sweep was interrupted")
-    if plan.method == "em":
-        reasons.append("WAIC, LOO and evidence need a posterior (method='laplace' or 'nuts')")
-    else:
-        missing = [t for t, n in (("WAIC", "waic"), ("LOO", "loo"), ("evidence", "evidence")) if n not in plan.criteria]
-        if missing:
-            reasons.append(f"{_listed(missing)} not asked for")
-    if plan.labels is None:
-        reasons.append("no labels")
-    return "; ".join(reasons)
-
-
-def _notes(plan: Plan, models: Mapping[Key, Model]) -> tuple[str, ...]:
-    notes = []
-
-    for flag, what in (
-        ("near-singular", "near-singular, so that the likelihood and AIC, BIC and ICL say nothing"),
-        ("failed", "failed, see the column reason"),
-        ("k-hat high", "LOO is not reliable for some rows (k-hat high)"),
-    ):
-        named = [_words(key) for key, m in models.items() if flag in m.flags]
-        if named:
-            notes.append(f"{what}: {_listed(named)}")
-    if "evidence" in plan.criteria and not common_prior(plan.prior):
-        notes.append(
-            "the evidences are under a prior whose scale comes from the data for each model, so they and p(model | data) depend on it: "
-            "compare them under one prior common to all models, such as HierarchicalPrior()"
-        )
-    elif "evidence" in plan.criteria and not isinstance(plan.prior, HierarchicalPrior):
-        notes.append(
-            "the evidences are under a conjugate prior with a given scale; the one made for comparing models is HierarchicalPrior()"
-        )
-    return tuple(notes)
-
-
-def common_prior(prior: Any) -> bool:
-    """Whether a prior is the same for every number of components and structure."""
-    if isinstance(prior, str):
-        return False
-    return prior.scale is not None if isinstance(prior, ConjugatePrior) else True

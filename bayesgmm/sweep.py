@@ -46,6 +46,10 @@ REHEARSAL_ROWS = 2500
 REFITS = 10
 """Rows at most that LOO refits a posterior without, where their importance weights are not reliable."""
 
+WORTH_A_REFIT = 5.0
+"""Nats behind the most probable model within which one is fitted anew under a varied prior that its draws do not reach. The others have
+less than 1 % of the probability: what their draws tell of their evidence will do."""
+
 EM_TOL = 1e-7
 """Change of the mean log-likelihood per row at which EM ends, unless the user has another."""
 
@@ -65,13 +69,17 @@ class Plan:
     keys : tuple of (str, int)
     method : {"em", "laplace", "nuts"}
     criteria : tuple of str
-    prior : "default" or a prior
+    prior : ConjugatePrior or HierarchicalPrior
     entropy : int
         Every model's random numbers come from this and the model's own name, whatever else is fitted.
     em_options, posterior_options : mapping
         Arguments of the estimators.
     n_jobs : int
         EM's models at a time.
+    log_prior_of_components : mapping of int to float
+        log p(K), of every K of the sweep.
+    sensitivity : bool
+        Whether evidences are looked at under varied priors too.
     """
 
     X: Any
@@ -87,6 +95,8 @@ class Plan:
     em_options: Mapping[str, Any]
     posterior_options: Mapping[str, Any]
     n_jobs: int
+    log_prior_of_components: Mapping[int, float] = field(default_factory=dict)
+    sensitivity: bool = True
 
     @property
     def total_weight(self) -> float:
@@ -111,7 +121,7 @@ class Plan:
             "settings": _plain(
                 {
                     "method": self.method,
-                    "prior": describe_prior(self.prior),
+                    "prior": None if self.method == "em" else describe_prior(self.prior),
                     "em_options": dict(self.em_options),
                     "posterior_options": dict(self.posterior_options),
                 }
@@ -131,6 +141,8 @@ class Model:
     em: Any = None
     posterior: Any = None
     elpd: Any = None
+    varied: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """By variation of the prior: ``change`` of the log evidence, its ``standard_error``, ``pareto_k``, and whether it is ``refitted``."""
 
     @property
     def name(self) -> str:
@@ -144,9 +156,7 @@ class Model:
 
 
 def describe_prior(prior: Any) -> Any:
-    """A prior in words of JSON: its name, or its class and fields."""
-    if isinstance(prior, str):
-        return prior
+    """A prior in words of JSON: its class and fields."""
     return {"class": type(prior).__name__} | _plain({k: v for k, v in vars(prior).items() if not k.startswith("_")})
 
 
@@ -249,6 +259,7 @@ class Folder:
             "flags": model.flags,
             "reasons": model.reasons,
             "n_samples": None if model.elpd is None else int(model.elpd.n_samples),
+            "varied": model.varied,
         }
         write_text(folder / ROW, json.dumps(_plain(row), indent=1) + "\n")
 
@@ -269,7 +280,7 @@ class Folder:
             row = json.loads((folder / ROW).read_text(encoding="utf-8"))
             model.values = {str(k): v for k, v in row["values"].items()}
             model.done, model.flags, model.reasons = set(row["done"]), list(row["flags"]), dict(row["reasons"])
-            n_samples = row["n_samples"]
+            n_samples, model.varied = row["n_samples"], dict(row.get("varied", {}))
         except (ValueError, KeyError, TypeError) as error:
             raise DataError(f"{folder / ROW} is truncated or altered ({error}): remove its folder") from None
         if (folder / "em").exists():
@@ -379,6 +390,7 @@ def run(
                 if plan.method != "em":
                     save(model)
                     tell(1, "")
+            _refit_varied(plan, list(models.values()), tell, save)
         except KeyboardInterrupt:
             finished = sum(set(steps(plan)) <= m.done or "failed" in m.flags for m in models.values())
             return f"stopped by the user: {finished} of {len(models)} models are finished"
@@ -390,6 +402,7 @@ def steps(plan: Plan) -> tuple[str, ...]:
     labelled = any(name in plan.criteria for name in ("ari", "accuracy", "log_loss"))
     wanted = ["em"] + ["posterior"] * (plan.method != "em")
     wanted += [name for name in ("waic", "loo", "evidence") if name in plan.criteria]
+    wanted += ["sensitivity"] * ("evidence" in plan.criteria and plan.sensitivity)
     return tuple(wanted + ["labelled"] * labelled)
 
 
@@ -539,13 +552,14 @@ def _finish(plan: Plan, model: Model) -> None:
         "posterior": ({"posterior"}, _posterior),
         "loo": ({"loo", "waic"}, _loo),
         "evidence": ({"evidence"}, _evidence),
+        "sensitivity": ({"sensitivity"}, _sensitivity),
         "labelled": ({"labelled"}, _labelled),
     }
     wanted = steps(plan)
     for name, (serves, task) in tasks.items():
         if not (serves & set(wanted)) - model.done or "failed" in model.flags:
             continue
-        if name in ("loo", "evidence") and model.posterior is None:
+        if name in ("loo", "evidence", "sensitivity") and model.posterior is None:
             continue
         try:
             task(plan, model)
@@ -635,6 +649,53 @@ def _evidence(plan: Plan, model: Model) -> None:
     if not found.converged:
         model.flag("evidence doubtful")
         model.reasons["evidence"] = "; ".join(found.notes)
+
+
+def _sensitivity(plan: Plan, model: Model) -> None:
+    """What the draws tell of the evidence under varied priors."""
+    from bayesgmm.inference.sensitivity import evidence_change, varied_priors
+
+    if "log_evidence" not in model.values:
+        return
+    model.varied = {
+        name: vars(evidence_change(model.posterior, prior)) | {"refitted": False}
+        for name, prior in varied_priors(model.posterior.prior_).items()
+    }
+
+
+def log_joint(plan: Plan, model: Model, variation: str | None = None) -> float:
+    """Log of evidence times p(K), under the prior or a variation of it; −inf without an evidence."""
+    if "log_evidence" not in model.values or (variation is not None and variation not in model.varied):
+        return -np.inf
+    change = 0.0 if variation is None else float(model.varied[variation]["change"])
+    return model.values["log_evidence"] + change + plan.log_prior_of_components.get(model.key[1], 0.0)
+
+
+def _refit_varied(
+    plan: Plan, models: Sequence[Model], tell: Callable[[int, str], None], save: Callable[[Model], None]
+) -> None:
+    """Fit anew, under a varied prior, the models that matter there and whose draws do not reach it."""
+    from bayesgmm.inference.diagnostics import PARETO_K_LIMIT
+    from bayesgmm.inference.sensitivity import VARIATIONS, change_by_refit, varied_priors
+
+    if "sensitivity" not in steps(plan):
+        return
+    for place, variation in enumerate(VARIATIONS):
+        best = max(log_joint(plan, model, variation) for model in models)
+        for model in models:
+            if not log_joint(plan, model, variation) >= best - WORTH_A_REFIT or model.posterior is None:
+                continue
+            found = model.varied.get(variation)
+            if found is None or found["pareto_k"] <= PARETO_K_LIMIT or found["refitted"]:
+                continue
+            tell(0, f"{model.key[0]}, K = {model.key[1]}: {variation}")
+            try:
+                prior = varied_priors(model.posterior.prior_)[variation]
+                seed = plan.integer_seed(model.key, 4 + place)
+                model.varied[variation] = vars(change_by_refit(model.posterior, prior, seed)) | {"refitted": True}
+            except Exception as error:
+                model.reasons["sensitivity"] = f"the refit under another prior ({variation}) failed: {error}"
+            save(model)
 
 
 def _labelled(plan: Plan, model: Model) -> None:

@@ -14,9 +14,11 @@ from scipy.special import logsumexp, softmax
 from sklearn.mixture import GaussianMixture as PeerMixture
 
 import bayesgmm
-from bayesgmm import select, sweep
+from bayesgmm import ConjugatePrior, HierarchicalPrior, select, sweep
 from bayesgmm.core.em import DegenerateFitError
 from bayesgmm.exceptions import DataError, DataWarning
+from bayesgmm.inference import sensitivity
+from bayesgmm.inference.sensitivity import VARIATIONS, EvidenceChange, evidence_change, varied_priors
 from bayesgmm.selection import COLUMNS, CRITERIA, Selection, compare_elpds, stacking_weights
 from tests.mixtures import STRUCTURES, random_mixture
 from tests.reference import data_set, em_fits
@@ -147,7 +149,149 @@ def test_probabilities_are_the_evidences_over_the_table(posterior):
     np.testing.assert_allclose(found.table["probability"].astype(float), softmax(evidences), rtol=1e-12)
     # two groups ten deviations apart: no criterion prefers one component
     assert {K for _, K in found.picks.values()} == {2}
-    assert any("prior" in note for note in found.notes)
+    assert not any("prior" in note for note in found.notes)
+    assert set(found.table["prior"]) == {"hierarchical"}
+
+
+def test_evidences_are_under_one_prior_common_to_all_models(posterior):
+    _, found = posterior
+    priors = [fit.prior_ for fit in found.fits.values()]
+    assert all(type(prior) is HierarchicalPrior for prior in priors)
+    for name in ("mean_prior", "mean_covariance", "precision_shape", "hyper_shape", "hyper_rate"):
+        for prior in priors[1:]:
+            np.testing.assert_array_equal(getattr(prior, name), getattr(priors[0], name))
+    assert "another prior" not in found.summary()
+
+
+@pytest.mark.parametrize(
+    ("prior", "label", "depends"),
+    [
+        (ConjugatePrior(), "conjugate, scale from each model's fit", True),
+        (ConjugatePrior(scale=np.eye(2)), "conjugate, scale given", False),
+        (HierarchicalPrior(hyper_shape=2.0), "hierarchical with hyper_shape given", False),
+    ],
+)
+def test_another_prior_is_labelled(prior, label, depends, tmp_path):
+    found = quick(
+        covariance_types="full",
+        method="laplace",
+        criteria="evidence",
+        prior=prior,
+        draws=60,
+        out=tmp_path,
+        sensitivity=False,
+    )
+    assert set(found.table["prior"]) == {label}
+    (note,) = [note for note in found.notes if "another prior" in note]
+    assert label in note
+    assert ("depends on K" in note) == depends
+    assert f"under another prior than the default: {label}." in found.summary()
+    assert json.loads((tmp_path / "selection.json").read_text())["settings"]["prior"]["class"] == type(prior).__name__
+    assert found.sensitivity is None
+    with pytest.raises(DataError, match="another setting of prior"):
+        quick(covariance_types="full", method="laplace", criteria="evidence", draws=60, out=tmp_path)
+
+
+def test_probabilities_have_a_prior_on_the_number_of_components():
+    options = {"covariance_types": ("full", "tied"), "method": "laplace", "criteria": "evidence", "draws": 400}
+    options |= {"X": np.random.default_rng(0).standard_normal((40, 1)), "sensitivity": False}
+    found = quick(components_prior=("poisson", 0.3), **options)
+    plain = quick(components_prior={1: 5, 2: 5}, **options)
+    np.testing.assert_array_equal(plain.table["probability"], quick(**options).table["probability"])
+    odds = [
+        t.table["probability"].astype(float).xs(1, level=1) / t.table["probability"].astype(float).xs(2, level=1)
+        for t in (found, plain)
+    ]
+    # Poisson(0.3): p(1) / p(2) = 2 / 0.3.
+    np.testing.assert_allclose(odds[0] / odds[1], 2 / 0.3, rtol=1e-9)
+    assert "p(model | data) has the prior on K 1: 0.87, 2: 0.13" in found.notes
+    assert quick(components_prior={1: 0, 2: 1}, **options).table["probability"].xs(1, level=1).eq(0).all()
+
+
+# the prior varied
+
+
+def test_probabilities_under_varied_priors_stand_beside_those_as_given(posterior):
+    _, found = posterior
+    table = found.sensitivity
+    assert list(table.index) == ["as given", *VARIATIONS]
+    names = [f"{kind}-{K}" for kind, K in found.table.index]
+    np.testing.assert_array_equal(
+        table.loc["as given", "probability"][names].astype(float), found.table["probability"].astype(float)
+    )
+    for variation in table.index:
+        evidences = table.loc[variation, "log_evidence"].astype(float)
+        np.testing.assert_allclose(table.loc[variation, "probability"].astype(float), softmax(evidences), rtol=1e-9)
+    for variation, prior in varied_priors(found.fits[("full", 2)].prior_).items():
+        change = evidence_change(found.fits[("full", 2)], prior)
+        row = table.loc[variation]
+        if not row["refitted", "full-2"]:
+            assert row["log_evidence", "full-2"] - table.loc["as given", ("log_evidence", "full-2")] == pytest.approx(
+                change.change
+            )
+            assert row["pareto_k", "full-2"] == change.pareto_k
+    assert "under the prior as given" in found.summary()
+
+
+def sensitivity_of(chances: dict[str, list[float]]) -> pd.DataFrame:
+    names = [f"full-{K}" for K in range(1, len(next(iter(chances.values()))) + 1)]
+    table = pd.DataFrame.from_dict(
+        chances, orient="index", columns=pd.MultiIndex.from_product([["probability"], names])
+    )
+    return table
+
+
+@pytest.mark.parametrize(
+    ("varied", "says"),
+    [
+        (
+            [0.1, 0.6, 0.3],
+            "0.70 under the prior as given, 0.60 to 0.70 where that is varied, and the most probable throughout.",
+        ),
+        ([0.1, 0.2, 0.7], "0.20 to 0.70 where that is varied; K = 3 (full) is the most probable with scale × 2."),
+    ],
+)
+def test_summary_tells_what_the_probabilities_owe_to_the_prior(varied, says):
+    found = made_up(log_evidence=[-9.0, -2.0, -3.0])
+    found.table["prior"] = "hierarchical"
+    found = replace(found, sensitivity=sensitivity_of({"as given": [0.1, 0.7, 0.2], "scale × 2": varied}))
+    assert "The most probable model is K = 2 (full): " in found.summary()
+    assert says in found.summary()
+
+
+def test_models_that_matter_are_fitted_anew_where_draws_do_not_reach_a_prior(tmp_path, monkeypatch):
+    """k̂ is made high for every model and one variation: K = 1 is hundreds of nats behind, so K = 2 alone is fitted anew."""
+    asked, real = [], sensitivity.evidence_change
+
+    def change(post, prior):
+        found = real(post, prior)
+        high = str(prior) == str(varied_priors(post.prior_)["scale × 2"])
+        return replace(found, pareto_k=0.9 if high else min(found.pareto_k, 0.5))
+
+    def anew(post, prior, random_state):
+        asked.append((post.n_components, str(prior)))
+        if len(asked) == 1:
+            raise ValueError("too few draws")
+        return EvidenceChange(-1.5, 0.25, 0.1)
+
+    monkeypatch.setattr(sensitivity, "evidence_change", change)
+    monkeypatch.setattr(sensitivity, "change_by_refit", anew)
+    options = {"covariance_types": "full", "method": "laplace", "criteria": "evidence", "draws": 60, "out": tmp_path}
+    failed = quick(**options)
+    assert [K for K, _ in asked] == [2]
+    assert "the refit under another prior (scale × 2) failed: too few draws" in failed.table.loc[("full", 2), "reason"]
+    assert failed.sensitivity.loc["scale × 2", ("pareto_k", "full-2")] == 0.9
+    found = quick(**options)
+    row = found.sensitivity.loc["scale × 2"]
+    assert row["refitted"].tolist() == [False, True]
+    assert row["log_evidence", "full-2"] - found.table.loc[("full", 2), "log_evidence"] == pytest.approx(-1.5)
+    again = quick(**options)
+    assert len(asked) == 2
+    pd.testing.assert_frame_equal(again.sensitivity, found.sensitivity)
+    assert asked[1][1] == str(varied_priors(found.fits[("full", 2)].prior_)["scale × 2"])
+
+
+# labels
 
 
 def test_labels_are_scored(posterior):
@@ -163,7 +307,7 @@ def test_what_does_not_apply_is_missing_with_a_reason(posterior):
     em = quick(n_components=2)
     assert em.table[["elpd_loo", "log_evidence", "weight", "ari"]].isna().all(axis=None)
     assert all("posterior" in reason and "labels" in reason for reason in em.table["reason"])
-    assert tuple(em.table.columns) == (*COLUMNS, "flags", "reason")
+    assert tuple(em.table.columns) == (*COLUMNS, "prior", "flags", "reason")
     _, found = posterior
     assert found.table[["divergences", "max_rhat"]].isna().all(axis=None)
     assert all("no R-hat" in reason for reason in found.table["reason"])
@@ -389,6 +533,7 @@ def test_a_finished_sweep_is_read_and_not_repeated(posterior, labels, monkeypatc
     monkeypatch.setattr(bayesgmm.BayesianGaussianMixture, "fit", lambda *_, **__: pytest.fail("sampled all the same"))
     again = quick(method="laplace", draws=100, y=labels, out=out, random_state=None)
     pd.testing.assert_frame_equal(again.table, first.table)
+    pd.testing.assert_frame_equal(again.sensitivity, first.sensitivity)
     np.testing.assert_array_equal(again.elpds["full-2"].elpd_i, first.elpds["full-2"].elpd_i)
     np.testing.assert_array_equal(again.fits[("full", 2)].means_, first.fits[("full", 2)].means_)
     np.testing.assert_array_equal(again.em_fits[("diag", 1)].means_, first.em_fits[("diag", 1)].means_)
@@ -476,6 +621,14 @@ def test_altered_files_are_refused(tmp_path):
         ({"n_jobs": 0}, ValueError, "n_jobs must be"),
         ({"sample_weight": np.full(90, -1.0)}, ValueError, "sample_weight"),
         ({"random_state": -1}, ValueError, "random_state"),
+        ({"components_prior": ("poisson", 2.0)}, ValueError, "needs the criterion 'evidence'"),
+        (
+            {"components_prior": {1: 1.0}, "method": "laplace"},
+            ValueError,
+            r"components_prior: .* no probability for K = \[2\]",
+        ),
+        ({"components_prior": "flat", "method": "laplace"}, TypeError, "components_prior: .*uniform"),
+        ({"components_prior": ("poisson", 0.0), "method": "laplace"}, ValueError, "rate of a Poisson"),
     ],
 )
 def test_bad_input_is_one_clear_error_before_any_fit(options, error, says, monkeypatch):

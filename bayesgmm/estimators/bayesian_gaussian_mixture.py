@@ -38,9 +38,6 @@ if TYPE_CHECKING:
     from bayesgmm.inference.evidence import Evidence
     from bayesgmm.inference.posterior import PosteriorDraws
 
-NEAR_NATS = 10.0
-"""Modes of EM whose log posterior is within this of the best get chains of their own."""
-
 _SKLEARN_NAMES = {
     "weight_concentration_prior_type": "a finite mixture has a Dirichlet prior: prior=ConjugatePrior(weight_concentration=...)",
     "weight_concentration_prior": "prior=ConjugatePrior(weight_concentration=...)",
@@ -75,8 +72,9 @@ class BayesianGaussianMixture(DensityMixin, BaseEstimator):
     tune : int or "auto", default "auto"
         Warm-up draws per chain; "auto" is 200, enough in whitened coordinates.
     chains : int, default 4
-        Number of chains. They are shared out over the modes of EM within 10 nats of the best, overdispersed, and one of
-        them (of two or more) starts from a random partition of the rows.
+        Number of chains. They are shared out over the modes within 10 nats of the best (of EM's objective; under a hierarchical
+        prior, of the mass that each mode has in the model itself), overdispersed, and one of them (of two or more) starts from a
+        random partition of the rows.
     target_ess : float, default 400
         Sampling goes on, ``draws`` at a time, until the smallest bulk and tail effective sample size of every relabelled
         parameter reaches this.
@@ -109,7 +107,8 @@ class BayesianGaussianMixture(DensityMixin, BaseEstimator):
     map_ : MixtureParameters
         Mode in (π, μ, Σ) found by EM under the prior; under a hierarchical one, under its ``em_prior``.
     modes_ : tuple of Mode
-        Distinct modes of EM, best first.
+        Distinct modes of EM, best first; under a hierarchical prior in the order of the mass that each has in the model itself, those
+        that have next to none, or climb to the same mode as another, last.
     prior_ : ConjugatePrior or HierarchicalPrior
         The prior with its resolved values.
     weights_, means_, covariances_ : ndarray
@@ -230,7 +229,7 @@ class BayesianGaussianMixture(DensityMixin, BaseEstimator):
             init_params=self.init_params,
             rng=em_rng,
         )
-        self.modes_, self.map_ = found.modes, found.best.parameters
+        self.modes_ = found.modes
         self._X, self._sample_weight = table, weights
         self._sample(sampler_rng)
         return self
@@ -238,8 +237,6 @@ class BayesianGaussianMixture(DensityMixin, BaseEstimator):
     def _sample(self, rng: np.random.Generator) -> None:
         from bayesgmm.inference import sampling
 
-        total = float(len(self._X)) if self._sample_weight is None else float(self._sample_weight.sum())
-        near = [m for m in self.modes_ if (self.modes_[0].objective - m.objective) * total <= NEAR_NATS]
         result = sampling.sample_posterior(
             sampling.Task(
                 X=self._X,
@@ -247,7 +244,6 @@ class BayesianGaussianMixture(DensityMixin, BaseEstimator):
                 kind=structure(self.covariance_type),
                 prior=self.prior_,
                 modes=tuple(m.run for m in self.modes_),
-                n_near=len(near),
                 names=tuple(feature_names(self)),
             ),
             sampling.Settings(
@@ -262,6 +258,9 @@ class BayesianGaussianMixture(DensityMixin, BaseEstimator):
             ),
             rng,
         )
+        # Best first in the model itself, whose prior EM may not have had.
+        self.modes_ = tuple(self.modes_[m] for m in result.mode_order)
+        self.map_ = self.modes_[0].run.parameters
         self._draws: PosteriorDraws = result.draws
         self.idata_: DataTree = result.idata
         self.diagnostics_: Diagnostics = result.diagnostics

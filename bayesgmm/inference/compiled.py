@@ -168,21 +168,21 @@ class CompiledPosterior:
         precision_factors: ArrayLike,
         scale_factor: ArrayLike | None = None,
     ) -> FloatArray:
-        """The point θ of given parameters: the inverse of :meth:`constrain`.
+        """The point θ of given parameters, or the points of a batch: the inverse of :meth:`constrain`.
 
         Parameters
         ----------
-        weights : array-like of shape (K,)
+        weights : array-like of shape (K,) or (S, K)
             Positive.
-        means : array-like of shape (K, D)
-        precision_factors : array-like of shape (K, D, D)
+        means : array-like of shape (K, D) or (S, K, D)
+        precision_factors : array-like of shape (K, D, D) or (S, K, D, D)
             Lower, with positive diagonals, of the posterior's covariance structure.
-        scale_factor : array-like of shape (D, D), optional
+        scale_factor : array-like of shape (D, D) or (S, D, D), optional
             Lower V with V Vᵀ = (2 C₀)⁻¹, for a hierarchical prior alone. Default: where C₀ is its mean given the covariances.
 
         Returns
         -------
-        ndarray of shape (P,)
+        ndarray of shape (P,) or (S, P)
 
         Raises
         ------
@@ -198,20 +198,20 @@ class CompiledPosterior:
         R, C = self._shapes[1]
         V, hyper = self.inputs.scale_factor, tuple[FloatArray, ...]()
         if self.inputs.hierarchical:
-            V, hyper = self._unconstrain_scale(factors[:R], scale_factor)
+            V, hyper = self._unconstrain_scale(factors[..., :R, :, :], scale_factor)
         elif scale_factor is not None:
             raise ValueError("scale_factor is given, but the prior's scale is fixed")
-        A = np.linalg.solve(V, factors[:R])
-        roots = np.diagonal(A, axis1=-2, axis2=-1)[:, :C]
+        A = np.linalg.solve(V[..., None, :, :], factors[..., :R, :, :])
+        roots = np.diagonal(A, axis1=-2, axis2=-1)[..., :C]
         rows, columns = np.tril_indices(self.inputs.n_features if self._layout.off_diagonal else 0, -1)
         values = (
-            (log_weights - log_weights.mean())[:-1],
+            (log_weights - log_weights.mean(axis=-1, keepdims=True))[..., :-1],
             2.0 * np.log(roots),
-            A[:, rows, columns],
+            A[..., rows, columns],
             np.asarray(means, dtype=np.float64),
             *hyper,
         )
-        return np.concatenate([np.ravel(value) for value in values])
+        return np.concatenate([value.reshape(*pi.shape[:-1], -1) for value in values], axis=-1)
 
     def _unconstrain_scale(
         self, factors: FloatArray, scale_factor: ArrayLike | None
@@ -220,15 +220,16 @@ class CompiledPosterior:
         L, hyper = self.inputs.scale_factor, self.inputs.hyper_degrees_of_freedom
         if scale_factor is None:
             # C₀ given the Σ_k is W(g₀ + R c₀, G₀ + Σ_k Σ_k⁻¹); in the degrees of freedom of the diagonal structures alike.
-            freedom = hyper[-1] + len(factors) * self.inputs.degrees_of_freedom[0]
-            V = np.linalg.cholesky((L @ L.T + np.sum(factors @ np.swapaxes(factors, 1, 2), axis=0)) / freedom)
+            freedom = hyper[-1] + factors.shape[-3] * self.inputs.degrees_of_freedom[0]
+            V = np.linalg.cholesky((L @ L.T + np.sum(factors @ np.swapaxes(factors, -1, -2), axis=-3)) / freedom)
         else:
             V = np.asarray(scale_factor, dtype=np.float64)
-            if not np.all(np.diagonal(V) > 0):
+            if not np.all(np.diagonal(V, axis1=-2, axis2=-1) > 0):
                 raise ValueError("the diagonal of scale_factor must be positive")
         T = np.linalg.solve(V, L)
-        lower = np.tril_indices(len(L) if self._layout.off_diagonal else 0, -1)
-        return V, (2.0 * np.log(np.diagonal(T)[: len(hyper)]), T[lower])
+        rows, columns = np.tril_indices(len(L) if self._layout.off_diagonal else 0, -1)
+        roots = np.diagonal(T, axis1=-2, axis2=-1)[..., : len(hyper)]
+        return V, (2.0 * np.log(roots), T[..., rows, columns])
 
     def log_jacobian(self, theta: ArrayLike) -> float | FloatArray:
         """Log volume of (π_1 … π_K−1, μ, Σ) per volume of θ; Σ counts by its lower triangle, diagonal or variance.

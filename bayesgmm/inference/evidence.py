@@ -1,4 +1,4 @@
-"""Marginal likelihood of a sampled mixture by bridge sampling, and the posterior over the number of components.
+"""Marginal likelihood of a sampled mixture by bridge sampling.
 
 The bridge joins the posterior draws to a density q̃ that is fitted to half of them and folded over the orders of the components
 (:mod:`bayesgmm.inference.folding`). Posterior and q̃ are the same in every order of the components, so draws in any order
@@ -16,25 +16,27 @@ Statistica Sinica 6, 831–860.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import ArrayLike
-from scipy.optimize import brentq
-from scipy.special import gammaln, log_expit, logsumexp, softmax
+from scipy.special import gammaln, logsumexp
 from threadpoolctl import threadpool_limits
 
 from bayesgmm.core import em
 from bayesgmm.core.covariance import structure
 from bayesgmm.core.parameters import FloatArray
 from bayesgmm.core.priors import ConjugatePrior
+from bayesgmm.inference.bridge import Bridge, Half, bridge_over_repeats
+from bayesgmm.inference.components import ComponentsPosterior, posterior_over_components
 from bayesgmm.inference.folding import ComponentBlocks, FoldedNormals, log_normals
 from bayesgmm.inference.laplace import LaplaceApproximation
 
 if TYPE_CHECKING:
     from bayesgmm.inference.compiled import CompiledPosterior
+
+__all__ = ["ComponentsPosterior", "Evidence", "fit_proposal", "log_evidence", "posterior_over_components"]
 
 SMALLEST_HALF = 50
 """Draws that half a posterior must have."""
@@ -50,8 +52,6 @@ FEW_DRAWS = 5
 
 LARGEST_ERROR = 0.5
 """Standard error of one half (nats) from which on the linear error formula is not to be trusted."""
-
-SIMULATIONS = 4000
 
 
 @dataclass(frozen=True)
@@ -111,75 +111,6 @@ class Evidence:
             f"{self.covariance_type}; Laplace: {self.laplace:.3f})"
         )
         return "\n".join([head, *(f"- {note}" for note in self.notes)])
-
-
-@dataclass(frozen=True, eq=False)
-class Bridge:
-    """One bridge: the log ratio of normalising constants and its error.
-
-    Parameters
-    ----------
-    log_ratio : float
-    proposal_variance : float
-        Of ``log_ratio``, from the draws of q (and from thinned orders).
-    draws_variance : float
-        Of ``log_ratio``, from the draws of p. The sum of the two is the relative mean squared error of
-        Frühwirth-Schnatter (2004), section 3.3.
-    summands : ndarray of shape (S,)
-        What is averaged over the draws of p, in units of its mean: ``draws_variance`` is the variance of their mean.
-    effective_size : float
-        Effective sample size of the draws of p for these.
-    divergence : float
-        Mean over the draws of p of log p − log q, less ``log_ratio``: about the divergence KL(p ‖ q) in nats. By Gibbs' inequality the
-        mean itself bounds the log ratio from above, whether p and q overlap or not.
-    """
-
-    log_ratio: float
-    proposal_variance: float
-    draws_variance: float
-    summands: FloatArray
-    effective_size: float
-    divergence: float
-
-    @property
-    def variance(self) -> float:
-        """Of ``log_ratio``."""
-        return self.proposal_variance + self.draws_variance
-
-
-@dataclass(frozen=True, eq=False)
-class _Half:
-    """Half of a posterior's draws.
-
-    Parameters
-    ----------
-    theta : ndarray of shape (S, P)
-    log_posterior : ndarray of shape (S,)
-    counts : ndarray of shape (S,)
-        How often each draw stands in the posterior: 1 for draws of a chain, more for resampled ones.
-    n_chains : int
-        The draws are those of the chains, one after the other; 0 for independent draws.
-    """
-
-    theta: FloatArray
-    log_posterior: FloatArray
-    counts: FloatArray
-    n_chains: int
-
-    def mean_and_variance(self, values: FloatArray) -> tuple[float, float]:
-        """Mean of a quantity (S,) over the draws, and the variance of that mean."""
-        share = self.counts / self.counts.sum()
-        mean = float(share @ values)
-        if not self.n_chains:
-            # The counts are random too: a draw that stands twice is one piece of news.
-            return mean, float(np.sum((share * (values - mean)) ** 2))
-        spread = float(np.var(values))
-        if spread <= (1e-14 * abs(mean)) ** 2:
-            return mean, 0.0
-        from arviz_stats.base import array_stats
-
-        size = float(array_stats.ess(values.reshape(self.n_chains, -1), method="mean"))
-        return mean, spread / size if np.isfinite(size) and size > 0 else np.inf
 
 
 def log_evidence(
@@ -247,49 +178,20 @@ def log_evidence(
         post._X, draws.weights.shape[-1], post.covariance_type, post.prior_, post._sample_weight
     )
     with threadpool_limits(limits=1, user_api="blas"):
-        approximations = _distinct_modes(compiled, _approximations(compiled, post), post.covariance_type)
+        approximations = _approximations(compiled, post)
         halves = _halves(compiled, post, rng)
         return _cross(compiled, post, approximations, halves, max_permutations, n_proposals, rng)
 
 
-def _approximations(compiled: CompiledPosterior, post: Any) -> list[LaplaceApproximation]:
+def _approximations(compiled: CompiledPosterior, post: Any) -> Sequence[LaplaceApproximation]:
     """Laplace approximations of the modes that the fit gave chains to."""
-    from bayesgmm.inference.sampling import STRANDED_NATS, Task, approximate_modes
+    from bayesgmm.inference.sampling import Task, approximate_modes
 
-    total = float(len(post._X)) if post._sample_weight is None else float(post._sample_weight.sum())
-    near = [m for m in post.modes_ if (post.modes_[0].objective - m.objective) * total <= STRANDED_NATS]
-    runs = tuple(m.run for m in near)
-    kind = structure(post.covariance_type)
-    return approximate_modes(compiled, Task(post._X, post._sample_weight, kind, post.prior_, runs, len(runs), ()))
+    kind, runs = structure(post.covariance_type), tuple(mode.run for mode in post.modes_)
+    return approximate_modes(compiled, Task(post._X, post._sample_weight, kind, post.prior_, runs, ())).approximations
 
 
-def _distinct_modes(
-    compiled: CompiledPosterior, approximations: Sequence[LaplaceApproximation], covariance_type: str
-) -> list[LaplaceApproximation]:
-    """Approximations that did not end at the mode of an earlier one, in whatever order of the components."""
-    from bayesgmm.inference.relabel import relabel
-
-    K = compiled.inputs.n_components
-    out: list[LaplaceApproximation] = []
-    for mode in approximations:
-        ours = compiled.constrain(mode.center)
-        for earlier in out:
-            theirs = compiled.constrain(earlier.center)
-            inverses = [np.linalg.inv(p["precision_factors"]) for p in (ours, theirs)]
-            sigma, reference = (np.swapaxes(inverse, 1, 2) @ inverse for inverse in inverses)
-            parts = (ours["weights"][None], ours["means"][None], sigma[None])
-            permutation = relabel(*parts, (theirs["weights"], theirs["means"], reference), covariance_type="full")[0]
-            blocks = ComponentBlocks.of(compiled.slices, K, covariance_type)
-            moved = blocks.permuted(mode.center[None], permutation)
-            # Within a tenth of the width that the posterior has there.
-            if np.linalg.norm(np.linalg.solve(earlier.factor, moved[0] - earlier.center)) < 0.1:
-                break
-        else:
-            out.append(mode)
-    return out
-
-
-def _halves(compiled: CompiledPosterior, post: Any, rng: np.random.Generator) -> tuple[_Half, _Half]:
+def _halves(compiled: CompiledPosterior, post: Any, rng: np.random.Generator) -> tuple[Half, Half]:
     """Unconstrained draws in two halves: of every chain the first and the second, or half of the distinct resampled ones."""
     draws = post._draws
     for name, values in (
@@ -312,7 +214,7 @@ def _halves(compiled: CompiledPosterior, post: Any, rng: np.random.Generator) ->
     if post.diagnostics_.pareto_k is None:
         at = np.arange(C * S).reshape(C, S)
         early, late = (
-            _Half(theta[i], log_posterior[i], np.ones(len(i)), C)
+            Half(theta[i], log_posterior[i], np.ones(len(i)), C)
             for i in (at[:, : S // 2].ravel(), at[:, S // 2 :].ravel())
         )
         return early, late
@@ -323,7 +225,7 @@ def _halves(compiled: CompiledPosterior, post: Any, rng: np.random.Generator) ->
             f"{2 * SMALLEST_HALF}): raise draws, or use method='nuts'"
         )
     one, other = (
-        _Half(theta[first[i]], log_posterior[first[i]], counts[i].astype(float), 0)
+        Half(theta[first[i]], log_posterior[first[i]], counts[i].astype(float), 0)
         for i in np.array_split(rng.permutation(len(first)), 2)
     )
     return one, other
@@ -356,7 +258,7 @@ def _cross(
     compiled: CompiledPosterior,
     post: Any,
     approximations: Sequence[LaplaceApproximation],
-    halves: tuple[_Half, _Half],
+    halves: tuple[Half, Half],
     max_permutations: int,
     n_proposals: int | None,
     rng: np.random.Generator,
@@ -367,7 +269,8 @@ def _cross(
     normals: list[int] = []
     exact, size, total = True, 0, 0
     for fitted, other in (halves, halves[::-1]):
-        proposal = fit_proposal(fitted.theta, fitted.counts, blocks, approximations[0], rng)
+        # As many normals for the second half as the first one asked for.
+        proposal = fit_proposal(fitted.theta, fitted.counts, blocks, approximations[0], rng, *normals[:1])
         size = len(other.theta) if n_proposals is None else int(n_proposals)
         total += size
         proposed = proposal.draw(rng, size)
@@ -375,7 +278,7 @@ def _cross(
         at_proposed = proposal.log_density(proposed, rng, max_permutations)
         exact &= len(at_draws) == 1 and len(at_proposed) == 1
         bridges.append(
-            _bridge_over_repeats(other, other.log_posterior, at_draws, _log_posterior(compiled, proposed), at_proposed)
+            bridge_over_repeats(other, other.log_posterior, at_draws, _log_posterior(compiled, proposed), at_proposed)
         )
         normals.append(len(proposal.shares))
     values = np.array([bridge.log_ratio for bridge in bridges])
@@ -426,7 +329,7 @@ def _cross(
     )
 
 
-def _error_of_mean(halves: tuple[_Half, _Half], bridges: Sequence[Bridge]) -> float:
+def _error_of_mean(halves: tuple[Half, Half], bridges: Sequence[Bridge]) -> float:
     """Standard error of the mean of two bridges, the first over the second half of the draws and the reverse.
 
     The draws enter it by the mean of the summands of both. The halves of a chain are not independent where it mixes slowly or
@@ -437,7 +340,7 @@ def _error_of_mean(halves: tuple[_Half, _Half], bridges: Sequence[Bridge]) -> fl
     if not early.n_chains:
         return float(np.sqrt(proposals + sum(found.draws_variance for found in bridges) / 4))
     series = [bridges[1].summands.reshape(early.n_chains, -1), bridges[0].summands.reshape(late.n_chains, -1)]
-    whole = _Half(np.empty(0), np.empty(0), np.ones(len(early.theta) + len(late.theta)), early.n_chains)
+    whole = Half(np.empty(0), np.empty(0), np.ones(len(early.theta) + len(late.theta)), early.n_chains)
     return float(np.sqrt(proposals + whole.mean_and_variance(np.concatenate(series, axis=1).ravel())[1]))
 
 
@@ -466,6 +369,7 @@ def fit_proposal(
     blocks: ComponentBlocks,
     approximation: LaplaceApproximation,
     rng: np.random.Generator,
+    n_normals: int | None = None,
 ) -> FoldedNormals:
     """A mixture of normals fitted to draws in one order of the components.
 
@@ -482,6 +386,8 @@ def fit_proposal(
     approximation : LaplaceApproximation
         At a mode in the same order of the components.
     rng : numpy.random.Generator
+    n_normals : int, optional
+        Their number, where it is known.
 
     Returns
     -------
@@ -499,21 +405,25 @@ def fit_proposal(
     white = np.linalg.solve(root, (ordered - center).T).T
     root = root @ np.linalg.cholesky(_shrunk_covariance(white, counts))
     white = np.ascontiguousarray(np.linalg.solve(root, (ordered - center).T).T)
+    J = _number_of_normals(white, counts, rng) if n_normals is None else n_normals
+    shares, centers, factors = _normals(white, counts, J, rng)
+    return FoldedNormals(blocks, shares, center + centers @ root.T, root @ factors)
+
+
+def _number_of_normals(white: FloatArray, counts: FloatArray, rng: np.random.Generator) -> int:
+    """Number of normals by the log density of held-out draws."""
     S, P = white.shape
     held = np.zeros(S, dtype=bool)
     held[rng.permutation(S)[: S // 4]] = True
     candidates = [J for J in NORMALS if J == 1 or 0.75 * S >= DRAWS_PER_NORMAL * J * P]
-    scores = []
-    if len(candidates) > 1:
-        for J in candidates:
-            parts = _normals(white[~held], counts[~held], J, rng)
-            scores.append(np.average(log_normals(white[held], *parts), weights=counts[held]))
-            # A score that falls does not rise again.
-            if len(scores) > 1 and scores[-1] < scores[-2]:
-                break
-    J = candidates[int(np.argmax(scores))] if scores else 1
-    shares, centers, factors = _normals(white, counts, J, rng)
-    return FoldedNormals(blocks, shares, center + centers @ root.T, root @ factors)
+    scores: list[float] = []
+    for J in candidates if len(candidates) > 1 else ():
+        parts = _normals(white[~held], counts[~held], J, rng)
+        scores.append(float(np.average(log_normals(white[held], *parts), weights=counts[held])))
+        # A score that falls does not rise again.
+        if len(scores) > 1 and scores[-1] < scores[-2]:
+            break
+    return candidates[int(np.argmax(scores))] if scores else 1
 
 
 def _normals(
@@ -543,240 +453,3 @@ def _shrunk_covariance(white: FloatArray, counts: FloatArray) -> FloatArray:
     noise = float(np.sum(share**2 * (norms**2 - 2 * crossed + np.sum(sample**2))))
     amount = min(1.0, noise / distance) if distance > 0 else 0.0
     return (1 - amount) * sample + amount * level * np.eye(P)
-
-
-def bridge(half: _Half, log_ratio_at_draws: FloatArray, log_ratio_at_proposed: FloatArray) -> Bridge:
-    """Optimal bridge between draws of p and draws of q.
-
-    With s = S_p / (S_p + S_q), S_p the effective number of draws, the log ratio r of normalising constants solves
-
-        mean over q of expit(log s/(1−s) + l − r) / s = mean over p of expit(−(log s/(1−s) + l − r)) / (1 − s),
-
-    l = log p − log q unnormalised: the fixed point of Meng & Wong's iteration (1996, eq. 4.2), found by bracketing.
-
-    Parameters
-    ----------
-    half : _Half
-        Which of its draws stand how often and how they depend on one another.
-    log_ratio_at_draws : ndarray of shape (S,)
-        l at the draws of p.
-    log_ratio_at_proposed : ndarray of shape (M,)
-        l at independent draws of q; −inf where p has no density.
-
-    Returns
-    -------
-    Bridge
-    """
-    M = len(log_ratio_at_proposed)
-    finite = log_ratio_at_proposed[np.isfinite(log_ratio_at_proposed)]
-    if not len(finite):
-        return Bridge(float(np.median(log_ratio_at_draws)), np.inf, 0.0, np.ones(len(log_ratio_at_draws)), 0.0, np.inf)
-    low = min(log_ratio_at_draws.min(), finite.min()) - 50.0
-    high = max(log_ratio_at_draws.max(), finite.max()) + 50.0
-    share = half.counts / half.counts.sum()
-    size = float(1 / np.sum(share**2))
-    for _ in range(2):
-        odds = np.log(size / M)
-        s = size / (size + M)
-
-        def summands(r: float, odds: float = odds, s: float = s) -> tuple[FloatArray, FloatArray]:
-            over_q = log_expit(odds + log_ratio_at_proposed - r) - np.log(s)
-            return over_q, log_expit(r - odds - log_ratio_at_draws) - np.log1p(-s)
-
-        def difference(r: float) -> float:
-            over_q, over_p = summands(r)
-            return float(logsumexp(over_q) - np.log(M) - logsumexp(over_p, b=share))
-
-        r = float(brentq(difference, low, high, xtol=1e-10, rtol=1e-14))
-        over_q, over_p = summands(r)
-        # In units of their mean: where p and q hardly meet, the numbers themselves are too small.
-        over_q = np.exp(over_q - logsumexp(over_q) + np.log(M))
-        over_p = np.exp(over_p - logsumexp(over_p, b=share))
-        _, variance = half.mean_and_variance(over_p)
-        spread = float(np.var(over_p))
-        effective = spread / variance if variance > 0 else size
-        result = Bridge(
-            r, float(np.var(over_q)) / M, variance, over_p, effective, float(share @ log_ratio_at_draws) - r
-        )
-        # Once more with the effective number of draws in the place of their number.
-        size = float(np.clip(effective, 1.0, size))
-    return result
-
-
-def _bridge_over_repeats(
-    half: _Half,
-    log_posterior_at_draws: FloatArray,
-    log_q_at_draws: FloatArray,
-    log_posterior_at_proposed: FloatArray,
-    log_q_at_proposed: FloatArray,
-) -> Bridge:
-    """Bridge from independent estimates (R, S) of the proposal's density, with the error that they bring."""
-
-    def joined(at_draws: FloatArray, at_proposed: FloatArray) -> Bridge:
-        return bridge(half, log_posterior_at_draws - at_draws, log_posterior_at_proposed - at_proposed)
-
-    repeats = max(len(log_q_at_draws), len(log_q_at_proposed))
-    if repeats == 1:
-        return joined(log_q_at_draws[0], log_q_at_proposed[0])
-    pooled = joined(*(logsumexp(q, axis=0) - np.log(len(q)) for q in (log_q_at_draws, log_q_at_proposed)))
-    singles = np.array(
-        [
-            joined(log_q_at_draws[r % len(log_q_at_draws)], log_q_at_proposed[r % len(log_q_at_proposed)]).log_ratio
-            for r in range(repeats)
-        ]
-    )
-    # An unbiased estimate inside a ratio makes a bias of about its relative variance; pooling R of them divides that by R.
-    bias = (singles.mean() - pooled.log_ratio) / (repeats - 1)
-    added = float(np.var(singles, ddof=1) / repeats + bias**2)
-    return replace(pooled, proposal_variance=pooled.proposal_variance + added)
-
-
-@dataclass(frozen=True, eq=False)
-class ComponentsPosterior:
-    """Posterior over the number of components.
-
-    Parameters
-    ----------
-    n_components : ndarray of shape (M,), int
-        K, ascending.
-    probabilities : ndarray of shape (M,)
-        p(K | X); they sum to 1.
-    standard_errors : ndarray of shape (M,)
-        Monte Carlo standard deviations of the probabilities; 0 where no errors were given.
-    lower, upper : ndarray of shape (M,)
-        5 % and 95 % quantiles of the same.
-    prior : ndarray of shape (M,)
-        p(K), scaled to sum to 1 over the K that are compared.
-    """
-
-    n_components: np.ndarray
-    probabilities: FloatArray
-    standard_errors: FloatArray
-    lower: FloatArray
-    upper: FloatArray
-    prior: FloatArray
-
-    @property
-    def mode(self) -> int:
-        """Most probable K."""
-        return int(self.n_components[np.argmax(self.probabilities)])
-
-    def __str__(self) -> str:
-        rows = zip(self.n_components, self.probabilities, self.standard_errors, strict=True)
-        return ", ".join(f"p(K = {K}) = {p:.3f} ± {error:.3f}" for K, p, error in rows)
-
-
-def posterior_over_components(
-    log_evidences: Mapping[int, float | Evidence] | ArrayLike,
-    prior: str | tuple[str, float] | Mapping[int, float] = "uniform",
-    errors: Mapping[int, float] | ArrayLike | None = None,
-    *,
-    random_state: int | np.random.Generator = 0,
-) -> ComponentsPosterior:
-    """Posterior over the number of components from log evidences and a prior on K.
-
-    p(K | X) ∝ p(X | K) p(K), over the K given. Evidences mean something beside each other only for the same data, and under
-    priors that do not depend on K.
-
-    Parameters
-    ----------
-    log_evidences : mapping of int to float or Evidence, or array-like of shape (M,)
-        log p(X | K) in nats; an array is K = 1 … M. −inf is an evidence of 0.
-    prior : "uniform", ("poisson", rate) or mapping of int to float, default "uniform"
-        p(K): equal for all K given; Poisson with this rate, cut to the K given; or a number ≥ 0 for each of them.
-    errors : mapping of int to float or array-like of shape (M,), optional
-        Standard errors of the log evidences; those of ``Evidence`` values are taken when this is None.
-    random_state : int or numpy.random.Generator, default 0
-        Of the simulation that carries the errors over: 4,000 draws of normal log evidences.
-
-    Returns
-    -------
-    ComponentsPosterior
-
-    Raises
-    ------
-    ValueError
-        If nothing is given, a value is NaN or +inf, an error is negative, K < 1, or the prior leaves no K a chance.
-    TypeError
-        If ``prior`` is of none of the three kinds.
-
-    Examples
-    --------
-    >>> print(posterior_over_components({1: -1130.0, 2: -1115.2, 3: -1116.0}, errors={1: 0.0, 2: 0.02, 3: 0.05}))
-    p(K = 1) = 0.000 ± 0.000, p(K = 2) = 0.690 ± 0.011, p(K = 3) = 0.310 ± 0.011
-    """
-    given = _by_components(log_evidences, "log_evidences")
-    if not given:
-        raise ValueError("log_evidences is empty: give one for each number of components")
-    ks = np.array(sorted(given))
-    if ks[0] < 1:
-        raise ValueError(f"a number of components must be at least 1; log_evidences has {ks[0]}")
-    found = [given[int(K)] for K in ks]
-    values = np.array([v.log_evidence if isinstance(v, Evidence) else float(v) for v in found])
-    for K, value in zip(ks, values, strict=True):
-        if np.isnan(value) or value == np.inf:
-            raise ValueError(f"the log evidence of K = {K} is {value}: leave K out, or look at why it failed")
-    if errors is None:
-        spread = np.array([v.standard_error if isinstance(v, Evidence) else 0.0 for v in found])
-    else:
-        named = _by_components(errors, "errors")
-        if set(named) != set(given):
-            raise ValueError(f"errors are for K = {sorted(named)}, log_evidences for K = {ks.tolist()}")
-        spread = np.array([float(named[int(K)]) for K in ks])
-    if not np.all(np.isfinite(spread)) or np.any(spread < 0):
-        raise ValueError(f"errors must be finite and not negative; got {spread}")
-    log_prior = _log_prior_of_components(prior, ks)
-    joint = values + log_prior
-    if np.all(joint == -np.inf):
-        raise ValueError("no number of components has both an evidence and a prior probability above 0")
-    rng = np.random.default_rng(random_state)
-    simulated = softmax(joint + spread * rng.standard_normal((SIMULATIONS, len(ks))), axis=1)
-    certain = not np.any(spread > 0)
-    probabilities = softmax(joint)
-    lower, upper = np.quantile(simulated, [0.05, 0.95], axis=0)
-    return ComponentsPosterior(
-        ks,
-        probabilities,
-        np.zeros(len(ks)) if certain else simulated.std(axis=0),
-        probabilities if certain else lower,
-        probabilities if certain else upper,
-        np.exp(log_prior),
-    )
-
-
-def _by_components(values: Any, name: str) -> dict[int, Any]:
-    """Values by number of components; an array is K = 1 … M."""
-    if isinstance(values, Mapping):
-        for K in values:
-            if not isinstance(K, int | np.integer):
-                raise ValueError(f"the keys of {name} must be numbers of components; got {K!r}")
-        return {int(K): value for K, value in values.items()}
-    array = np.asarray(values)
-    if array.ndim != 1:
-        raise ValueError(
-            f"{name} must be a mapping of K to a number, or an array for K = 1 … M; got shape {array.shape}"
-        )
-    return dict(enumerate(array.tolist(), start=1))
-
-
-def _log_prior_of_components(prior: Any, ks: np.ndarray) -> FloatArray:
-    """Log p(K), normalised over the K given."""
-    if isinstance(prior, str) and prior == "uniform":
-        values = np.zeros(len(ks))
-    elif isinstance(prior, Mapping):
-        missing = [int(K) for K in ks if K not in prior]
-        if missing:
-            raise ValueError(f"prior has no probability for K = {missing}")
-        chances = np.array([float(prior[int(K)]) for K in ks])
-        if not np.all(np.isfinite(chances)) or np.any(chances < 0) or not chances.any():
-            raise ValueError(f"prior must be finite numbers ≥ 0, one of them above 0; got {chances}")
-        with np.errstate(divide="ignore"):
-            values = np.log(chances)
-    elif isinstance(prior, tuple) and len(prior) == 2 and prior[0] == "poisson":
-        rate = float(prior[1])
-        if not (np.isfinite(rate) and rate > 0):
-            raise ValueError(f"the rate of a Poisson prior must be a positive number; got {prior[1]}")
-        values = ks * np.log(rate) - gammaln(ks + 1.0)
-    else:
-        raise TypeError(f'prior must be "uniform", ("poisson", rate) or a mapping of K to a probability; got {prior!r}')
-    return values - logsumexp(values)

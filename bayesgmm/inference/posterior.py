@@ -83,8 +83,7 @@ class PosteriorDraws:
         parts = list(self.flat())
         if self.scale_factors is not None:
             parts.append(self.scale_factors.reshape(-1, *self.scale_factors.shape[2:]))
-        chosen = range(len(parts[0])) if which is None else which
-        return np.array([compiled.unconstrain(*(part[s] for part in parts)) for s in chosen])
+        return compiled.unconstrain(*(part if which is None else part[np.asarray(which)] for part in parts))
 
     def precision_rates(self, kind: CovarianceStructure) -> FloatArray | None:
         """C₀ of a hierarchical prior, (chains, draws, D, D), (chains, draws, D) or (chains, draws) as the structure has it."""

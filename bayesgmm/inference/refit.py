@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,9 +13,6 @@ from bayesgmm.core.parameters import FloatArray
 from bayesgmm.exceptions import SamplingInterrupted
 from bayesgmm.inference import sampling
 from bayesgmm.inference.diagnostics import Diagnostics
-
-NEAR_NATS = 10.0
-"""Modes whose log posterior is within this of the best are kept; the others hold no mass to speak of."""
 
 EM_TOL = 1e-9
 
@@ -48,11 +44,6 @@ class FittedModel:
     modes: tuple[em.Mode, ...]
     names: tuple[str, ...]
     method: str = "nuts"
-
-
-def near_modes(modes: Sequence[em.Mode], total_weight: float) -> list[em.Mode]:
-    """Modes within 10 nats of the best."""
-    return [m for m in modes if (modes[0].objective - m.objective) * total_weight <= NEAR_NATS]
 
 
 def refit(
@@ -97,8 +88,9 @@ def refit(
         If no mode survives without the rows that were left out.
     """
     em_rng, sampler_rng = rng.spawn(2)
-    total = float(len(X)) if sample_weight is None else float(sample_weight.sum())
-    starts = [(m.run.parameters, m.run.covariances) for m in near_modes(model.modes, total)]
+    runs = [m.run for m in model.modes]
+    near = sampling.near_modes(runs, model.kind, model.prior, sample_weight, len(X))
+    starts = [(runs[m].parameters, runs[m].covariances) for m in near]
     found = em.fit(
         X,
         len(model.modes[0].run.counts),
@@ -116,7 +108,6 @@ def refit(
             kind=model.kind,
             prior=model.prior,
             modes=tuple(m.run for m in found.modes),
-            n_near=len(near_modes(found.modes, total)),
             names=model.names,
         ),
         sampling.Settings(

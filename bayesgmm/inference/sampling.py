@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -13,12 +13,13 @@ from threadpoolctl import threadpool_limits
 from bayesgmm import __version__
 from bayesgmm.core import covariance, em
 from bayesgmm.core.covariance import CovarianceStructure
-from bayesgmm.core.hierarchical import Prior
+from bayesgmm.core.hierarchical import HierarchicalPrior, Prior
 from bayesgmm.core.parameters import FloatArray
 from bayesgmm.exceptions import SamplingInterrupted
 from bayesgmm.inference import posterior
 from bayesgmm.inference.compiled import CompiledPosterior
 from bayesgmm.inference.diagnostics import Diagnostics, diagnose
+from bayesgmm.inference.folding import ComponentBlocks
 from bayesgmm.inference.laplace import LaplaceApproximation, importance_draws, laplace, rough_scales
 from bayesgmm.inference.nuts import Chains, run_nuts
 from bayesgmm.inference.posterior import PosteriorDraws
@@ -27,11 +28,23 @@ from bayesgmm.inference.relabel import permuted_share, relabel, switching_share
 if TYPE_CHECKING:
     from xarray import DataTree
 
+NEAR_NATS = 10.0
+"""Modes within this of the best may hold posterior mass: they get a Laplace approximation, and chains of their own."""
+
+SCREEN_NATS = 50.0
+"""The same before the climb to the mode of the posterior, where EM had another prior than the model."""
+
+SAME_MODE = 0.1
+"""Distance between centres, in posterior standard deviations, below which two approximations are of one mode."""
+
 STRANDED_NATS = 10.0
 """A chain whose region holds less than e^−10 of the best one's mass is replaced."""
 
 START_DEGREES_OF_FREEDOM = 4
 """Chains start from Student-t draws with these degrees of freedom around a mode: overdispersed, as R-hat needs."""
+
+EFFECTIVE_SIZE = "importance_effective_size"
+"""Attribute of the DataTree: what the proposals' importance weights were worth before draws were resampled by them."""
 
 _FIELDS = {
     "weights": "weights",
@@ -54,8 +67,6 @@ class Task:
         Resolved.
     modes : tuple of EMRun
         Distinct modes of EM in (π, μ, Σ), best first.
-    n_near : int
-        How many of them are within 10 nats of the best.
     names : tuple of str
         Feature names.
     """
@@ -65,7 +76,6 @@ class Task:
     kind: CovarianceStructure
     prior: Prior
     modes: tuple[em.EMRun, ...]
-    n_near: int
     names: tuple[str, ...]
 
     @property
@@ -90,11 +100,28 @@ class Settings:
 
 @dataclass(frozen=True, eq=False)
 class Result:
-    """Relabelled draws, packaged and diagnosed; ``interrupted`` says what was kept where the user stopped it."""
+    """Relabelled draws, packaged and diagnosed.
+
+    Parameters
+    ----------
+    draws : PosteriorDraws
+        In the order of the components of the first mode in ``mode_order``.
+    idata : DataTree
+    diagnostics : Diagnostics
+        Modes are numbered by their places in ``mode_order``.
+    mode_order : tuple of int
+        The task's modes as the posterior has them: those that hold mass, best first, then the others.
+    modes : tuple of EMRun
+        In that order.
+    interrupted : str or None
+        What was kept where the user stopped it.
+    """
 
     draws: PosteriorDraws
     idata: DataTree
     diagnostics: Diagnostics
+    mode_order: tuple[int, ...]
+    modes: tuple[em.EMRun, ...]
     interrupted: str | None = None
 
 
@@ -115,20 +142,119 @@ def sample_posterior(task: Task, settings: Settings, rng: np.random.Generator) -
     compiled = CompiledPosterior.from_data(task.X, n_components, task.kind.name, task.prior, task.sample_weight)
     # The products here are small: BLAS threads would only spin beside the chains'.
     with threadpool_limits(limits=1, user_api="blas"):
-        approximations = approximate_modes(compiled, task)
+        found = approximate_modes(compiled, task)
+        distinct = [*found.kept, *(m for m in range(len(task.modes)) if m not in (*found.kept, *found.merged))]
+        ordered = replace(task, modes=tuple(task.modes[m] for m in distinct))
         method = _by_importance if settings.method == "laplace" else _by_nuts
-        return method(compiled, task, settings, approximations, rng)
+        result = method(compiled, ordered, settings, found.approximations, rng)
+        order = (*distinct, *found.merged)
+        return replace(result, mode_order=order, modes=tuple(task.modes[m] for m in order))
 
 
-def approximate_modes(compiled: CompiledPosterior, task: Task) -> list[LaplaceApproximation]:
-    """Laplace approximations of the modes near the best, each started from its closed-form M-step."""
+@dataclass(frozen=True, eq=False)
+class ApproximatedModes:
+    """Modes of EM that hold posterior mass.
+
+    Parameters
+    ----------
+    kept : tuple of int
+        Which modes of EM these are.
+    approximations : tuple of LaplaceApproximation
+        One for each of them.
+    merged : tuple of int
+        Modes of EM that climbed to the mode of another.
+    """
+
+    kept: tuple[int, ...]
+    approximations: tuple[LaplaceApproximation, ...]
+    merged: tuple[int, ...]
+
+
+def near_modes(
+    modes: Sequence[em.EMRun], kind: CovarianceStructure, prior: Prior, sample_weight: FloatArray | None, n_rows: int
+) -> list[int]:
+    """Modes of EM that may hold posterior mass, as far as their own densities tell.
+
+    Under the prior that EM had these are the modes within 10 nats of the first. A hierarchical prior is not EM's: its log density takes
+    the place of EM's objective, and modes within 50 nats of the best stay, because the climb to the mode of the posterior gains some.
+
+    Parameters
+    ----------
+    modes : sequence of EMRun
+        Best first.
+    kind : CovarianceStructure
+    prior : ConjugatePrior or HierarchicalPrior
+        Resolved.
+    sample_weight : ndarray of shape (N,) or None
+    n_rows : int
+        N.
+
+    Returns
+    -------
+    list of int
+        Indices of modes.
+    """
+    total = float(n_rows if sample_weight is None else sample_weight.sum())
+    if not isinstance(prior, HierarchicalPrior):
+        return [m for m, run in enumerate(modes) if (modes[0].objective - run.objective) * total <= NEAR_NATS]
+    densities = []
+    for run in modes:
+        # EM may put the weight of an empty component at 0, where no mode of the posterior lies.
+        weights = np.maximum(run.parameters.weights, 1 / total)
+        at = (weights, run.parameters.means, run.parameters.precision_factors)
+        densities.append(run.log_likelihood + float(prior.log_density_from_factors(*at, kind.name)))
+    return [m for m, density in enumerate(densities) if max(densities) - density <= SCREEN_NATS]
+
+
+def approximate_modes(compiled: CompiledPosterior, task: Task) -> ApproximatedModes:
+    """Laplace approximations of the modes that may hold mass, each started from its closed-form M-step.
+
+    Modes that climb to one point are one. Under a hierarchical prior the mass of each in the model itself, by Laplace, says which are
+    near and in what order they stand; under a conjugate one EM's objective has said so.
+
+    Returns
+    -------
+    ApproximatedModes
+        Best first.
+    """
     problem = task.problem
-    out = []
-    for run in task.modes[: task.n_near]:
+    near = near_modes(task.modes, task.kind, task.prior, task.sample_weight, len(task.X))
+    found = []
+    for run in (task.modes[m] for m in near):
         statistics = problem.e_step(run.parameters)
         start = covariance.maximise_unconstrained(statistics, run.parameters.means, task.kind, task.prior.for_em)
         theta = compiled.unconstrain(start.weights, start.means, start.precision_factors)
-        out.append(laplace(compiled, theta, rough_scales(compiled, theta, statistics.counts)))
+        found.append(laplace(compiled, theta, rough_scales(compiled, theta, statistics.counts)))
+    kept = distinct = _distinct(compiled, found)
+    if isinstance(task.prior, HierarchicalPrior):
+        mass = [a.log_evidence for a in found]
+        best = max(mass)
+        kept = sorted((m for m in distinct if best - mass[m] <= NEAR_NATS), key=lambda m: -mass[m])
+    return ApproximatedModes(
+        tuple(near[m] for m in kept),
+        tuple(found[m] for m in kept),
+        tuple(near[m] for m in range(len(near)) if m not in distinct),
+    )
+
+
+def _distinct(compiled: CompiledPosterior, approximations: Sequence[LaplaceApproximation]) -> list[int]:
+    """Indices of approximations that did not end at the mode of an earlier one, in whatever order of the components."""
+    K, name = compiled.inputs.n_components, compiled.covariance_type
+    blocks = ComponentBlocks.of(compiled.slices, K, name)
+    out: list[int] = []
+    for m, mode in enumerate(approximations):
+        ours = compiled.constrain(mode.center)
+        for earlier in (approximations[e] for e in out):
+            theirs = compiled.constrain(earlier.center)
+            inverses = [np.linalg.inv(p["precision_factors"]) for p in (ours, theirs)]
+            sigma, reference = (np.swapaxes(inverse, 1, 2) @ inverse for inverse in inverses)
+            parts = (ours["weights"][None], ours["means"][None], sigma[None])
+            permutation = relabel(*parts, (theirs["weights"], theirs["means"], reference), covariance_type="full")[0]
+            moved = blocks.permuted(mode.center[None], permutation)
+            if np.linalg.norm(np.linalg.solve(earlier.factor, moved[0] - earlier.center)) < SAME_MODE:
+                break
+        else:
+            out.append(m)
     return out
 
 
@@ -144,9 +270,15 @@ def _by_importance(
     log_posterior = np.array([compiled.logp_and_grad(point)[0] for point in resampled.theta]).reshape(shape)
     chains = Chains(resampled.theta.reshape(*shape, -1), {"lp": log_posterior})
     draws, diagnostics = _judge(
-        compiled, task, chains, settings, pareto_k=resampled.pareto_k, effective_size=resampled.effective_size
+        compiled,
+        task,
+        chains,
+        settings,
+        len(approximations),
+        pareto_k=resampled.pareto_k,
+        effective_size=resampled.effective_size,
     )
-    return _package(task, chains, settings, draws, diagnostics)
+    return _package(task, chains, settings, draws, diagnostics, {EFFECTIVE_SIZE: resampled.effective_size})
 
 
 def _by_nuts(
@@ -164,7 +296,7 @@ def _by_nuts(
     owners, starts = allot_chains(compiled, task, approximations, settings.chains, rng)
     chains = run(starts, owners, settings.tune)
     chains, notes = _replace_stranded(chains, owners, lambda at, whose: run(at, whose, settings.tune))
-    draws, diagnostics = _judge(compiled, task, chains, settings, notes=notes)
+    draws, diagnostics = _judge(compiled, task, chains, settings, len(approximations), notes=notes)
     while not chains.interrupted and chains.theta.shape[1] + settings.draws <= settings.max_draws:
         if min(diagnostics.ess_bulk, diagnostics.ess_tail) >= settings.target_ess:
             break
@@ -173,7 +305,7 @@ def _by_nuts(
         except SamplingInterrupted:
             more = replace(chains, theta=chains.theta[:0], interrupted=True)
         chains = _continued(chains, more)
-        draws, diagnostics = _judge(compiled, task, chains, settings, notes=notes)
+        draws, diagnostics = _judge(compiled, task, chains, settings, len(approximations), notes=notes)
     return _package(task, chains, settings, draws, diagnostics)
 
 
@@ -254,7 +386,7 @@ def allot_chains(
 ) -> tuple[list[int], FloatArray]:
     """Which mode each chain belongs to, and overdispersed starts.
 
-    Chains go round the modes in order of their density. With two chains or more the last starts from a random partition of
+    Chains go round the modes in order of their mass. With two chains or more the last starts from a random partition of
     the rows: starts within known modes alone would leave R-hat blind to the others.
 
     Parameters
@@ -271,7 +403,7 @@ def allot_chains(
         Index of the mode whose whitening a chain uses.
     starts : ndarray of shape (chains, P)
     """
-    order = np.argsort([-a.log_density for a in approximations], kind="stable")
+    order = np.argsort([-a.log_evidence for a in approximations], kind="stable")
     owners = [int(order[c % len(order)]) for c in range(n_chains)]
     starts = []
     for c, owner in enumerate(owners):
@@ -316,6 +448,7 @@ def _judge(
     task: Task,
     chains: Chains,
     settings: Settings,
+    n_near: int,
     *,
     pareto_k: float | None = None,
     effective_size: float | None = None,
@@ -346,7 +479,7 @@ def _judge(
         permuted_share=permuted_share(permutations),
         switching_share=switching_share(permutations.reshape(C, S, -1)),
         modes=[run.parameters for run in task.modes],
-        near_modes=task.n_near,
+        near_modes=n_near,
         scale=np.std(task.X, axis=0),
         pareto_k=pareto_k,
         effective_size=effective_size,
@@ -366,9 +499,16 @@ def _interruption(chains: Chains, settings: Settings) -> str | None:
     return f"stopped by the user: {n_chains} chains with {n_draws} of {settings.draws} draws were kept"
 
 
-def _package(task: Task, chains: Chains, settings: Settings, draws: PosteriorDraws, diagnostics: Diagnostics) -> Result:
-    """Put everything into a DataTree with ArviZ's groups."""
-    attributes: dict[str, Any] = {
+def _package(
+    task: Task,
+    chains: Chains,
+    settings: Settings,
+    draws: PosteriorDraws,
+    diagnostics: Diagnostics,
+    more: Mapping[str, float] | None = None,
+) -> Result:
+    """Put everything into a DataTree with ArviZ's groups; ``more`` are attributes of its root."""
+    attributes: dict[str, Any] = dict(more or {}) | {
         "inference_library": "bayesgmm",
         "inference_library_version": __version__,
         "sampler": settings.method,
@@ -377,4 +517,5 @@ def _package(task: Task, chains: Chains, settings: Settings, draws: PosteriorDra
     tree = posterior.data_tree(
         draws, task.kind, task.X, task.sample_weight, task.names, task.prior, chains.stats, attributes
     )
-    return Result(draws, tree, diagnostics, _interruption(chains, settings))
+    order = tuple(range(len(task.modes)))
+    return Result(draws, tree, diagnostics, order, task.modes, _interruption(chains, settings))

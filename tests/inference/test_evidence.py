@@ -14,7 +14,8 @@ from sklearn.exceptions import NotFittedError
 
 from bayesgmm import BayesianGaussianMixture, ConjugatePrior, GaussianMixture, load
 from bayesgmm.core import em
-from bayesgmm.inference.evidence import Evidence, _Half, bridge, log_evidence, posterior_over_components
+from bayesgmm.inference.bridge import Half, bridge
+from bayesgmm.inference.evidence import Evidence, log_evidence, posterior_over_components
 from bayesgmm.inference.folding import FoldedNormals
 from bayesgmm.inference.posterior import PosteriorDraws
 from bayesgmm.inference.relabel import relabel
@@ -178,7 +179,7 @@ def test_error_of_one_bridge_counts_autocorrelation():
         x[:, 0] = rng.standard_normal(C)
         for s in range(1, S):
             x[:, s] = phi * x[:, s - 1] + np.sqrt(1 - phi**2) * rng.standard_normal(C)
-        half = _Half(x.reshape(-1, 1), np.zeros(C * S), np.ones(C * S), C)
+        half = Half(x.reshape(-1, 1), np.zeros(C * S), np.ones(C * S), C)
         found = bridge(half, log_ratio(x.ravel()), log_ratio(0.8 + 1.4 * rng.standard_normal(1000)))
         assert found.effective_size < 0.7 * C * S
         z.append((found.log_ratio - constant) / np.sqrt(found.variance))

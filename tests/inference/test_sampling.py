@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import warnings
 from dataclasses import replace
 
 import arviz as az
@@ -9,10 +10,11 @@ import pytest
 from scipy.special import logsumexp
 from scipy.stats import multivariate_t
 
-from bayesgmm import BayesianGaussianMixture, ConjugatePrior, build_model
+from bayesgmm import BayesianGaussianMixture, ConjugatePrior, HierarchicalPrior, build_model
 from bayesgmm.core import em
 from bayesgmm.core.covariance import structure
-from bayesgmm.datasets import load_faithful
+from bayesgmm.core.hierarchical import Prior
+from bayesgmm.datasets import load_faithful, load_galaxies
 from bayesgmm.inference.compiled import CompiledPosterior
 from bayesgmm.inference.nuts import Chains
 from bayesgmm.inference.sampling import (
@@ -22,18 +24,18 @@ from bayesgmm.inference.sampling import (
     allot_chains,
     approximate_modes,
     chain_evidences,
+    near_modes,
     sample_posterior,
 )
 
 SETTINGS = Settings("nuts", draws=150, tune=120, chains=4, target_ess=0, max_draws=150, cores=2, progressbar=False)
 
 
-def make_task(X: np.ndarray, n_components: int, near: float = 10.0, covariance_type: str = "full", **prior) -> Task:
-    resolved = ConjugatePrior(**prior).resolve(X, n_components, covariance_type)
-    found = em.fit(X, n_components, covariance_type, prior=resolved, tol=1e-9, rng=np.random.default_rng(0))
-    n_near = sum((found.modes[0].objective - m.objective) * len(X) <= near for m in found.modes)
+def make_task(X: np.ndarray, n_components: int, covariance_type: str = "full", prior: Prior | None = None) -> Task:
+    resolved = (prior or ConjugatePrior()).resolve(X, n_components, covariance_type)
+    found = em.fit(X, n_components, covariance_type, prior=resolved.for_em, tol=1e-9, rng=np.random.default_rng(0))
     names = tuple(f"x{j}" for j in range(X.shape[1]))
-    return Task(X, None, structure(covariance_type), resolved, tuple(m.run for m in found.modes), n_near, names)
+    return Task(X, None, structure(covariance_type), resolved, tuple(m.run for m in found.modes), names)
 
 
 def compiled_of(task: Task) -> CompiledPosterior:
@@ -139,11 +141,10 @@ def test_stranded_chains_make_way_and_near_ones_stay():
 
 
 def test_every_near_mode_gets_an_approximation_at_its_own_place(bimodal):
-    assert bimodal.n_near >= 2
     compiled = compiled_of(bimodal)
     found = approximate_modes(compiled, bimodal)
-    assert len(found) == bimodal.n_near
-    for approximation, run in zip(found, bimodal.modes, strict=False):
+    assert found.kept == (0, 1)
+    for approximation, run in zip(found.approximations, bimodal.modes, strict=False):
         means = compiled.constrain(approximation.center)["means"]
         # The two kinds of mode differ by less than a posterior sd; the modes lie many sds apart.
         np.testing.assert_allclose(np.sort(means.ravel()), np.sort(run.parameters.means.ravel()), atol=0.3)
@@ -152,11 +153,11 @@ def test_every_near_mode_gets_an_approximation_at_its_own_place(bimodal):
 
 def test_chains_go_round_the_modes_and_one_starts_at_random(bimodal):
     compiled = compiled_of(bimodal)
-    approximations = approximate_modes(compiled, bimodal)
+    approximations = approximate_modes(compiled, bimodal).approximations
     owners, starts = allot_chains(compiled, bimodal, approximations, 6, np.random.default_rng(3))
     assert starts.shape == (6, compiled.ndim)
     n = len(approximations)
-    order = sorted(range(n), key=lambda m: -approximations[m].log_density)
+    order = sorted(range(n), key=lambda m: -approximations[m].log_evidence)
     assert owners[:5] == [order[c % n] for c in range(5)]
     assert all(np.isfinite(compiled.logp_and_grad(start)[0]) for start in starts)
     one, start = allot_chains(compiled, bimodal, approximations, 1, np.random.default_rng(3))
@@ -164,11 +165,67 @@ def test_chains_go_round_the_modes_and_one_starts_at_random(bimodal):
     assert start.shape == (1, compiled.ndim)
 
 
+@pytest.fixture(scope="module")
+def galaxies() -> Task:
+    """Five components under a random scale: EM, under a fixed one, ends at points that are not modes of the posterior."""
+    X = np.ascontiguousarray(np.asarray(load_galaxies(), dtype=float).reshape(-1, 1))
+    return make_task(X, 5, prior=HierarchicalPrior())
+
+
+def test_modes_are_those_of_the_model_where_em_had_another_prior(galaxies):
+    compiled = compiled_of(galaxies)
+    found = approximate_modes(compiled, galaxies)
+    assert found.merged
+    mass = [a.log_evidence for a in found.approximations]
+    assert mass == sorted(mass, reverse=True)
+    assert mass[0] - mass[-1] <= 10
+    # Each of EM's modes by itself: those that were merged climb to the density of one that was kept or dropped, to its last digits.
+    alone = [approximate_modes(compiled, replace(galaxies, modes=(run,))).approximations[0] for run in galaxies.modes]
+    heights = {m: a.log_density for m, a in enumerate(alone)}
+    distinct = [heights[m] for m in heights if m not in found.merged]
+    for m in found.merged:
+        assert min(abs(heights[m] - height) for height in distinct) < 1e-3
+    for m in found.kept:
+        assert heights[m] == found.approximations[found.kept.index(m)].log_density
+    # A mode that was left out and not merged holds less than e^−10 of the best one's mass, by the same approximation.
+    for m in set(heights) - set(found.kept) - set(found.merged):
+        assert alone[m].log_evidence < mass[0] - 10
+    owners, _ = allot_chains(compiled, galaxies, found.approximations, 4, np.random.default_rng(0))
+    assert owners[:3] == [c % len(mass) for c in range(3)]
+
+
+def test_an_estimators_modes_stand_in_the_order_of_their_mass():
+    X = load_faithful().to_numpy(dtype=float)
+    fitted = BayesianGaussianMixture(
+        4, prior=HierarchicalPrior(), method="laplace", draws=100, target_ess=0, random_state=0, progressbar=False
+    )
+    with warnings.catch_warnings():
+        # Four components of two groups: labels wander.
+        warnings.simplefilter("ignore", UserWarning)
+        fitted.fit(X)
+    assert fitted.map_ is fitted.modes_[0].run.parameters
+    kept = approximate_modes(
+        CompiledPosterior.from_data(X, 4, prior=fitted.prior_),
+        Task(X, None, structure("full"), fitted.prior_, tuple(mode.run for mode in fitted.modes_), ()),
+    ).kept
+    assert kept == tuple(range(len(kept)))
+    objectives = [mode.objective for mode in fitted.modes_]
+    assert objectives != sorted(objectives, reverse=True)
+
+
+def test_a_weight_of_zero_is_no_reason_to_leave_a_mode_out():
+    task = make_task(np.random.default_rng(0).standard_normal((30, 1)), 2, prior=HierarchicalPrior(2.0))
+    run = task.modes[0]
+    empty = replace(run, parameters=replace(run.parameters, weights=np.array([1.0, 0.0])))
+    # Likelihood as before: what is tested is the prior's density alone, which is 0 at a weight of 0.
+    assert near_modes((run, empty), task.kind, task.prior, None, 30) == [0, 1]
+
+
 def test_starts_are_overdispersed(bimodal):
     """Student-t with 4 degrees of freedom: twice the variance of the approximation."""
     compiled = compiled_of(bimodal)
-    single = replace(bimodal, n_near=1)
-    approximations = approximate_modes(compiled, single)
+    single = replace(bimodal, modes=bimodal.modes[:1])
+    approximations = approximate_modes(compiled, single).approximations
     _, starts = allot_chains(compiled, single, approximations, 1501, np.random.default_rng(5))
     y = np.linalg.solve(approximations[0].factor, (starts[:-1] - approximations[0].center).T)
     # Mean |t₄| = 1 with an sd of √(2 − 1) = 1, over 1,500 draws; √(2/π) = 0.80 would be a normal.
@@ -182,7 +239,7 @@ def test_two_modes_are_visited_by_their_chains_and_reported(bimodal):
     assert not diagnostics.ok
     assert "chains ended near different modes of EM" in " ".join(diagnostics.problems)
     named = set(diagnostics.chain_modes) | set(diagnostics.unvisited_modes)
-    assert set(range(bimodal.n_near)) <= named
+    assert {0, 1} <= named
 
 
 def test_importance_draws_weight_two_modes_by_their_evidence(bimodal):
@@ -192,7 +249,7 @@ def test_importance_draws_weight_two_modes_by_their_evidence(bimodal):
     compiled = compiled_of(bimodal)
     rng = np.random.default_rng(9)
     values = []
-    approximations = approximate_modes(compiled, bimodal)
+    approximations = approximate_modes(compiled, bimodal).approximations
     P = compiled.ndim
     for a in approximations:
         n = 3000
