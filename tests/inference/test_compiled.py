@@ -135,6 +135,8 @@ def test_unconstrain_undoes_constrain(covariance_type, K, D):
 
     # A triangular solve and logarithms: rounding.
     np.testing.assert_allclose(posterior.unconstrain(**posterior.constrain(theta)), theta, rtol=1e-10, atol=1e-10)
+    batch = theta + np.linspace(0, 0.1, 3)[:, None]
+    np.testing.assert_allclose(posterior.unconstrain(**posterior.constrain(batch)), batch, rtol=1e-10, atol=1e-10)
 
 
 def test_batches_are_rows():
