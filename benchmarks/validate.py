@@ -40,9 +40,12 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--draws", type=int, help="per chain")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--workers", type=int, metavar="P", help="processes (default: one a core)")
+    parser.add_argument("--report", action="store_true", help="run nothing: print what --out holds")
     options = parser.parse_args(arguments)
     if options.data_sets is not None and options.data_sets < 2:
         parser.error("--data-sets must be at least 2: the error of a figure needs two")
+    if options.report and options.out is None:
+        parser.error("--report needs --out: the results of an earlier run")
     return options
 
 

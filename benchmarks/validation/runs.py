@@ -37,6 +37,7 @@ class Options:
     draws: int | None = None
     seed: int = 0
     workers: int | None = None
+    report: bool = False
 
 
 def console() -> Console:
@@ -87,7 +88,8 @@ def collect(
     results = {key: kept[key] for key in keys if key in kept}
     wanted = [key for key in keys if key not in results]
     failed = 0
-    if not wanted:
+    if not wanted or options.report:
+        console().print(f"{study}: {len(results)} of {len(keys)} results stored")
         return results, failed
     # One thread a process: the processes are the parallel part. Spawned ones read these when they start.
     for name in ("BAYESGMM_NUM_THREADS", "NUMBA_NUM_THREADS", "OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS"):
