@@ -9,7 +9,7 @@ help:
 	@echo "make test      all checks and tests"
 	@echo "make check     format, lint, docstrings and types"
 	@echo "make bench     speed and memory beside other programs"
-	@echo "make validate  coverage of intervals on simulated data (long)"
+	@echo "make validate  coverage, criteria and evidence where the truth is known (hours)"
 	@echo "make clean     remove the environment, caches and builds"
 
 environment:

@@ -1,280 +1,72 @@
-"""Coverage of 90 % intervals on simulated clusters whose truth is known: ``python -m benchmarks.validate``.
+"""Studies over data whose truth is known: ``python -m benchmarks.validate [--only coverage,criteria,…] [--quick] [--out FILE]``.
 
-Three Gaussian clusters stand 10 standard deviations apart. In each of 200 data sets per size, 90 % intervals for every
-weight, mean and covariance entry are made three ways, and counted where they hold the truth:
+- coverage: how often 90 % intervals hold the truth;
+- criteria: how often each criterion picks the right number of components, and what its choice costs in prediction;
+- evidence: whether the standard error of the log evidence is its scatter;
+- galaxies: p(K) of the galaxies beside the published values.
 
-- posterior: 5 % to 95 % quantiles of the relabelled draws under the default prior, the components matched to the truth
-  by their means;
-- EM: estimate ± 1.645 standard errors from the observed information;
-- exact: quantiles of the conjugate posterior (same prior) given the true allocation, drawn through scipy. Clusters
-  this far apart leave no doubt about the allocation, so the posterior should cover as often as this does; what the two
-  share is the prior's doing, and what they do not is the sampler's.
-
-The error beside a figure is one Monte Carlo standard error over data sets, the independent units: the entries of one
-data set are correlated. Targets, for the posterior: 85 to 95 %, and from 80 % up at N = 100, D = 5, where the smallest
-component has about 20 rows for 20 parameters. The exit code is 1 where one is missed.
+Each prints a table; its module in ``benchmarks/validation`` says what is measured. With ``--out`` every result is kept in a
+file of JSON lines as it comes: a run that was stopped goes on from there, and a larger one takes over what is done. The exit code is
+1 where a target is missed or a data set failed.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-import multiprocessing
-import os
+import importlib
 import sys
 import time
-import warnings
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-
-SIZES = ((100, 2), (100, 5), (300, 2), (300, 5))
-WEIGHTS = np.array([0.5, 0.3, 0.2])
-DISTANCE = 10.0
-LEVEL = 0.90
-NORMAL_QUANTILE = 1.6449
-QUANTITIES = ("weights", "means", "covariances")
-SIDES = ("posterior", "em", "exact")
-EXACT_DRAWS = 2000
-MOST_BLOCKS = 4  # where the effective sample size is not reached: bounds the time of a fit that cannot reach it
+STUDIES = ("coverage", "criteria", "evidence", "galaxies")
 
 
-@dataclass(frozen=True)
-class Settings:
-    """What a stored result depends on besides its data set."""
-
-    method: str
-    draws: int
-    seed: int
-    version: str
+def _chosen(text: str) -> list[str]:
+    names = [name.strip() for name in text.split(",") if name.strip()]
+    unknown = [name for name in names if name not in STUDIES]
+    if unknown or not names:
+        raise argparse.ArgumentTypeError(f"choose from {', '.join(STUDIES)}, not {', '.join(unknown) or 'nothing'}")
+    return [name for name in STUDIES if name in names]
 
 
-def truth(n_features: int) -> tuple[np.ndarray, np.ndarray]:
-    """Means (3, D), pairwise 10 apart, and covariances (3, D, D) of unit variance with three kinds of correlation."""
-    means = np.zeros((3, n_features))
-    if n_features == 2:
-        means[:] = DISTANCE * np.array([[0.0, 0.0], [1.0, 0.0], [0.5, np.sqrt(0.75)]])
-    else:
-        means[:, :3] = DISTANCE / np.sqrt(2) * np.eye(3)
-    lag = np.abs(np.subtract.outer(np.arange(n_features), np.arange(n_features)))
-    covariances = np.stack([np.where(lag == 0, 1.0, 0.5), np.eye(n_features), (-0.5) ** lag])
-    return means, covariances
+def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.validate", description=__doc__.partition("\n")[0])
+    parser.add_argument("--only", type=_chosen, default=list(STUDIES), help=f"of {','.join(STUDIES)}; default: all")
+    parser.add_argument("--quick", action="store_true", help="little of each, to see that it runs; targets not judged")
+    parser.add_argument("--out", type=Path, metavar="FILE", help="keep results there, and go on from it")
+    parser.add_argument("--data-sets", type=int, metavar="R", help="per cell (seeds, for evidence)")
+    parser.add_argument("--method", choices=("em", "laplace", "nuts"), help="of coverage and criteria (em: criteria)")
+    parser.add_argument("--draws", type=int, help="per chain")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--workers", type=int, metavar="P", help="processes (default: one a core)")
+    parser.add_argument("--report", action="store_true", help="run nothing: print what --out holds")
+    options = parser.parse_args(arguments)
+    if options.data_sets is not None and options.data_sets < 2:
+        parser.error("--data-sets must be at least 2: the error of a figure needs two")
+    if options.report and options.out is None:
+        parser.error("--report needs --out: the results of an earlier run")
+    return options
 
 
-def simulate(n_rows: int, n_features: int, index: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Data set number `index`: rows (N, D) and the component each came from (N,)."""
-    rng = np.random.default_rng([seed, n_rows, n_features, index])
-    means, covariances = truth(n_features)
-    allocation = rng.choice(3, size=n_rows, p=WEIGHTS)
-    factors = np.linalg.cholesky(covariances)
-    noise = rng.standard_normal((n_rows, n_features))
-    return means[allocation] + np.einsum("nde,ne->nd", factors[allocation], noise), allocation
-
-
-def match(means: np.ndarray, true_means: np.ndarray) -> np.ndarray:
-    """For each true component the fitted one, (3,): the assignment with the least total distance of means."""
-    from scipy.optimize import linear_sum_assignment
-
-    distance = np.linalg.norm(true_means[:, None] - means[None], axis=-1)
-    return np.asarray(linear_sum_assignment(distance)[1])
-
-
-def covered(low: dict[str, np.ndarray], high: dict[str, np.ndarray], n_features: int) -> dict[str, float]:
-    """Share of entries whose interval holds the truth, by quantity; each covariance's lower triangle once."""
-    means, covariances = truth(n_features)
-    values = {"weights": WEIGHTS, "means": means, "covariances": covariances}
-    inside = {name: (low[name] <= values[name]) & (values[name] <= high[name]) for name in QUANTITIES}
-    rows, columns = np.tril_indices(n_features)
-    inside["covariances"] = inside["covariances"][:, rows, columns]
-    return {name: float(inside[name].mean()) for name in QUANTITIES}
-
-
-def posterior_coverage(X: np.ndarray, settings: Settings, index: int) -> tuple[dict[str, float], bool, Any]:
-    """Coverage of the posterior's intervals, whether its diagnostics were content, and the prior as resolved."""
-    from bayesgmm import BayesianGaussianMixture
-
-    fitted = BayesianGaussianMixture(
-        n_components=3,
-        method=settings.method,
-        draws=settings.draws,
-        max_draws=MOST_BLOCKS * settings.draws,
-        random_state=index,
-        progressbar=False,
-    ).fit(X)
-    posterior = fitted.idata_.posterior
-    draws = {name: posterior[name].to_numpy() for name in QUANTITIES}
-    draws = {name: value.reshape(-1, *value.shape[2:]) for name, value in draws.items()}
-    order = match(np.median(draws["means"], axis=0), truth(X.shape[1])[0])
-    tail = (1 - LEVEL) / 2
-    low = {name: np.quantile(value[:, order], tail, axis=0) for name, value in draws.items()}
-    high = {name: np.quantile(value[:, order], 1 - tail, axis=0) for name, value in draws.items()}
-    return covered(low, high, X.shape[1]), bool(fitted.diagnostics_.ok), fitted.prior_
-
-
-def em_coverage(X: np.ndarray, index: int) -> dict[str, float]:
-    """Coverage of EM's estimate ± 1.645 standard errors."""
-    from bayesgmm import GaussianMixture
-
-    em = GaussianMixture(n_components=3, random_state=index).fit(X)
-    errors = em.standard_errors(X, method="information")
-    order = match(em.means_, truth(X.shape[1])[0])
-    low, high = {}, {}
-    for name in QUANTITIES:
-        estimate, error = getattr(em, f"{name}_")[order], np.asarray(getattr(errors, name))[order]
-        low[name], high[name] = estimate - NORMAL_QUANTILE * error, estimate + NORMAL_QUANTILE * error
-    return covered(low, high, X.shape[1])
-
-
-def exact_coverage(X: np.ndarray, allocation: np.ndarray, prior: Any, rng: np.random.Generator) -> dict[str, float]:
-    """Coverage of the conjugate posterior's intervals given the true allocation."""
-    from scipy import stats
-
-    n_features = X.shape[1]
-    centre, kappa, scale = np.asarray(prior.mean_prior), float(prior.mean_precision), np.asarray(prior.scale)
-    counts = np.bincount(allocation, minlength=3)
-    draws = {"weights": rng.dirichlet(np.asarray(prior.weight_concentration) + counts, EXACT_DRAWS)}
-    means, covariances = [], []
-    for k, count in enumerate(counts):
-        rows = X[allocation == k]
-        precision = kappa + count
-        location = (kappa * centre + rows.sum(axis=0)) / precision
-        spread = (rows - centre).T @ (rows - centre) - precision * np.outer(location - centre, location - centre)
-        family = stats.invwishart(float(prior.degrees_of_freedom) + count, scale + spread)
-        covariances.append(family.rvs(EXACT_DRAWS, random_state=rng))
-        factors = np.linalg.cholesky(covariances[-1] / precision)
-        means.append(location + np.einsum("sde,se->sd", factors, rng.standard_normal((EXACT_DRAWS, n_features))))
-    draws["means"], draws["covariances"] = np.stack(means, axis=1), np.stack(covariances, axis=1)
-    tail = (1 - LEVEL) / 2
-    low = {name: np.quantile(value, tail, axis=0) for name, value in draws.items()}
-    high = {name: np.quantile(value, 1 - tail, axis=0) for name, value in draws.items()}
-    return covered(low, high, n_features)
-
-
-def one_data_set(n_rows: int, n_features: int, index: int, settings: Settings) -> dict[str, Any]:
-    """Simulate one data set, fit it, and count."""
-    X, allocation = simulate(n_rows, n_features, index, settings.seed)
-    with warnings.catch_warnings():
-        # The share of fits with a bad verdict is a column of the table; 800 printed warnings are not read.
-        warnings.simplefilter("ignore")
-        posterior, content, prior = posterior_coverage(X, settings, index)
-        em = em_coverage(X, index)
-    exact = exact_coverage(X, allocation, prior, np.random.default_rng([settings.seed, index]))
-    return {
-        "n_rows": n_rows,
-        "n_features": n_features,
-        "index": index,
-        "content": content,
-        "posterior": posterior,
-        "em": em,
-        "exact": exact,
-    }
-
-
-def stored_results(path: Path | None, settings: Settings) -> list[dict[str, Any]]:
-    """Results of an earlier, interrupted run with the same settings."""
-    if path is None or not path.exists():
-        return []
-    records = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-    return [record["result"] for record in records if record["settings"] == asdict(settings)]
-
-
-def collect(settings: Settings, n_data_sets: int, workers: int, resume: Path | None) -> list[dict[str, Any]]:
-    """Run what is not stored yet, over processes, storing each result as it comes."""
-    from rich.progress import Progress
-
-    results = stored_results(resume, settings)
-    done = {(r["n_rows"], r["n_features"], r["index"]) for r in results}
-    wanted = [(n, d, i) for i in range(n_data_sets) for n, d in SIZES if (n, d, i) not in done]
-    results = [r for r in results if r["index"] < n_data_sets]
-    # One thread a process: the processes are the parallel part. Spawned ones read these when they start.
-    for name in ("NUMBA_NUM_THREADS", "OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS"):
-        os.environ.setdefault(name, "1")
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, mp_context=context) as pool, Progress() as progress:
-        task = progress.add_task(f"{settings.method}: data sets", total=len(wanted) + len(results))
-        progress.advance(task, len(results))
-        try:
-            for future in as_completed([pool.submit(one_data_set, *key, settings) for key in wanted]):
-                results.append(future.result())
-                progress.advance(task)
-                if resume is not None:
-                    with resume.open("a", encoding="utf-8") as stream:
-                        stream.write(json.dumps({"settings": asdict(settings), "result": results[-1]}) + "\n")
-        except BaseException:
-            # Leaving the pool waits for everything in its queue: hundreds of fits that nobody wants any more.
-            pool.shutdown(cancel_futures=True)
-            raise
-    return results
-
-
-def target(n_rows: int, n_features: int) -> tuple[float, float]:
-    """Lowest and highest coverage that counts as right."""
-    return (0.80, 0.95) if (n_rows, n_features) == (100, 5) else (0.85, 0.95)
-
-
-def report(results: list[dict[str, Any]], settings: Settings) -> int:
-    """Print the table; return the number of targets missed."""
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(title=f"Coverage of {LEVEL:.0%} intervals, % (one standard error); posterior by {settings.method}")
-    sides = ("posterior", "EM ± 1.645 se", "exact")
-    for heading in ("N", "D", "data sets", "flagged", "quantity", *sides, "target of posterior", ""):
-        table.add_column(heading, justify="left" if heading in ("quantity", "") else "right", no_wrap=True)
-    missed = 0
-    for n_rows, n_features in SIZES:
-        cell = [r for r in results if (r["n_rows"], r["n_features"]) == (n_rows, n_features)]
-        low, high = target(n_rows, n_features)
-        for name in QUANTITIES:
-            figures = []
-            for side in SIDES:
-                shares = np.array([r[side][name] for r in cell])
-                figures.append((shares.mean(), shares.std(ddof=1) / np.sqrt(len(shares))))
-            right = low <= figures[0][0] <= high
-            missed += not right
-            texts = [f"{100 * mean:.1f} ({100 * error:.1f})" for mean, error in figures]
-            flagged = sum(not r["content"] for r in cell)
-            head = [str(value) if name == QUANTITIES[0] else "" for value in (n_rows, n_features, len(cell), flagged)]
-            table.add_row(
-                *head, name, *texts, f"{low:.0%} to {high:.0%}", "reached" if right else "[bold red]missed[/bold red]"
-            )
-        table.add_section()
-    console = Console(width=None if sys.stdout.isatty() else 130)
-    console.print(table)
-    console.print("flagged: fits whose diagnostics were not content; they count all the same.")
-    console.print(f"Targets missed: {missed}.")
-    return missed
-
-
-def main(arguments: list[str] | None = None) -> int:
-    """Run the check.
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the chosen studies.
 
     Returns
     -------
     int
         0 where every target is reached, else 1.
     """
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.validate", description=__doc__.splitlines()[0])
-    parser.add_argument("--method", choices=("laplace", "nuts"), default="laplace", help="default: laplace, the faster")
-    parser.add_argument("--data-sets", type=int, default=200, metavar="R", help="per size (default 200)")
-    parser.add_argument("--draws", type=int, default=500, help="per chain (default 500)")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes (default: all cores)")
-    parser.add_argument("--resume", type=Path, metavar="FILE", help="store results there, and go on from it")
-    options = parser.parse_args(arguments)
-    if options.data_sets < 2:
-        parser.error("--data-sets must be at least 2: the error of a figure needs two")
+    parsed = _parse(arguments)
+    # Loads the numerical libraries: not before the arguments are known to be right.
+    from benchmarks.validation.runs import Options, console
 
-    import bayesgmm
-
-    settings = Settings(options.method, options.draws, options.seed, bayesgmm.__version__)
-    started = time.perf_counter()
-    results = collect(settings, options.data_sets, options.workers, options.resume)
-    missed = report(results, settings)
-    print(f"{time.perf_counter() - started:.0f} s")
+    options = Options(**{name: value for name, value in vars(parsed).items() if name != "only"})
+    missed = 0
+    for name in parsed.only:
+        begin = time.perf_counter()
+        missed += importlib.import_module(f"benchmarks.validation.{name}").run(options)
+        console().print(f"{name}: {time.perf_counter() - begin:.0f} s\n")
     return int(missed > 0)
 
 

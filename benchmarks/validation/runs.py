@@ -1,0 +1,123 @@
+"""What every study shares: one task per data set over processes, and a file of JSON lines that keeps the results."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import sys
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import Progress
+
+import bayesgmm
+from benchmarks.measure import all_threads
+
+Key = tuple[Any, ...]
+"""What a data set is named by, in JSON's plain values."""
+
+Task = Callable[..., dict[str, Any]]
+
+WIDTH = 150
+
+
+@dataclass(frozen=True)
+class Options:
+    """Arguments of the command; None leaves the choice to the study."""
+
+    quick: bool = False
+    out: Path | None = None
+    data_sets: int | None = None
+    method: str | None = None
+    draws: int | None = None
+    seed: int = 0
+    workers: int | None = None
+    report: bool = False
+
+
+def console() -> Console:
+    """Standard output, wide where it is no terminal."""
+    return Console(width=None if sys.stdout.isatty() else WIDTH, highlight=False)
+
+
+def stored(study: str, settings: dict[str, Any], out: Path | None) -> dict[Key, dict[str, Any]]:
+    """Results of an earlier run of this study with the same settings; a line that was cut short is left out."""
+    found: dict[Key, dict[str, Any]] = {}
+    if out is None or not out.exists():
+        return found
+    for line in out.read_text(encoding="utf-8").splitlines():
+        try:
+            record = json.loads(line)
+        except ValueError:
+            continue
+        if record["study"] == study and record["settings"] == settings:
+            found[tuple(record["key"])] = record["result"]
+    return found
+
+
+def collect(
+    study: str, task: Task, keys: Sequence[Key], settings: dict[str, Any], options: Options
+) -> tuple[dict[Key, dict[str, Any]], int]:
+    """Run what is not stored yet, over processes of one thread each, storing every result as it comes.
+
+    Parameters
+    ----------
+    study : str
+    task : callable
+        ``task(*key, **settings)`` returns the result, of JSON's plain values; a function of a module, for spawned processes.
+    keys : sequence of tuple
+        In the order in which they are begun.
+    settings : dict
+        What a result depends on besides its key.
+    options : Options
+
+    Returns
+    -------
+    results : dict
+        By key.
+    failed : int
+        Data sets without a result; why is printed.
+    """
+    stamped = settings | {"version": bayesgmm.__version__}
+    kept = stored(study, stamped, options.out)
+    results = {key: kept[key] for key in keys if key in kept}
+    wanted = [key for key in keys if key not in results]
+    failed = 0
+    if not wanted or options.report:
+        console().print(f"{study}: {len(results)} of {len(keys)} results stored")
+        return results, failed
+    # One thread a process: the processes are the parallel part. Spawned ones read these when they start.
+    for name in ("BAYESGMM_NUM_THREADS", "NUMBA_NUM_THREADS", "OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS"):
+        os.environ.setdefault(name, "1")
+    if options.out is not None:
+        options.out.parent.mkdir(parents=True, exist_ok=True)
+    context = multiprocessing.get_context("spawn")
+    screen = Console(stderr=True)
+    with ProcessPoolExecutor(options.workers or all_threads(), context) as pool, Progress(console=screen) as progress:
+        bar = progress.add_task(study, total=len(keys), completed=len(results))
+        try:
+            running = {pool.submit(task, *key, **settings): key for key in wanted}
+            for future in as_completed(running):
+                key = running[future]
+                progress.advance(bar)
+                try:
+                    results[key] = future.result()
+                except Exception as error:
+                    failed += 1
+                    screen.print(f"{study} {key} failed: {error!r}", markup=False)
+                    continue
+                if options.out is not None:
+                    record = {"study": study, "settings": stamped, "key": key, "result": results[key]}
+                    with options.out.open("a", encoding="utf-8") as stream:
+                        # The newline first: it ends a line that was cut short.
+                        stream.write("\n" + json.dumps(record))
+        except BaseException:
+            # Leaving the pool waits for everything in its queue: hundreds of fits that nobody wants any more.
+            pool.shutdown(cancel_futures=True)
+            raise
+    return {key: results[key] for key in keys if key in results}, failed

@@ -1,0 +1,80 @@
+"""What the studies of `make validate` rest on: the simulated truth, the reckoning of choices and losses, the file of results."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from tests.oracles import mixture_log_density
+
+criteria = pytest.importorskip("benchmarks.validation.criteria")
+runs = pytest.importorskip("benchmarks.validation.runs")
+
+
+@pytest.mark.parametrize("n_features", [1, 2, 5])
+@pytest.mark.parametrize("kind", ["separated", "overlapping"])
+def test_every_centre_has_a_neighbour_at_the_distance_and_none_nearer(kind, n_features):
+    truth = criteria.draw_truth(kind, n_features, 5, np.random.default_rng(n_features))
+    gaps = np.linalg.norm(truth.means[:, None] - truth.means[None], axis=2) + np.diag(np.full(5, np.inf))
+    # One subtraction after one addition: a few rounding errors.
+    np.testing.assert_allclose(gaps.min(axis=1), criteria.KINDS[kind], rtol=1e-12)
+    np.testing.assert_allclose(np.diagonal(truth.covariances, axis1=1, axis2=2), 1.0, rtol=1e-12)
+
+
+def test_density_of_the_truth_and_its_rows():
+    rng = np.random.default_rng(3)
+    truth = criteria.draw_truth("separated", 2, 3, rng)
+    X = criteria.sample(truth, 20_000, rng)
+    ours = criteria.log_density(truth, X[:50])
+    np.testing.assert_allclose(ours, mixture_log_density(X[:50], truth.weights, truth.means, truth.covariances))
+    owner = np.linalg.norm(X[:, None] - truth.means, axis=2).argmin(axis=1)
+    for k in range(3):
+        own = X[owner == k]
+        # 6 sd apart about 1 row in 700 falls to a neighbour; some 5,000 rows have errors of 0.015 to 0.03.
+        assert len(own) / len(X) == pytest.approx(truth.weights[k], abs=0.015)
+        np.testing.assert_allclose(np.cov(own.T), truth.covariances[k], atol=0.1)
+
+
+def test_choices_losses_and_excess():
+    result = {
+        "picks": {"bic": 1, "loo": 2},
+        "losses": {"em": [0.5, 0.2, 0.3], "posterior": [0.4, None, 0.25]},
+        "peer": {"K": 3, "loss": 0.1},
+    }
+    key = ("separated", 1, 3, 0)
+    assert criteria.choice("bic", key, result) == (1, 0.5, pytest.approx(0.2))
+    assert criteria.choice("peer", key, result) == (3, 0.1, pytest.approx(-0.2))
+    assert criteria.choice("true_posterior", key, result) == (3, 0.25, 0.0)
+    assert criteria.choice("loo", key, result) is None
+    assert criteria.choice("evidence", key, result) is None
+
+
+def test_simplest_model_as_good():
+    index = pd.MultiIndex.from_tuples([("full", K) for K in (1, 2, 3, 4)])
+    columns = {"n_parameters": [2, 5, 8, 11], "elpd_diff": [-60.0, -9.0, -3.0, 0.0], "dse": [10.0, 5.0, 0.1, 0.0]}
+    assert criteria.simplest_as_good(pd.DataFrame(columns, index=index)) == 2
+    assert criteria.simplest_as_good(pd.DataFrame(columns | {"dse": [9.0, 4.0, 0.1, 0.0]}, index=index)) == 3
+
+
+def test_errors_are_taken_within_cells_where_these_hold_two():
+    values, cell = np.array([1.0, 3.0, 11.0, 13.0]), [(1, 1), (1, 1), (2, 1), (2, 1)]
+    # Each cell has variance 2; of the mean of four: (2·2 + 2·2) / 16.
+    assert criteria.mean_and_error(values, cell) == (7.0, pytest.approx(np.sqrt(0.5)))
+    alone = [(1, 1), (1, 2), (2, 1), (2, 2)]
+    assert criteria.mean_and_error(values, alone) == (7.0, pytest.approx(values.std(ddof=1) / 2))
+
+
+def test_stored_results_are_those_of_the_same_settings(tmp_path):
+    file = tmp_path / "results.jsonl"
+    settings = {"draws": 10, "version": "1"}
+    lines = [
+        {"study": "a", "settings": settings, "key": ["x", 1], "result": {"z": 0.5}},
+        {"study": "a", "settings": settings | {"draws": 20}, "key": ["x", 2], "result": {}},
+        {"study": "b", "settings": settings, "key": ["x", 3], "result": {}},
+    ]
+    file.write_text("\n".join(json.dumps(line) for line in lines) + '\n{"study": "a", "sett', encoding="utf-8")
+    assert runs.stored("a", settings, file) == {("x", 1): {"z": 0.5}}
+    assert runs.stored("a", settings, tmp_path / "none") == {}
