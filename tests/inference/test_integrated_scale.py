@@ -5,11 +5,12 @@ from __future__ import annotations
 import warnings
 
 import numpy as np
+import pymc as pm
 import pytest
 from arviz_stats.base import array_stats
 from scipy import stats
 
-from bayesgmm import BayesianGaussianMixture, HierarchicalPrior
+from bayesgmm import BayesianGaussianMixture, HierarchicalPrior, build_model
 from bayesgmm.datasets import load_faithful
 from bayesgmm.inference.compiled import CompiledPosterior
 from tests import oracles
@@ -184,3 +185,47 @@ def test_coordinates_belong_to_a_likely_scale():
     values = [p.logp_and_grad(t)[0] - p.log_jacobian(t) for p, t in ((posterior, psi), (other, theta))]
     # Rounding.
     assert values[0] == pytest.approx(values[1], rel=1e-11)
+
+
+def test_samplers_agree_under_a_random_scale():
+    """NUTS and Laplace without the scale, PyMC's own sampler of the model with it."""
+    X = load_faithful().to_numpy(dtype=float)
+    prior = HierarchicalPrior().resolve(X, 2)
+    with build_model(X, 2, prior=prior):
+        plain = pm.sample(
+            500,
+            tune=500,
+            chains=2,
+            cores=1,
+            random_seed=2,
+            target_accept=0.95,
+            progressbar=False,
+            compute_convergence_checks=False,
+            nuts_sampler="pymc",
+        ).posterior
+    one = summaries(plain)
+    for method in ("nuts", "laplace"):
+        other = summaries(fitted(method, K=2, X=X, prior=prior).idata_["posterior"])
+        for name, a in other.items():
+            b = one[name]
+            for statistic, how in ((np.mean, "mean"), (np.std, "sd")):
+                # Four Monte Carlo errors of the difference; resampled draws cost at most √2 over independent ones.
+                wide = np.sqrt(2) if method == "laplace" else 1.0
+                error = np.hypot(wide * float(array_stats.mcse(a, method=how)), float(array_stats.mcse(b, method=how)))
+                assert abs(statistic(a) - statistic(b)) < 4 * error, (method, name, how)
+
+
+def summaries(draws) -> dict[str, np.ndarray]:
+    """Quantities (chains, draws), the component of the longer eruptions last."""
+    weights, means, covariances = (draws[name].values for name in ("weights", "means", "covariances"))
+    order = np.argsort(means[..., 0], axis=-1)
+    weights = np.take_along_axis(weights, order, axis=2)
+    means = np.take_along_axis(means, order[..., None], axis=2)
+    covariances = np.take_along_axis(covariances, order[..., None, None], axis=2)
+    rates = draws["precision_rate"].values
+    out = {"weight": weights[..., 0]}
+    for j in range(2):
+        out |= {f"mean {k}{j}": means[..., k, j] for k in range(2)}
+        out |= {f"log sd {k}{j}": 0.5 * np.log(covariances[..., k, j, j]) for k in range(2)}
+        out[f"log rate {j}"] = np.log(rates[..., j, j])
+    return out | {"covariance 0": covariances[..., 0, 0, 1], "covariance 1": covariances[..., 1, 0, 1]}
