@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import ArrayLike
+from scipy.special import gammaln
 
 from bayesgmm.core.covariance import structure
 from bayesgmm.core.hierarchical import Prior
@@ -83,6 +84,68 @@ class CompiledPosterior:
             As ``build_model``.
         """
         return cls(ModelInputs.resolve(X, n_components, covariance_type, prior, sample_weight), covariance_type)
+
+    def without_scale(self, precision_factors: FloatArray) -> CompiledPosterior:
+        """Take the posterior with a random scale integrated out; itself, where the scale is fixed.
+
+        The covariances determine themselves, not the scale behind them: given it, their coordinates and its own lie along a curved
+        ridge. Without it the coordinates belong to the scale that the given covariances make likely.
+
+        Parameters
+        ----------
+        precision_factors : ndarray of shape (K, D, D)
+            About where the posterior is.
+
+        Returns
+        -------
+        CompiledPosterior
+            Its point holds no scale; :meth:`draw_scale` draws it.
+        """
+        if not self.inputs.hierarchical:
+            return self
+        V, _ = self._unconstrain_scale(precision_factors[: self._shapes[1][0]], None)
+        return CompiledPosterior(self.inputs.without_scale(V), self.covariance_type)
+
+    def draw_scale(self, precision_factors: FloatArray, rng: np.random.Generator) -> tuple[FloatArray, FloatArray]:
+        """Draw the scale that was integrated out, given the covariances.
+
+        Parameters
+        ----------
+        precision_factors : ndarray of shape (S, K, D, D)
+            Of draws of this posterior.
+        rng : numpy.random.Generator
+
+        Returns
+        -------
+        scale_factors : ndarray of shape (S, D, D)
+            Lower V with V Vᵀ = (2 C₀)⁻¹.
+        log_density : ndarray of shape (S,)
+            What its draw adds to the log density: the log posterior of the point with the scale among its variables, less that of the
+            point without.
+
+        Notes
+        -----
+        (V Vᵀ)⁻¹ has a Wishart distribution with h degrees of freedom and scale (M Mᵀ)⁻¹, M Mᵀ = L Lᵀ + Σ_k P_k P_kᵀ, so that V = M S⁻¹
+        with S lower and made of χ² and Normal variables, as V = L T⁻¹ is before there are covariances.
+        """
+        L, R = self.inputs.rate_factor, self._shapes[1][0]
+        distinct = precision_factors[:, :R]
+        M = np.linalg.cholesky(L @ L.T + np.sum(distinct @ np.swapaxes(distinct, -1, -2), axis=1))
+        degrees = self.inputs.hyper_degrees_of_freedom + R * self.inputs.degrees_of_freedom[0]
+        n_draws, D = len(M), len(L)
+        squares = rng.chisquare(degrees, (n_draws, len(degrees)))
+        below = rng.standard_normal((n_draws, self._layout.hyper_shapes(D)[1]))
+        V = np.array([scale_factor_forward(*each) for each in zip(M, squares, below, strict=True)])
+        half = 0.5 * degrees
+        change = np.sum(half * np.log(squares / 2) - 0.5 * squares - gammaln(half), axis=1)
+        change -= 0.5 * np.sum(below**2 + np.log(2 * np.pi), axis=1)
+        if below.size:
+            # A = V⁻¹ V₀ A' and T = S M⁻¹ L, where the elements below the diagonal are multiplied by the diagonals of what is fixed.
+            of_V, of_M = (np.log(np.diagonal(factor, axis1=1, axis2=2)) for factor in (V, M))
+            index = np.arange(D)
+            change -= R * (np.log(np.diagonal(self.inputs.scale_factor)) - of_V) @ index
+            change -= (np.log(np.diagonal(L)) - of_M) @ index[::-1]
+        return V, change
 
     @property
     def names(self) -> tuple[str, ...]:

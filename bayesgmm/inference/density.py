@@ -3,6 +3,9 @@
 The transforms and their derivatives stand here once; ``prior_ops`` makes PyTensor operations of the same functions, so that
 the PyMC model and this density share everything but their sum. Nothing here imports PyMC: sampling needs neither its import
 nor a compilation of its own, and one evaluation is one call of a C function, without the interpreter lock.
+
+A random scale may be integrated out: the same coordinates then belong to a fixed V, and what the scale had to say of the
+covariances is one determinant.
 """
 
 from __future__ import annotations
@@ -201,18 +204,81 @@ def means_log_density_and_gradients(means, centre, kappa, P):
     return value, g_means, g_factors
 
 
+@nb.njit(**_options)
+def integrated_scale(L, factors, n_covariances, n_scales, off_diagonal, degrees, g_factors):
+    """−(h/2) log|L Lᵀ + Σ_k P_k P_kᵀ| over the distinct P_k, h ``degrees``; adds its gradients with respect to them to ``g_factors``.
+
+    Without an off-diagonal part it is that of each feature, or of the first alone where the features share one scale.
+    """
+    D = L.shape[0]
+    value = 0.0
+    if not off_diagonal:
+        for c in range(n_scales):
+            total = L[c, c] * L[c, c]
+            for k in range(n_covariances):
+                total += factors[k, c, c] * factors[k, c, c]
+            value -= 0.5 * degrees * math.log(total)
+            for k in range(n_covariances):
+                g_factors[k, c, c] -= degrees * factors[k, c, c] / total
+        return value
+    # M, the Cholesky factor, row by row.
+    M = np.zeros((D, D))
+    for i in range(D):
+        for j in range(i + 1):
+            total = 0.0
+            for m in range(j + 1):
+                total += L[i, m] * L[j, m]
+                for k in range(n_covariances):
+                    total += factors[k, i, m] * factors[k, j, m]
+            for m in range(j):
+                total -= M[i, m] * M[j, m]
+            M[i, j] = math.sqrt(total) if i == j else total / M[j, j]
+        value -= degrees * math.log(M[i, i])
+    x = np.empty(D)
+    for k in range(n_covariances):
+        for j in range(D):
+            # Column j of (M Mᵀ)⁻¹ P_k, from the diagonal down.
+            for i in range(j, D):
+                total = factors[k, i, j]
+                for m in range(j, i):
+                    total -= M[i, m] * x[m]
+                x[i] = total / M[i, i]
+            for i in range(D - 1, j - 1, -1):
+                total = x[i]
+                for m in range(i + 1, D):
+                    total -= M[m, i] * x[m]
+                x[i] = total / M[i, i]
+                g_factors[k, i, j] -= degrees * x[i]
+    return value
+
+
 # Numba's cache does not see that the kernel has changed: what calls it is kept within the C function alone, whose key says so.
 @nb.njit(**{**_options, "cache": False})
 def _log_posterior(
-    theta, X, v, concentration, mean_prior, kappa, degrees, scale, mean_factor, hyper_degrees, shape, gradient
+    theta,
+    X,
+    v,
+    concentration,
+    mean_prior,
+    kappa,
+    degrees,
+    scale,
+    mean_factor,
+    hyper_degrees,
+    rate,
+    joint,
+    shape,
+    gradient,
 ):
     """Log posterior at theta; its gradient goes into ``gradient``.
 
     ``shape`` holds the shapes of the two Bartlett matrices and the numbers of χ² and Normal variables behind the scale: 0 and 0 where
-    ``scale`` is V itself.
+    ``scale`` is V itself. ``joint`` are the degrees of freedom h of a scale that is integrated out (else 0), with ``rate`` its L, and
+    the constant that comes with them.
     """
     K, D = concentration.shape[0], mean_prior.shape[0]
     R, C, B, Q, H, T = shape
+    integrated = joint[0] > 0.0
     first, second, third = K - 1, K - 1 + R * C, K - 1 + R * C + B * Q
     fourth = third + K * D
     fifth = fourth + H
@@ -246,7 +312,8 @@ def _log_posterior(
 
     # Loops, not array expressions: those compile for seconds, for error messages that cannot occur.
     prior_factors = factors
-    if H > 0:
+    means_apart = H > 0 or integrated
+    if means_apart:
         prior_factors = np.empty((K, D, D))
         for k in range(K):
             for i in range(D):
@@ -257,21 +324,27 @@ def _log_posterior(
         value += of_means[k]
         for i in range(D):
             gradient[third + k * D + i] = g_means[k, i] + g_prior_means[k, i]
-            if H == 0:
+            if not means_apart:
                 for j in range(i + 1):
                     g_factors[k, i, j] += g_prior_factors[k, i, j]
+
+    # The exponents of the Bartlett variables' densities cancel where the scale is integrated out.
+    exponent = 1.0
+    if integrated:
+        exponent = 0.0
+        value += joint[1] + integrated_scale(rate, factors, R, C, Q > 0, joint[0], g_factors)
 
     g_squares, g_below = precision_factors_pullback(V, squares, below, g_factors)
     for r in range(R):
         for c in range(C):
             # χ² in the logarithm of the variable.
             half = 0.5 * degrees[c]
-            value += half * (log_squares[r, c] - math.log(2.0)) - 0.5 * squares[r, c] - math.lgamma(half)
-            gradient[first + r * C + c] = (g_squares[r, c] - 0.5) * squares[r, c] + half
+            value += half * (log_squares[r, c] - math.log(2.0)) - 0.5 * exponent * squares[r, c] - math.lgamma(half)
+            gradient[first + r * C + c] = (g_squares[r, c] - 0.5 * exponent) * squares[r, c] + half
     for r in range(B):
         for q in range(Q):
-            value -= 0.5 * (below[r, q] * below[r, q] + LOG_2PI)
-            gradient[second + r * Q + q] = g_below[r, q] - below[r, q]
+            value -= 0.5 * (exponent * below[r, q] * below[r, q] + LOG_2PI)
+            gradient[second + r * Q + q] = g_below[r, q] - exponent * below[r, q]
 
     if H > 0:
         hyper_below = theta[fifth:]
@@ -302,7 +375,7 @@ def _from_whitened(y, center, factor, theta):
 
 _NUMBERS = types.CPointer(types.double)
 _ADDRESSES = types.CPointer(_NUMBERS)
-_N_SIZES = 12
+_N_SIZES = 14
 
 
 @cache
@@ -329,6 +402,7 @@ def density_function() -> Any:
         H, T = int(sizes[10]), int(sizes[11])
         hyper_degrees, mean_factor = nb.carray(addresses[9], (H,)), nb.carray(addresses[10], (D, D))
 
+        rate, joint = nb.carray(addresses[11], (D, D)), sizes[12:]
         shape = (R, C, B, Q, H, T)
         kappa = sizes[8]
         if sizes[9] == 0.0:
@@ -343,6 +417,8 @@ def density_function() -> Any:
                 scale,
                 mean_factor,
                 hyper_degrees,
+                rate,
+                joint,
                 shape,
                 gradient,
             )
@@ -350,7 +426,20 @@ def density_function() -> Any:
             theta, slope = np.empty(P), np.empty(P)
             _from_whitened(point, center, factor, theta)
             value = _log_posterior(
-                theta, X, v, concentration, mean_prior, kappa, degrees, scale, mean_factor, hyper_degrees, shape, slope
+                theta,
+                X,
+                v,
+                concentration,
+                mean_prior,
+                kappa,
+                degrees,
+                scale,
+                mean_factor,
+                hyper_degrees,
+                rate,
+                joint,
+                shape,
+                slope,
             )
             for j in range(P):
                 gradient[j] = 0.0
@@ -410,7 +499,8 @@ class PackedPosterior:
         shapes = (*layout.squares_shape(K, D), *layout.below_shape(K, D))
         n_weights, kappa = len(inputs.sample_weight), float(inputs.mean_precision)
         hyper = layout.hyper_shapes(D) if inputs.hierarchical else (0, 0)
-        sizes = (len(inputs.X), D, K, *shapes, n_weights, kappa, float(factor is not None), *hyper)
+        joint = inputs.joint_degrees_and_constant(shapes[0]) if inputs.integrated else (0.0, 0.0)
+        sizes = (len(inputs.X), D, K, *shapes, n_weights, kappa, float(factor is not None), *hyper, *joint)
         self._arrays = tuple(
             np.ascontiguousarray(array, dtype=np.float64)
             for array in (
@@ -425,6 +515,7 @@ class PackedPosterior:
                 np.empty(0) if factor is None else factor,
                 inputs.hyper_degrees_of_freedom,
                 inputs.mean_factor,
+                inputs.rate_factor,
             )
         )
         self.addresses = np.array([array.ctypes.data for array in self._arrays], dtype=np.uintp)

@@ -176,7 +176,7 @@ def log_evidence(
         )
     compiled = CompiledPosterior.from_data(
         post._X, draws.weights.shape[-1], post.covariance_type, post.prior_, post._sample_weight
-    )
+    ).without_scale(post.modes_[0].run.parameters.precision_factors)
     with threadpool_limits(limits=1, user_api="blas"):
         approximations = _approximations(compiled, post)
         halves = _halves(compiled, post, rng)

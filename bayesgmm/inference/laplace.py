@@ -94,9 +94,10 @@ def rough_scales(compiled: CompiledPosterior, theta: FloatArray, counts: FloatAr
     rows = counts if owners == K else counts.sum(keepdims=True)
     roots = np.exp(0.5 * log_squares).reshape(owners, -1)
     scales = np.empty_like(theta)
-    hyper = compiled.inputs.hyper_degrees_of_freedom
+    inputs = compiled.inputs
+    hyper = inputs.hyper_degrees_of_freedom if inputs.hierarchical else np.empty(0)
     # A random scale is known to what R covariances tell of it, and the variables of each move with it.
-    known = float(hyper[-1] + owners * compiled.inputs.degrees_of_freedom[0]) if len(hyper) else np.inf
+    known = float(hyper[-1] + owners * inputs.degrees_of_freedom[0]) if len(hyper) else np.inf
     if len(hyper):
         log_T, below_T = (theta[compiled.slices[name]] for name in ("scale_diagonal_log__", "scale_offdiagonal"))
         scales[compiled.slices["scale_diagonal_log__"]] = np.sqrt(2.0 / known)

@@ -5,10 +5,11 @@ Both the PyMC model and the compiled density read their inputs from here, so tha
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import ArrayLike
+from scipy.special import gammaln
 
 from bayesgmm.core.covariance import CovarianceStructure, structure
 from bayesgmm.core.hierarchical import HierarchicalPrior, Prior
@@ -108,6 +109,8 @@ class ModelInputs:
         Lower F with μ_k ~ Normal(m₀, (F Fᵀ)⁻¹); empty where the means depend on their covariances.
     hyper_degrees_of_freedom : ndarray of shape (D,), (1,) or (0,)
         Of the χ² variables of T; empty where the scale is fixed.
+    rate_factor : ndarray of shape (D, D) or (0, 0)
+        L of a random scale that is integrated out; ``scale_factor`` is then a fixed V, which decides upon the coordinates and nothing else.
     """
 
     X: FloatArray
@@ -119,6 +122,7 @@ class ModelInputs:
     scale_factor: FloatArray
     mean_factor: FloatArray
     hyper_degrees_of_freedom: FloatArray
+    rate_factor: FloatArray = field(default_factory=lambda: np.empty((0, 0)))
 
     @classmethod
     def resolve(
@@ -194,8 +198,30 @@ class ModelInputs:
 
     @property
     def hierarchical(self) -> bool:
-        """Whether the prior's scale is random."""
-        return len(self.hyper_degrees_of_freedom) > 0
+        """Whether the prior's scale is random and one of the variables."""
+        return len(self.hyper_degrees_of_freedom) > 0 and not self.integrated
+
+    @property
+    def integrated(self) -> bool:
+        """Whether the prior's scale is random and integrated out."""
+        return self.rate_factor.size > 0
+
+    def without_scale(self, scale_factor: FloatArray) -> ModelInputs:
+        """Take the same inputs with the random scale integrated out, in the coordinates of a fixed V (D, D)."""
+        return replace(self, scale_factor=np.require(scale_factor, np.float64, ["C"]), rate_factor=self.scale_factor)
+
+    def joint_degrees_and_constant(self, n_covariances: int) -> tuple[float, float]:
+        """Degrees of freedom h of a random scale given R covariances, and the constant of their density, the scale integrated out.
+
+        The density of the R covariances is that of their Bartlett variables under a fixed V without its exponents, times
+        |L Lᵀ + Σ_k P_k P_kᵀ|^(−h/2) and the exponential of this constant.
+        """
+        hyper, added = self.hyper_degrees_of_freedom, n_covariances * self.degrees_of_freedom[0]
+        log_V, log_L = (np.log(np.diagonal(factor))[: len(hyper)] for factor in (self.scale_factor, self.rate_factor))
+        terms = (
+            gammaln((hyper + added) / 2) - gammaln(hyper / 2) + added * (log_V + 0.5 * np.log(2)) + hyper[-1] * log_L
+        )
+        return float(hyper[-1] + added), float(terms.sum())
 
     @property
     def n_features(self) -> int:

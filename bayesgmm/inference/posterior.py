@@ -81,7 +81,7 @@ class PosteriorDraws:
     def unconstrained_by(self, compiled: CompiledPosterior, which: Sequence[int] | None = None) -> FloatArray:
         """Points of a posterior's unconstrained coordinates, one for each draw (chains joined), or for some."""
         parts = list(self.flat())
-        if self.scale_factors is not None:
+        if self.scale_factors is not None and compiled.inputs.hierarchical:
             parts.append(self.scale_factors.reshape(-1, *self.scale_factors.shape[2:]))
         return compiled.unconstrain(*(part if which is None else part[np.asarray(which)] for part in parts))
 

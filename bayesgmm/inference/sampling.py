@@ -140,6 +140,7 @@ def sample_posterior(task: Task, settings: Settings, rng: np.random.Generator) -
     """
     n_components = len(task.modes[0].counts)
     compiled = CompiledPosterior.from_data(task.X, n_components, task.kind.name, task.prior, task.sample_weight)
+    compiled = compiled.without_scale(task.modes[0].parameters.precision_factors)
     # The products here are small: BLAS threads would only spin beside the chains'.
     with threadpool_limits(limits=1, user_api="blas"):
         found = approximate_modes(compiled, task)
@@ -278,6 +279,7 @@ def _by_importance(
         pareto_k=resampled.pareto_k,
         effective_size=resampled.effective_size,
     )
+    chains, draws = _with_scales(compiled, chains, draws, rng)
     return _package(task, chains, settings, draws, diagnostics, {EFFECTIVE_SIZE: resampled.effective_size})
 
 
@@ -306,7 +308,22 @@ def _by_nuts(
             more = replace(chains, theta=chains.theta[:0], interrupted=True)
         chains = _continued(chains, more)
         draws, diagnostics = _judge(compiled, task, chains, settings, len(approximations), notes=notes)
+    chains, draws = _with_scales(compiled, chains, draws, rng)
     return _package(task, chains, settings, draws, diagnostics)
+
+
+def _with_scales(
+    compiled: CompiledPosterior, chains: Chains, draws: PosteriorDraws, rng: np.random.Generator
+) -> tuple[Chains, PosteriorDraws]:
+    """Draws with a random scale drawn where it was integrated out, once for equal draws, and their log density with it."""
+    if not compiled.inputs.integrated:
+        return chains, draws
+    C, S, P = chains.theta.shape
+    _, first, which = np.unique(chains.theta.reshape(-1, P), axis=0, return_index=True, return_inverse=True)
+    V, change = compiled.draw_scale(draws.flat()[2][first], rng)
+    scales, change = V[which].reshape(C, S, *V.shape[1:]), change[which].reshape(C, S)
+    chains = replace(chains, stats=chains.stats | {"lp": chains.stats["lp"] + change})
+    return chains, replace(draws, scale_factors=scales)
 
 
 def _continued(chains: Chains, more: Chains) -> Chains:

@@ -205,7 +205,7 @@ def test_an_estimators_modes_stand_in_the_order_of_their_mass():
         fitted.fit(X)
     assert fitted.map_ is fitted.modes_[0].run.parameters
     kept = approximate_modes(
-        CompiledPosterior.from_data(X, 4, prior=fitted.prior_),
+        CompiledPosterior.from_data(X, 4, prior=fitted.prior_).without_scale(fitted.map_.precision_factors),
         Task(X, None, structure("full"), fitted.prior_, tuple(mode.run for mode in fitted.modes_), ()),
     ).kept
     assert kept == tuple(range(len(kept)))
