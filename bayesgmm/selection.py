@@ -464,8 +464,8 @@ def select(
 
     Notes
     -----
-    A model that fails is a row with its reason. EM climbs from ``n_init`` starts that all structures share, and goes on with the most
-    promising ones (:func:`bayesgmm.core.em.race`). From 5,000 rows on twice as many first climb on 2,500 of the rows.
+    A model that fails is a row with its reason. EM climbs from 2 ``n_init`` starts that all structures share, and goes on with the most
+    promising ones (:func:`bayesgmm.core.em.race`); from 5,000 rows on they first climb on 2,500 of the rows.
 
     Examples
     --------

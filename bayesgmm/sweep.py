@@ -43,8 +43,9 @@ SHORT_PASS, LONG_PASS = 5e5, 3e7
 REHEARSAL_ROWS = 2500
 """Rows that EM's starts are made from and first climbed on, where there are at least twice as many."""
 
-REHEARSED = 2
-"""Starts on these rows for each one asked for: those that will not do are known before they have cost much."""
+STARTS = 2
+"""Starts for each one asked for: those that will not do are left before they have cost much. Ten alone miss Old Faithful's K = 3 by 9.5 in
+BIC two times in five."""
 
 REFITS = 10
 """Rows at most that LOO refits a posterior without, where their importance weights are not reliable."""
@@ -467,7 +468,7 @@ def _some_rows(plan: Plan) -> tuple[FloatArray, FloatArray | None]:
 
 def _assignments(plan: Plan, K: int, X: FloatArray, v: FloatArray | None) -> list[np.ndarray]:
     """Partitions (or responsibilities) that the starts of every structure with K components are made from."""
-    n_starts = int(plan.em_options.get("n_init", 10)) * (REHEARSED if len(X) < len(plan.table) else 1)
+    n_starts = STARTS * int(plan.em_options.get("n_init", 10))
     methods = seeding.mixed_starts(plan.em_options.get("init_params", "kmeans"), n_starts, X.shape[1])
     if K == 1:
         methods = methods[:1]
