@@ -193,12 +193,12 @@ def test_samplers_agree_under_a_random_scale():
     prior = HierarchicalPrior().resolve(X, 2)
     with build_model(X, 2, prior=prior):
         plain = pm.sample(
-            500,
-            tune=500,
+            300,
+            tune=300,
             chains=2,
             cores=1,
             random_seed=2,
-            target_accept=0.95,
+            target_accept=0.9,
             progressbar=False,
             compute_convergence_checks=False,
             nuts_sampler="pymc",
