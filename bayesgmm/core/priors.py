@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -14,7 +15,7 @@ from bayesgmm.core.parameters import FloatArray, factors_from_covariances
 LOG_2PI = float(np.log(2 * np.pi))
 
 
-class MixturePrior:
+class MixturePrior(ABC):
     """What every prior of a mixture has: a Dirichlet for the weights, a centre of the means, values that wait for the data."""
 
     weight_concentration: float | ArrayLike
@@ -47,9 +48,9 @@ class MixturePrior:
         return np.asarray(terms.sum(axis=-1) + gammaln(alpha.sum()) - gammaln(alpha).sum())
 
     @property
+    @abstractmethod
     def is_resolved(self) -> bool:
         """Whether every value is known."""
-        raise NotImplementedError
 
     def _resolved(self) -> None:
         if not self.is_resolved:
@@ -68,9 +69,9 @@ class MixturePrior:
         return np.atleast_1d(np.asarray(self.mean_prior, dtype=float))
 
     @property
+    @abstractmethod
     def resolved_degrees_of_freedom(self) -> float:
         """Degrees of freedom ν of the Σ_k."""
-        raise NotImplementedError
 
     @property
     def marginal_degrees_of_freedom(self) -> float:

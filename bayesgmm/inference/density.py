@@ -405,42 +405,28 @@ def density_function() -> Any:
         rate, joint = nb.carray(addresses[11], (D, D)), sizes[12:]
         shape = (R, C, B, Q, H, T)
         kappa = sizes[8]
-        if sizes[9] == 0.0:
-            value = _log_posterior(
-                point,
-                X,
-                v,
-                concentration,
-                mean_prior,
-                kappa,
-                degrees,
-                scale,
-                mean_factor,
-                hyper_degrees,
-                rate,
-                joint,
-                shape,
-                gradient,
-            )
-        else:
+        whitened = sizes[9] != 0.0
+        theta, slope = point, gradient
+        if whitened:
             theta, slope = np.empty(P), np.empty(P)
             _from_whitened(point, center, factor, theta)
-            value = _log_posterior(
-                theta,
-                X,
-                v,
-                concentration,
-                mean_prior,
-                kappa,
-                degrees,
-                scale,
-                mean_factor,
-                hyper_degrees,
-                rate,
-                joint,
-                shape,
-                slope,
-            )
+        value = _log_posterior(
+            theta,
+            X,
+            v,
+            concentration,
+            mean_prior,
+            kappa,
+            degrees,
+            scale,
+            mean_factor,
+            hyper_degrees,
+            rate,
+            joint,
+            shape,
+            slope,
+        )
+        if whitened:
             for j in range(P):
                 gradient[j] = 0.0
             for i in range(P):
