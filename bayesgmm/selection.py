@@ -269,8 +269,8 @@ class Selection:
         ----------
         X : array-like of shape (N, D)
         weights : {"evidence", "stacking", "bic"} or mapping of (str, int) to float, default "evidence"
-            "evidence": p(model | data) of the table, all models equally probable beforehand. "stacking": the table's ``weight``, made
-            for prediction. "bic": exp(−BIC/2) without near-singular fits, an approximation to the evidence that needs no
+            "evidence": p(model | data) of the table, with the prior on K that it was made with. "stacking": the table's ``weight``,
+            made for prediction. "bic": exp(−BIC/2) without near-singular fits, an approximation to the evidence that needs no
             posterior. A mapping, such as p(model | data) under a prior of one's own, is divided by its sum; models that it does not
             name have weight 0.
 
