@@ -9,6 +9,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from bayesgmm.anomaly import AnomalyDetector
     from bayesgmm.comparison import compare
     from bayesgmm.core.hierarchical import HierarchicalPrior
     from bayesgmm.core.priors import ConjugatePrior
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "AnomalyDetector",
     "BayesianGaussianMixture",
     "ConjugatePrior",
     "GaussianMixture",
@@ -41,6 +43,7 @@ __all__ = [
 ]
 
 _HOMES = {
+    "AnomalyDetector": "bayesgmm.anomaly",
     "BayesianGaussianMixture": "bayesgmm.estimators.bayesian_gaussian_mixture",
     "ConjugatePrior": "bayesgmm.core.priors",
     "GaussianMixture": "bayesgmm.estimators.gaussian_mixture",

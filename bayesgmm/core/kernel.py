@@ -23,13 +23,15 @@ from __future__ import annotations
 import hashlib
 import math
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
 import numba as nb
 import numpy as np
+from numpy.typing import NDArray
 
 from bayesgmm.core import lanes
 from bayesgmm.core.lanes import BLOCK, LANES, LN2, PITCH, STRIP
@@ -369,42 +371,78 @@ def _add_density_of(total, top, shift, b, summed, high):
 
 
 @nb.njit(**_options)
-def _predictive_rows(X, start, stop, log_weights, means, P, log_mean_density, mean_responsibilities):
-    """Average density and responsibilities over S parameter sets for rows start … stop, one load of each block."""
+def _predictive_rows(
+    X, start, stop, log_weights, means, P, edges, thresholds, marked, log_density, below, first, second, mass
+):
+    """Averages over S parameter sets for rows start … stop, one load of each block; an empty array is left out.
+
+    ``log_density`` and ``below`` have a column for each batch of parameter sets ``edges[b]`` … ``edges[b + 1]``.
+    """
     S, K, D = means.shape
     width = _width(D)
     x, e, top, total, z = _scratch(width, K)
-    high, summed, r_sum = np.empty(BLOCK), np.empty(BLOCK), np.empty((K, BLOCK))
+    high, summed, r_sum, r_squares = np.empty(BLOCK), np.empty(BLOCK), np.empty((K, BLOCK)), np.empty((K, BLOCK))
+    lower, m_sum = np.empty(BLOCK), np.empty(BLOCK)
     centres, factors = np.zeros((K, width)), np.zeros((K, width, width))
     wait = 0
     for block in range(start, stop, BLOCK):
         b = min(BLOCK, stop - block)
         whole = _whole(b)
         _load_block(X, block, b, x)
-        for i in range(BLOCK):
-            high[i] = -1e308
-            summed[i] = 0.0
+        for i in range(b):
+            m_sum[i] = 0.0
         for k in range(K):
             for i in range(b):
                 r_sum[k, i] = 0.0
-        for s in range(S):
-            constants = _log_normalisers(log_weights[s], P[s])
-            shift = _highest(constants)
-            _padded(means[s], P[s], centres, factors)
-            wait = _ratios(x, whole, constants, centres, factors, D, e, top, total, z, wait)
-            _add_density_of(total, top, shift, whole, summed, high)
-            if mean_responsibilities.shape[0] > 0:
-                for i in range(b):
-                    total[i] = 1.0 / total[i] if total[i] > 0.0 else 0.0
-                for k in range(K):
+                r_squares[k, i] = 0.0
+        for batch in range(edges.shape[0] - 1):
+            for i in range(BLOCK):
+                high[i] = -1e308
+                summed[i] = 0.0
+                lower[i] = 0.0
+            for s in range(edges[batch], edges[batch + 1]):
+                constants = _log_normalisers(log_weights[s], P[s])
+                shift = _highest(constants)
+                _padded(means[s], P[s], centres, factors)
+                wait = _ratios(x, whole, constants, centres, factors, D, e, top, total, z, wait)
+                _add_density_of(total, top, shift, whole, summed, high)
+                if below.shape[0] > 0:
                     for i in range(b):
-                        r_sum[k, i] += e[k, i] * total[i]
-        for i in range(b):
-            log_mean_density[block + i] = LN2 * high[i] + log_positive(summed[i] / S)
-        if mean_responsibilities.shape[0] > 0:
+                        here = LN2 * (top[i] + shift) + log_positive(total[i])
+                        lower[i] += 1.0 if here < thresholds[s] else 0.0
+                if first.shape[0] > 0:
+                    for i in range(b):
+                        total[i] = 1.0 / total[i] if total[i] > 0.0 else 0.0
+                    for k in range(K):
+                        for i in range(b):
+                            r_sum[k, i] += e[k, i] * total[i]
+                if second.shape[0] > 0:
+                    for k in range(K):
+                        for i in range(b):
+                            r = e[k, i] * total[i]
+                            r_squares[k, i] += r * r
+                if mass.shape[0] > 0:
+                    for k in range(K):
+                        if marked[s, k]:
+                            for i in range(b):
+                                m_sum[i] += e[k, i] * total[i]
+            size = edges[batch + 1] - edges[batch]
+            for i in range(b):
+                log_density[block + i, batch] = LN2 * high[i] + log_positive(summed[i] / size)
+            if below.shape[0] > 0:
+                for i in range(b):
+                    below[block + i, batch] = lower[i] / size
+        if first.shape[0] > 0:
             for i in range(b):
                 for k in range(K):
-                    mean_responsibilities[block + i, k] = r_sum[k, i] / S
+                    first[block + i, k] = r_sum[k, i] / S
+        if second.shape[0] > 0:
+            for i in range(b):
+                for k in range(K):
+                    second[block + i, k] = r_squares[k, i] / S
+        if mass.shape[0] > 0:
+            for i in range(b):
+                mass[block + i] = m_sum[i] / S
 
 
 @nb.njit(**_options)
@@ -687,18 +725,16 @@ def responsibilities(
     """
     out, r = np.empty(X.shape[0]), np.empty((X.shape[0], parameters.n_components))
     _density(X, parameters, out, r, n_threads)
-    _complete_beyond_range(X, r, [parameters])
+    _complete_beyond_range(X, r, parameters)
     return r, out
 
 
-def _complete_beyond_range(X: FloatArray, r: FloatArray, mixtures: Iterable[MixtureParameters]) -> None:
-    """Give rows so far away that a density is 0 the responsibilities that it leaves out."""
+def _complete_beyond_range(X: FloatArray, r: FloatArray, parameters: MixtureParameters) -> None:
+    """Give rows so far away that the density is 0 the responsibilities that it leaves out."""
     missing = 1 - r.sum(axis=1)
     beyond = np.flatnonzero(missing > 1e-6)
-    if len(beyond) == 0:
-        return
-    nearest = np.mean([_nearest_beyond_range(X[beyond], parameters) for parameters in mixtures], axis=0)
-    r[beyond] += missing[beyond, None] * nearest
+    if len(beyond):
+        r[beyond] += missing[beyond, None] * _nearest_beyond_range(X[beyond], parameters)
 
 
 def _nearest_beyond_range(X: FloatArray, parameters: MixtureParameters) -> FloatArray:
@@ -743,19 +779,123 @@ def posterior_predictive(
     mean_responsibilities : ndarray of shape (N, K)
         (1/S) Σ_s r_nk(θ_s).
     """
+    found = predictive_averages(
+        X, weights, means, precision_factors, with_responsibilities=with_responsibilities, n_threads=n_threads
+    )
+    return found.log_density[:, 0], found.responsibilities
+
+
+@dataclass(frozen=True, eq=False)
+class PredictiveAverages:
+    """What draws say of rows on average; arrays that were not asked for are empty.
+
+    Parameters
+    ----------
+    log_density : ndarray of shape (N, B)
+        Log of the mean density over each batch of draws.
+    below : ndarray of shape (N, B)
+        Share of the draws of each batch under which the row's log density is below the draw's threshold.
+    responsibilities : ndarray of shape (N, K)
+        Mean of r_nk.
+    squares : ndarray of shape (N, K)
+        Mean of r_nk².
+    marked_mass : ndarray of shape (N,)
+        Mean of the responsibility of the marked components.
+    """
+
+    log_density: FloatArray
+    below: FloatArray
+    responsibilities: FloatArray
+    squares: FloatArray
+    marked_mass: FloatArray
+
+
+def predictive_averages(
+    X: FloatArray,
+    weights: FloatArray,
+    means: FloatArray,
+    precision_factors: FloatArray,
+    *,
+    edges: NDArray[np.int64] | None = None,
+    thresholds: FloatArray | None = None,
+    marked: NDArray[np.bool_] | None = None,
+    with_responsibilities: bool = True,
+    with_squares: bool = False,
+    n_threads: int | None = None,
+) -> PredictiveAverages:
+    """Averages over draws for every row, one load of each block of rows for all draws.
+
+    Parameters
+    ----------
+    X : ndarray of shape (N, D)
+    weights : ndarray of shape (S, K)
+    means : ndarray of shape (S, K, D)
+    precision_factors : ndarray of shape (S, K, D, D)
+    edges : ndarray of shape (B + 1,), optional
+        Batch b is draws edges[b] … edges[b + 1] − 1; the first edge is 0 and the last S. Default: all draws in one.
+    thresholds : ndarray of shape (S,), optional
+        Log densities that a row's is compared with, one a draw: fills ``below``.
+    marked : ndarray of bool of shape (S, K), optional
+        Components whose joint responsibility is wanted: fills ``marked_mass``.
+    with_responsibilities, with_squares : bool
+    n_threads : int, optional
+        All available cores when None.
+
+    Returns
+    -------
+    PredictiveAverages
+    """
     N, D = X.shape
     S, K = weights.shape
-    log_weights = _log(weights.ravel()).reshape(S, K)
-    out = np.empty(N)
-    r = np.empty((N, K)) if with_responsibilities else NO_RESPONSIBILITIES
+    edges = np.array([0, S]) if edges is None else np.ascontiguousarray(edges, dtype=np.int64)
+    n_batches = len(edges) - 1
+    found = PredictiveAverages(
+        np.empty((N, n_batches)),
+        np.empty((0, 0)) if thresholds is None else np.empty((N, n_batches)),
+        np.empty((N, K)) if with_responsibilities or with_squares or marked is not None else NO_RESPONSIBILITIES,
+        np.empty((N, K)) if with_squares else NO_RESPONSIBILITIES,
+        np.empty(0) if marked is None else np.empty(N),
+    )
+    limits = np.empty(0) if thresholds is None else np.ascontiguousarray(thresholds, dtype=np.float64)
+    flags = np.empty((0, 0), dtype=np.bool_) if marked is None else np.ascontiguousarray(marked)
+    sets = (_log(weights.ravel()).reshape(S, K), means, precision_factors, edges, limits, flags)
+    out = (found.log_density, found.below, found.responsibilities, found.squares, found.marked_mass)
 
     def task(chunk: int, start: int, stop: int) -> None:
-        _predictive_rows(X, start, stop, log_weights, means, precision_factors, out, r)
+        _predictive_rows(X, start, stop, *sets, *out)
 
     _over_chunks(N, BLOCK, S * pass_cost(N, K, D), n_threads, task)
-    if with_responsibilities:
-        _complete_beyond_range(X, r, map(MixtureParameters, weights, means, precision_factors))
-    return out, r
+    if len(found.responsibilities):
+        _complete_averages(X, found, weights, means, precision_factors, marked)
+    return found
+
+
+def _complete_averages(
+    X: FloatArray,
+    found: PredictiveAverages,
+    weights: FloatArray,
+    means: FloatArray,
+    precision_factors: FloatArray,
+    marked: NDArray[np.bool_] | None,
+) -> None:
+    """Give rows so far away that densities are 0 what these leave out: the nearest component has all of them."""
+    missing = 1 - found.responsibilities.sum(axis=1)
+    beyond = np.flatnonzero(missing > 1e-6)
+    if len(beyond) == 0:
+        return
+    rows = X[beyond]
+    nearest = np.zeros((len(rows), weights.shape[1]))
+    of_marked = np.zeros(len(rows))
+    for s, draw in enumerate(map(MixtureParameters, weights, means, precision_factors)):
+        here = _nearest_beyond_range(rows, draw) / len(weights)
+        nearest += here
+        if marked is not None:
+            of_marked += here @ marked[s]
+    found.responsibilities[beyond] += missing[beyond, None] * nearest
+    if len(found.squares):
+        found.squares[beyond] += missing[beyond, None] * nearest
+    if marked is not None:
+        found.marked_mass[beyond] += missing[beyond] * of_marked
 
 
 def pointwise_log_likelihood(

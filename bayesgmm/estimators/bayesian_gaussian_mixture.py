@@ -25,6 +25,7 @@ from bayesgmm.estimators.validation import (
     check_weights,
     feature_names,
     generator,
+    named_columns,
     refuse_degenerate,
 )
 from bayesgmm.exceptions import SamplingInterrupted
@@ -373,6 +374,47 @@ class BayesianGaussianMixture(DensityMixin, BaseEstimator):
         ndarray of shape (N,)
         """
         return self.fit(X, y, sample_weight=sample_weight).predict(X)
+
+    def assign(
+        self,
+        X: ArrayLike | None = None,
+        *,
+        min_density: float | None = None,
+        min_responsibility: float | None = None,
+        min_log_density: float | None = None,
+    ) -> pd.DataFrame:
+        """Assign rows to components, or to none where it cannot know: −1.
+
+        First a row whose log predictive density lies below the smallest allowed is "far"; then one whose highest responsibility is below
+        the smallest allowed is "ambiguous"; any other belongs to the component of highest responsibility.
+
+        Parameters
+        ----------
+        X : array-like of shape (N, D), optional
+            A DataFrame's columns are taken by their names. Default: the rows of the fit.
+        min_density : float, optional
+            Density per unit volume of the features. Default: no row is far.
+        min_responsibility : float, optional
+            In (0, 1]. Default: no row is ambiguous.
+        min_log_density : float, optional
+            The logarithm of ``min_density``, where that would be too small for a number.
+
+        Returns
+        -------
+        DataFrame
+            ``component`` (−1 unknown), ``probability`` (highest responsibility, averaged over draws), ``sd`` (its standard deviation over
+            the draws), ``log_density``, and ``reason``: "ok", "far" or "ambiguous".
+
+        Raises
+        ------
+        ValueError
+            If a limit lies outside its range, both densities are given, or columns are missing.
+        """
+        check_is_fitted(self)
+        from bayesgmm.assignment import assign_rows
+
+        rows = self._X if X is None else self._table(named_columns(self, X))
+        return assign_rows(self, rows, min_density, min_responsibility, min_log_density)
 
     def sample(self, n_samples: int = 1) -> tuple[FloatArray, Labels]:
         """Draw rows from the posterior predictive: a posterior draw, a component by its weight, then a row from it.

@@ -30,6 +30,7 @@ from bayesgmm.estimators.validation import (
     feature_names,
     generator,
     n_distinct_rows,
+    named_columns,
     number_of_features,
     warn_degenerate,
 )
@@ -460,6 +461,47 @@ class GaussianMixture(DensityMixin, BaseEstimator):
         ndarray of shape (N,)
         """
         return np.argmax(self.predict_proba(X), axis=1)
+
+    def assign(
+        self,
+        X: ArrayLike,
+        *,
+        min_density: float | None = None,
+        min_responsibility: float | None = None,
+        min_log_density: float | None = None,
+    ) -> pd.DataFrame:
+        """Assign rows to components, or to none where it cannot know: −1.
+
+        First a row whose density lies below the smallest allowed is "far"; then one whose highest responsibility is below the smallest
+        allowed is "ambiguous"; any other belongs to the component of highest responsibility.
+
+        Parameters
+        ----------
+        X : array-like of shape (N, D)
+            A DataFrame's columns are taken by their names.
+        min_density : float, optional
+            Density per unit volume of the features. Default: no row is far.
+        min_responsibility : float, optional
+            In (0, 1]. Default: no row is ambiguous.
+        min_log_density : float, optional
+            The logarithm of ``min_density``, where that would be too small for a number.
+
+        Returns
+        -------
+        DataFrame
+            ``component`` (−1 unknown), ``probability`` (highest responsibility), ``log_density``, and ``reason``: "ok", "far" or
+            "ambiguous".
+
+        Raises
+        ------
+        ValueError
+            If a limit lies outside its range, both densities are given, or columns are missing.
+        """
+        check_is_fitted(self)
+        from bayesgmm.assignment import assign_rows
+
+        rows = self._table(named_columns(self, X))
+        return assign_rows(self, rows, min_density, min_responsibility, min_log_density)
 
     def sample(self, n_samples: int = 1) -> tuple[FloatArray, Labels]:
         """Draw rows from the mixture by the two-stage process: a component by its weight, then a row from it.

@@ -74,6 +74,29 @@ def column_names(X: Any, n_features: int) -> list[str]:
     return [f"x{j}" for j in range(n_features)]
 
 
+def named_columns(estimator: BaseEstimator, X: Any) -> Any:
+    """The columns of a DataFrame that the estimator was fitted to, by their names; anything else as it is.
+
+    scikit-learn's own methods ask for the same columns in the same order; ours, which look at tables of other origin, do not.
+
+    Raises
+    ------
+    ValueError
+        If columns are missing (all are named).
+    """
+    names = getattr(estimator, "feature_names_in_", None)
+    columns = getattr(X, "columns", None)
+    if names is None or columns is None:
+        return X
+    missing = [str(name) for name in names if name not in columns]
+    if missing:
+        raise ValueError(
+            f"{_columns(missing)} missing: the mixture was fitted to {', '.join(map(repr, map(str, names)))}, and the table has "
+            f"{', '.join(map(repr, map(str, columns)))}"
+        )
+    return X[list(names)]
+
+
 def feature_names(estimator: BaseEstimator) -> list[str]:
     """Feature names of a fitted estimator, or ``x0, x1, …`` where the table had none."""
     names = getattr(estimator, "feature_names_in_", None)

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
     from bayesgmm.elpd import ELPDDataWAIC
     from bayesgmm.inference.posterior import PosteriorDraws
+    from bayesgmm.inference.sampling import Result
 
 SUBSAMPLE_ABOVE = 100_000
 """Rows from which on LOO is estimated from a subsample."""
@@ -193,7 +194,7 @@ def loo_posterior(
     table, v = _fitted_data(post, X, sample_weight)
     rng = _generator(random_state)
     draws = post._draws.flat(thin)
-    efficiency = _efficiency(post, thin) if r_eff is None else float(r_eff)
+    efficiency = relative_efficiency_of(post, thin) if r_eff is None else float(r_eff)
     N = len(table)
     sampled = None
     if subsample_above is not None and subsample_above < N and subsample_size < N:
@@ -283,7 +284,7 @@ def _generator(random_state: Any) -> np.random.Generator:
     return np.random.default_rng(random_state)
 
 
-def _efficiency(post: Any, thin: int) -> float:
+def relative_efficiency_of(post: Any, thin: int) -> float:
     """Relative efficiency of the draws: of the relabelled posterior, or of the importance weights."""
     if getattr(post, "method", "nuts") == "laplace":
         # Resampled with replacement: draws that stand several times count once.
@@ -376,21 +377,8 @@ class _Treatment:
 
     def _refitted(self, item: TreatedRow, power: float) -> TreatedRow:
         post, row = self.post, item.row
-        names = tuple(str(name) for name in post.idata_["posterior"]["feature"].values)
-        model = FittedModel(structure(post.covariance_type), post.prior_, tuple(post.modes_), names, post.method)
-        v: FloatArray | None
-        if self.v is not None and self.v[row] > power:
-            X, v = self.X, self.v.copy()
-            v[row] -= power
-        else:
-            X = np.delete(self.X, row, axis=0)
-            v = None if self.v is None else np.delete(self.v, row)
-        n_draws = max(25, self.refit_draws // REFIT_CHAINS)
-        rng = self.rng.spawn(1)[0]
         try:
-            result = refit(model, X, v, rng, n_draws, REFIT_CHAINS, target_ess=REFIT_ESS)
-            if model.method == "laplace" and serious_problems(result.diagnostics, REFIT_CHAINS * n_draws):
-                result = refit(replace(model, method="nuts"), X, v, rng, n_draws, REFIT_CHAINS, target_ess=REFIT_ESS)
+            result = refit_without(post, row, self.rng, self.refit_draws, self.X, self.v)
         except (ValueError, RuntimeError) as error:
             return replace(item, why=f"{item.why}; the refit failed: {error}")
         here = self.X[row : row + 1]
@@ -406,6 +394,54 @@ class _Treatment:
             ]
         )
         return replace(item, how="refit", pareto_k_after=0.0, elpd_after=elpd, why=why)
+
+
+def refit_without(
+    post: Any,
+    row: int,
+    rng: np.random.Generator,
+    n_draws: int = 1000,
+    X: FloatArray | None = None,
+    sample_weight: FloatArray | None = None,
+) -> Result:
+    """Sample the posterior again without a row (one copy of it), from the modes of the full data and under the same prior.
+
+    Parameters
+    ----------
+    post : BayesianGaussianMixture
+    row : int
+    rng : numpy.random.Generator
+    n_draws : int, default 1000
+        Over four chains; up to four times as many where they mix slowly.
+    X : ndarray of shape (N, D), optional
+        The data of the fit; default: those that the posterior holds, with their weights.
+    sample_weight : ndarray of shape (N,), optional
+
+    Returns
+    -------
+    Result
+
+    Raises
+    ------
+    ValueError, RuntimeError
+        If the posterior without the row cannot be sampled.
+    """
+    X, v = (post._X, post._sample_weight) if X is None else (X, sample_weight)
+    power = 1.0 if v is None else min(1.0, float(v[row]))
+    if v is not None and v[row] > power:
+        v = v.copy()
+        v[row] -= power
+    else:
+        X = np.delete(X, row, axis=0)
+        v = None if v is None else np.delete(v, row)
+    names = tuple(str(name) for name in post.idata_["posterior"]["feature"].values)
+    model = FittedModel(structure(post.covariance_type), post.prior_, tuple(post.modes_), names, post.method)
+    each = max(25, n_draws // REFIT_CHAINS)
+    own = rng.spawn(1)[0]
+    result = refit(model, X, v, own, each, REFIT_CHAINS, target_ess=REFIT_ESS)
+    if model.method == "laplace" and serious_problems(result.diagnostics, REFIT_CHAINS * each):
+        result = refit(replace(model, method="nuts"), X, v, own, each, REFIT_CHAINS, target_ess=REFIT_ESS)
+    return result
 
 
 def bridge(without: FloatArray, given: FloatArray, power: float = 1.0) -> float:

@@ -68,6 +68,25 @@ class PosteriorDraws:
             np.ascontiguousarray(self.precision_factors.reshape(-1, K, D, D)[::every]),
         )
 
+    def thinned(self, n_draws: int) -> PosteriorDraws:
+        """About ``n_draws`` draws in all, evenly spaced in each chain; itself where there are no more."""
+        each = -(-n_draws // self.n_chains)
+        if each >= self.n_draws:
+            return self
+        keep = np.linspace(0, self.n_draws - 1, each).round().astype(int)
+        scale = None if self.scale_factors is None else self.scale_factors[:, keep]
+        return PosteriorDraws(self.weights[:, keep], self.means[:, keep], self.precision_factors[:, keep], scale)
+
+    def batch_edges(self) -> np.ndarray:
+        """Edges of batches of consecutive draws for batch means, over the draws of :meth:`flat`.
+
+        About √n batches of √n draws in a chain (Flegal & Jones 2010), and no batch over two chains.
+        """
+        n_batches = max(1, int(np.sqrt(self.n_draws)))
+        within = np.linspace(0, self.n_draws, n_batches + 1).round().astype(np.int64)
+        starts = self.n_draws * np.arange(self.n_chains)
+        return np.append((starts[:, None] + within[:-1]).ravel(), self.n_chains * self.n_draws)
+
     def permuted(self, permutations: np.ndarray) -> PosteriorDraws:
         """Draws with the components of each in the order of ``permutations`` (chains · draws, K)."""
         order = permutations.reshape(self.weights.shape)
