@@ -62,6 +62,8 @@ class AnomalyDetector(OutlierMixin, BaseEstimator):
         Draws of a posterior that are used, evenly thinned.
     n_simulated : int, default 20_000
         Rows simulated from the model: tail probabilities down to 1e-6 are then within 3 to 6 %.
+    refits : int, default 10
+        Fitted rows that are left out by sampling again at most, where importance sampling cannot; half a second or more for each.
     random_state : int, RandomState, Generator or None, default None
 
     Attributes
@@ -95,6 +97,7 @@ class AnomalyDetector(OutlierMixin, BaseEstimator):
         "small_component": [Interval(Real, 0, 1, closed="left")],
         "n_draws": [Interval(Integral, 1, None, closed="left")],
         "n_simulated": [Interval(Integral, 100, None, closed="left")],
+        "refits": [Interval(Integral, 0, None, closed="left")],
         "random_state": ["random_state", np.random.Generator],
     }
 
@@ -109,6 +112,7 @@ class AnomalyDetector(OutlierMixin, BaseEstimator):
         small_component: float = 0.02,
         n_draws: int = 1000,
         n_simulated: int = 20_000,
+        refits: int = 10,
         random_state: Any = None,
     ) -> None:
         self.estimator = estimator
@@ -119,6 +123,7 @@ class AnomalyDetector(OutlierMixin, BaseEstimator):
         self.small_component = small_component
         self.n_draws = n_draws
         self.n_simulated = n_simulated
+        self.refits = refits
         self.random_state = random_state
 
     @_fit_context(prefer_skip_nested_validation=False)
@@ -411,6 +416,7 @@ class AnomalyDetector(OutlierMixin, BaseEstimator):
                 self._tail,
                 self._thresholds(rate),
                 thin=thin,
+                refits=int(self.refits),
                 own_thresholds=None if rate is None else partial(_own_quantiles, rate),
                 random_state=np.random.default_rng(0),
             )

@@ -1,5 +1,6 @@
 """Studies over data whose truth is known: ``python -m benchmarks.validate [--only coverage,criteria,…] [--quick] [--out FILE]``.
 
+- anomaly: false-alarm rates on fresh rows, and injected anomalies found;
 - coverage: how often 90 % intervals hold the truth;
 - criteria: how often each criterion picks the right number of components, and what its choice costs in prediction;
 - evidence: whether the standard error of the log evidence is its scatter;
@@ -19,7 +20,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-STUDIES = ("coverage", "criteria", "evidence", "galaxies")
+STUDIES = ("anomaly", "coverage", "criteria", "evidence", "galaxies")
 
 
 def _chosen(text: str) -> list[str]:
