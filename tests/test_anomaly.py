@@ -81,11 +81,15 @@ def test_fitted_rows_are_left_out_exactly_for_one_component(one_component):
     left_out = detector.table()["log_density"]
     for n in range(len(X)):
         exact, log_density = exact_tail(prior, np.delete(X, n, axis=0), X[n : n + 1])
-        # Importance sampling's own error is not in `error`: 10 % of p, 15 % for the outlier.
-        assert abs(p[n] - exact[0]) < 4 * error[n] + 0.15 * exact[0]
+        if n == 24:
+            # Exact: 3e-9. A thousand draws of a refit say no more than that it is small.
+            assert p[n] < 1e-4
+            continue
+        # Importance sampling's own error is not in `error`.
+        assert abs(p[n] - exact[0]) < 4 * error[n] + 0.1 * exact[0]
         assert left_out[n] == pytest.approx(log_density[0], abs=0.2)
     # In place the outlier vouches for itself.
-    assert detector.predictive_tail_probability(X)[-1] > 1.8 * p[-1]
+    assert detector.predictive_tail_probability(X)[-1] > 20 * p[-1]
     assert detector._left_out().refitted.tolist() == [24]
 
 

@@ -15,7 +15,7 @@ from scipy.special import logsumexp
 
 from bayesgmm.core import kernel
 from bayesgmm.core.parameters import FloatArray
-from bayesgmm.core.tails import IntArray, PredictiveTail, TailCurve
+from bayesgmm.core.tails import IntArray, PredictiveTail, TailCurve, mean_over_batches
 from bayesgmm.inference.loo import refit_without, relative_efficiency_of
 from bayesgmm.pointwise import BLOCK_ELEMENTS, good_k, psis_weights
 
@@ -183,19 +183,20 @@ def _treat(
     done, left = [], list(map(int, bad[refits:]))
     for row in map(int, bad[:refits]):
         try:
-            draws = refit_without(post, row, rng).draws.flat()
+            found = refit_without(post, row, rng).draws
         except (ValueError, RuntimeError):
             left.append(row)
             continue
+        draws, edges = found.flat(), found.batch_edges()
         here = post._X[row : row + 1]
         log_likelihood = kernel.pointwise_log_likelihood(here, *draws)[:, 0]
-        # The mean over draws without the row, the tail that it belongs to, and its limits.
-        density = float(logsumexp(log_likelihood) - np.log(len(log_likelihood)))
         limits = np.full(len(log_likelihood), thresholds[0]) if own_thresholds is None else own_thresholds(draws)
-        curve = PredictiveTail.simulate(*draws, n_simulated, rng).curve
-        at = np.array([density])
-        out.log_density[row] = density
-        out.tail_probability[row], out.tail_error[row] = curve.probability(at)[0], curve.error(at)[0]
+        by_batch = kernel.predictive_averages(here, *draws, edges=edges, with_responsibilities=False).log_density
+        tail = PredictiveTail.simulate(*draws, n_simulated, rng, edges)
+        density = mean_over_batches(by_batch, edges)
+        out.log_density[row] = density[0]
+        out.tail_probability[row] = tail.curve.probability(density)[0]
+        out.tail_error[row] = tail.error(density, by_batch)[0]
         share = float(np.mean(log_likelihood < limits))
         out.below[row], out.below_error[row] = share, np.sqrt(share * (1 - share) / len(log_likelihood))
         done.append(row)
