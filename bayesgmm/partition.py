@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn.cluster import KMeans
 from sklearn.metrics import adjusted_rand_score
+from threadpoolctl import threadpool_limits
 
 from bayesgmm.core import kernel
 from bayesgmm.core.allocations import RESCORED, best_draw, draw_allocations
@@ -247,8 +248,7 @@ def partition(
     _check("n_draws", n_draws, 1, optional=True)
     _check("n_restarts", n_restarts, 1)
     _check("max_clusters", max_clusters, 1, optional=True)
-    if not (isinstance(credible, Real) and 0 < credible < 1):
-        raise ValueError(f"credible must be a probability between 0 and 1, both excluded; got {credible!r}")
+    _check_probability("credible", credible)
     N, K = len(X), mode.n_components
     if N > MAX_ROWS:
         raise ValueError(
@@ -291,8 +291,13 @@ def partition(
 def _check(name: str, value: Any, least: int, optional: bool = False) -> None:
     if value is None and optional:
         return
-    if not isinstance(value, Integral) or isinstance(value, bool) or value < least:
+    if isinstance(value, bool) or not isinstance(value, Integral) or int(value) < least:
         raise ValueError(f"{name} must be a whole number of at least {least}{' or None' * optional}; got {value!r}")
+
+
+def _check_probability(name: str, value: Any) -> None:
+    if not (isinstance(value, Real) and 0 < float(value) < 1):
+        raise ValueError(f"{name} must be a probability between 0 and 1, both excluded; got {value!r}")
 
 
 def _thinned(draws: PosteriorDraws, n_draws: int) -> tuple[tuple[FloatArray, FloatArray, FloatArray], tuple[int, int]]:
@@ -311,7 +316,9 @@ def _kmeans(X: FloatArray, K: int, sample_weight: FloatArray | None, rng: np.ran
     centred /= np.max(np.abs(centred)) or 1.0
     n_clusters = min(K, n_distinct_rows(centred, K))
     model = KMeans(n_clusters, n_init=KMEANS_STARTS, random_state=int(rng.integers(2**31)))
-    labels: NDArray[np.int32] = model.fit(centred, sample_weight=sample_weight).labels_
+    # Threads that wait for one another cost more than they bring at these sizes.
+    with threadpool_limits(limits=1):
+        labels: NDArray[np.int32] = model.fit(centred, sample_weight=sample_weight).labels_
     return labels
 
 

@@ -319,7 +319,7 @@ def _best_merger(problem, state, n_sources):  # type: ignore[no-untyped-def]
     """The pair whose merger changes the objective least (most negative), one of the smallest clusters in it."""
     live = np.flatnonzero(state.members > 0)
     sources = live[np.argsort(state.sizes[live], kind="mergesort")][:n_sources]
-    best, pair = np.inf, (-1, -1)
+    best, first, second = np.inf, -1, -1
     for position in range(len(sources)):
         a = sources[position]
         for b in live:
@@ -327,8 +327,8 @@ def _best_merger(problem, state, n_sources):  # type: ignore[no-untyped-def]
                 continue
             change = _merger(problem, state, a, b)
             if change < best:
-                best, pair = change, (a, b)
-    return best, pair
+                best, first, second = change, a, b
+    return best, first, second
 
 
 @nb.njit(**_options)
@@ -366,7 +366,7 @@ def _search(problem, start, max_clusters, rng):  # type: ignore[no-untyped-def]
     state = _state_of(problem, start)
     state = _allocate(problem, state, _shuffled(np.flatnonzero(start < 0), rng), max_clusters)
     while np.sum(state.members > 0) > max_clusters:
-        _, (a, b) = _best_merger(problem, state, 1)
+        _, a, b = _best_merger(problem, state, 1)
         _merge(problem, state, a, b)
     rows = np.arange(len(start))
     for _ in range(MAX_SWEEPS):
@@ -374,7 +374,7 @@ def _search(problem, start, max_clusters, rng):  # type: ignore[no-untyped-def]
         if moved:
             continue
         objective = _objective(problem, state)
-        change, (a, b) = _best_merger(problem, state, MERGED)
+        change, a, b = _best_merger(problem, state, MERGED)
         if change < -TOLERANCE * (1.0 + abs(objective)):
             _merge(problem, state, a, b)
             continue
