@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from bayesgmm.estimators.bayesian_gaussian_mixture import BayesianGaussianMixture
     from bayesgmm.estimators.gaussian_mixture import GaussianMixture
     from bayesgmm.inference.model import build_model
+    from bayesgmm.partition import Partition
     from bayesgmm.persistence import load, save
     from bayesgmm.selection import Selection, select
 
@@ -29,6 +30,7 @@ __all__ = [
     "ConjugatePrior",
     "GaussianMixture",
     "HierarchicalPrior",
+    "Partition",
     "Selection",
     "__version__",
     "build_model",
@@ -48,6 +50,7 @@ _HOMES = {
     "ConjugatePrior": "bayesgmm.core.priors",
     "GaussianMixture": "bayesgmm.estimators.gaussian_mixture",
     "HierarchicalPrior": "bayesgmm.core.hierarchical",
+    "Partition": "bayesgmm.partition",
     "Selection": "bayesgmm.selection",
     "build_model": "bayesgmm.inference.model",
     "compare": "bayesgmm.comparison",
