@@ -10,7 +10,9 @@ import pytest
 from scipy import stats
 
 from bayesgmm import BayesianGaussianMixture, GaussianMixture, select
-from bayesgmm.plots import SHOWN_FEATURES, SHOWN_ROWS, ellipse, mixture_figure, selection_figure
+from bayesgmm.plots import mixture as mixture_figure
+from bayesgmm.plots import selection as selection_figure
+from bayesgmm.plots.shapes import SHOWN_FEATURES, SHOWN_ROWS, ellipse
 
 mpl.use("Agg")
 

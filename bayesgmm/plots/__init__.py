@@ -1,0 +1,23 @@
+"""Figures of mixtures and their posteriors, in one style, on matplotlib and ArviZ.
+
+How a figure is made: every function takes a fit (:class:`bayesgmm.GaussianMixture` or :class:`bayesgmm.BayesianGaussianMixture`)
+and, where there are rows to show, the table ``X``; a posterior holds its own rows, so ``X`` may be left out there. It returns a
+matplotlib ``Figure`` (``trace`` and ``rank``: ArviZ's ``PlotCollection``), ready for ``figure.savefig(path, dpi=120)``:
+
+    import bayesgmm
+    figure = bayesgmm.plots.density(post)
+    figure.savefig("density.png", dpi=120)
+
+``ax=`` draws a figure of one panel into axes of yours and returns their figure; ``figsize=`` (inches) sets the size of a new one.
+New figures are pyplot's, so that ``plt.show()`` shows them: ``plt.close(figure)`` when many are made. The backend and the user's
+``rcParams`` are left as they are.
+"""
+
+from __future__ import annotations
+
+from bayesgmm.plots.criteria import selection
+from bayesgmm.plots.shapes import ellipses, mixture
+
+__all__ = ["ellipses", "mixture", "selection"]
+
+mixture_figure, selection_figure = mixture, selection
