@@ -16,8 +16,9 @@ New figures are pyplot's, so that ``plt.show()`` shows them: ``plt.close(figure)
 from __future__ import annotations
 
 from bayesgmm.plots.criteria import selection
-from bayesgmm.plots.shapes import ellipses, mixture
+from bayesgmm.plots.densities import density
+from bayesgmm.plots.shapes import ellipses, mixture, structures
 
-__all__ = ["ellipses", "mixture", "selection"]
+__all__ = ["density", "ellipses", "mixture", "selection", "structures"]
 
 mixture_figure, selection_figure = mixture, selection

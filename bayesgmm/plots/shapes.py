@@ -1,192 +1,296 @@
-"""The shapes of the components: ellipses over the rows, with the spread of posterior draws."""
+"""The shapes of the components: ellipses over the rows with the spread of posterior draws, and the four structures."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from matplotlib import patheffects
+from matplotlib.collections import LineCollection
 from numpy.typing import ArrayLike
 
-from bayesgmm.core import kernel
 from bayesgmm.core.parameters import FloatArray, MixtureParameters
-from bayesgmm.plots.style import COLOURS
+from bayesgmm.plots import rows
+from bayesgmm.plots.densities import density
+from bayesgmm.plots.fitted import Draws, Fitted, evenly_spaced, fitted, marginal, marginal_parameters, reordered
+from bayesgmm.plots.style import MUTED, blend, canvas, colour, component_handles, corner_legend, corner_matrix, label
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-ELLIPSE_LEVELS = (0.5, 0.9)
+LEVELS = (0.5, 0.9)
 """Probability inside each component's ellipses."""
 
 SHOWN_DRAWS = 60
-SHOWN_ROWS = 5000
-SHOWN_FEATURES = 4
+MAX_FEATURES = 4
+
+STRUCTURE_ROWS = 20_000
+"""Rows that the four structures are fitted to at most."""
 
 
-def mixture(estimator: Any, X: ArrayLike) -> Figure:
-    """The data with the fitted components and the spread of their posterior draws.
-
-    One feature: histogram, density and components with a 90 % band. Two: rows with the ellipses that hold 50 % and 90 % of
-    each component, and those of posterior draws behind them. More: a matrix of pairs of the first four features.
+def mixture(fit: Any, X: ArrayLike | None = None, *, figsize: tuple[float, float] | None = None) -> Figure:
+    """The one figure of a fit: :func:`density` of a single feature, :func:`ellipses` of more.
 
     Parameters
     ----------
-    estimator : GaussianMixture or BayesianGaussianMixture
-        Fitted.
-    X : array-like of shape (N, D)
-        The data. Of more than 5,000 rows an evenly spaced part is drawn.
+    fit : GaussianMixture or BayesianGaussianMixture
+        Fitted or loaded.
+    X : array-like of shape (N, D), optional
+        Rows to show. A posterior's own where left out.
+    figsize : (float, float), optional
+        Inches.
 
     Returns
     -------
     matplotlib.figure.Figure
+
+    Raises
+    ------
+    TypeError, ValueError
+        As those two do.
     """
-    import matplotlib.pyplot as plt
-
-    from bayesgmm.estimators.validation import feature_names
-
-    table = np.ascontiguousarray(X, dtype=float)
-    names = feature_names(estimator)
-    draws = estimator._draws.flat() if hasattr(estimator, "_draws") else None
-    fitted = _typical(estimator, draws)
-    if table.shape[1] == 1:
-        figure, ax = plt.subplots(figsize=(7, 4.5), layout="constrained")
-        _density_panel(ax, table[:, 0], fitted, draws, names[0])
-        _title(figure, estimator, table, draws, bands=True)
-        return figure
-    responsibilities = estimator.predict_proba(X)[:: max(1, len(table) // SHOWN_ROWS)]
-    rows = table[:: max(1, len(table) // SHOWN_ROWS)]
-    shown = min(table.shape[1], SHOWN_FEATURES)
-    if shown == 2:
-        figure, ax = plt.subplots(figsize=(7, 5.5), layout="constrained")
-        _pair_panel(ax, rows, responsibilities, fitted, draws, (0, 1))
-        ax.set(xlabel=names[0], ylabel=names[1])
-        ax.legend(loc="best", frameon=False)
-    else:
-        figure, axes = plt.subplots(shown - 1, shown - 1, figsize=(3 * shown, 3 * shown), layout="constrained")
-        for i in range(1, shown):
-            for j in range(shown - 1):
-                ax = axes[i - 1, j]
-                if j >= i:
-                    ax.set_axis_off()
-                    continue
-                _pair_panel(ax, rows, responsibilities, fitted, draws, (j, i))
-                ax.set(xlabel=names[j] if i == shown - 1 else "", ylabel=names[i] if j == 0 else "")
-        handles, labels = axes[0, 0].get_legend_handles_labels()
-        axes[0, -1].legend(handles, labels, loc="upper right", frameon=False)
-    _title(figure, estimator, table, draws)
-    return figure
+    if getattr(fit, "n_features_in_", 0) == 1:
+        return density(fit, X, figsize=figsize)
+    return ellipses(fit, X, figsize=figsize)
 
 
-def _typical(estimator: Any, draws: tuple[FloatArray, FloatArray, FloatArray] | None) -> MixtureParameters:
-    """The mixture whose ellipses are drawn: EM's fit, or posterior means (the mode where labels are not identified)."""
-    if draws is None:
-        parameters: MixtureParameters = estimator._parameters
-        return parameters
-    if not estimator.diagnostics_.labels_identified:
-        mode: MixtureParameters = estimator.map_
-        return mode
-    from bayesgmm.core.covariance import structure
-    from bayesgmm.core.parameters import factors_from_covariances
+def ellipses(
+    fit: Any,
+    X: ArrayLike | None = None,
+    *,
+    levels: Sequence[float] = LEVELS,
+    draws: int = SHOWN_DRAWS,
+    features: Sequence[int | str] | None = None,
+    ax: Axes | None = None,
+    figsize: tuple[float, float] | None = None,
+) -> Figure:
+    """The ellipses that hold given shares of each component, with those of posterior draws behind them, over the rows.
 
-    kind = structure(estimator.covariance_type)
-    matrices = kind.expand(estimator.covariances_, *estimator.means_.shape)
-    return MixtureParameters(estimator.weights_, estimator.means_, factors_from_covariances(matrices))
+    Parameters
+    ----------
+    fit : GaussianMixture or BayesianGaussianMixture
+        Fitted or loaded, with two features or more.
+    X : array-like of shape (N, D), optional
+        Rows to show, coloured by responsibilities. A posterior's own where left out.
+    levels : sequence of float, default (0.5, 0.9)
+        Probability of a component inside each of its ellipses. In a matrix it is that of the two features alone.
+    draws : int, default 60
+        Posterior draws whose outermost ellipses are shown thin. EM's fit has none.
+    features : sequence of int or str, optional
+        Two to four, by position or name. Default: all, or the four in which the components differ most.
+    ax : Axes, optional
+        To draw into, for two features.
+    figsize : (float, float), optional
+        Inches.
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+
+    Raises
+    ------
+    TypeError
+        If ``fit`` is no mixture of this package.
+    sklearn.exceptions.NotFittedError
+        If it is not fitted.
+    ValueError
+        If there is one feature alone, a level lies outside (0, 1), or X does not have the fit's features.
+    """
+    shares = sorted(check_levels(levels))
+    if draws < 0:
+        raise ValueError(f"draws must not be negative; got {draws}")
+    view = fitted(fit, X)
+    chosen, remark = view.separating(features, MAX_FEATURES)
+    if len(chosen) < 2:
+        raise ValueError("an ellipse needs two features, and there is one: see bayesgmm.plots.density")
+    behind = view.some_draws(draws) if view.draws is not None and draws else None
+    colours = None if view.X is None else blend(view.responsibilities)
+
+    def panel(ax: Axes, pair: Sequence[int]) -> None:
+        if view.X is not None:
+            rows.scatter(ax, view.X[:, pair[0]], view.X[:, pair[1]], colours)
+        if behind is not None:
+            draw_spread(ax, marginal(behind, pair), shares[-1], view.identified)
+        draw_ellipses(ax, marginal_parameters(view.typical, pair), shares, halo=crowded(view))
+        ax.set(xlim=plane_limits(view, pair[0]), ylim=plane_limits(view, pair[1]))
+
+    percent = " and ".join(f"{100 * share:.3g} %" for share in shares)
+    note = f"ellipses hold {percent} of each component ({view.drawn})"
+    if behind is not None:
+        note += f"; thin: {100 * shares[-1]:.3g} % ellipses of {len(behind[0])} posterior draws"
+    handles = component_handles(view.typical.weights)
+    d = len(chosen)
+    if d == 2:
+        with canvas(ax, figsize, (6.4, 5.2)) as c:
+            panel(c.ax, chosen)
+            c.ax.set(xlabel=label(view.names[chosen[0]]), ylabel=label(view.names[chosen[1]]))
+            c.title(view.described, note, remark)
+            c.legend(handles)
+            return c.figure
+    with canvas(ax, figsize, (2.9 * (d - 1), 2.8 * (d - 1)), d - 1, d - 1, sharex="col", sharey="row") as c:
+        for i, j, below in corner_matrix(c, [view.names[f] for f in chosen], diagonal=False):
+            panel(below, [chosen[j], chosen[i]])
+        c.title(view.described, note, remark)
+        corner_legend(c, handles)
+        return c.figure
 
 
-def _title(
-    figure: Figure, estimator: Any, X: FloatArray, draws: tuple[FloatArray, ...] | None, bands: bool = False
-) -> None:
-    components = f"{estimator.n_components} component{'s' * (estimator.n_components > 1)}"
-    what = f"{len(X)} rows, {components}, covariance {estimator.covariance_type}"
-    if draws is None:
-        note = "EM fit"
-    elif bands:
-        note = "lines: posterior mean; bands: 90 % of the posterior"
-    elif estimator.diagnostics_.labels_identified:
-        note = f"thick: posterior means; thin: {min(SHOWN_DRAWS, len(draws[0]))} posterior draws; 50 % and 90 % of each component"
-    else:
-        note = "thick: the mode found by EM; thin: posterior draws (components not identified)"
-    figure.suptitle(f"{what}\n{note}", fontsize=10)
+def check_levels(levels: Sequence[float]) -> list[float]:
+    """Probabilities between 0 and 1.
+
+    Raises
+    ------
+    ValueError
+        If there is none, or one lies outside.
+    """
+    shares = [float(share) for share in np.atleast_1d(levels)]
+    if not shares or not all(0 < share < 1 for share in shares):
+        raise ValueError(f"levels must be probabilities between 0 and 1; got {levels!r}")
+    return shares
 
 
-def _pair_panel(
-    ax: Axes,
-    rows: FloatArray,
-    responsibilities: FloatArray,
-    fitted: MixtureParameters,
-    draws: tuple[FloatArray, FloatArray, FloatArray] | None,
-    pair: tuple[int, int],
-) -> None:
-    from matplotlib.collections import LineCollection
-    from matplotlib.colors import to_rgb
+def crowded(view: Fitted) -> bool:
+    """Whether rows fill the plane, so that lines need a light edge to be seen."""
+    return view.X is not None and rows.is_binned(len(view.X))
 
-    K = fitted.n_components
-    palette = np.array([to_rgb(COLOURS[k % len(COLOURS)]) for k in range(K)])
-    ax.scatter(
-        rows[:, pair[0]],
-        rows[:, pair[1]],
-        s=max(3.0, min(22.0, 4000 / len(rows))),
-        c=np.clip(responsibilities @ palette, 0, 1),
-        alpha=0.55,
-        linewidths=0,
-        rasterized=True,
-    )
-    matrices = fitted.covariances
-    select = np.ix_(pair, pair)
-    if draws is not None:
-        _, means, factors = (part[:: max(1, len(part) // SHOWN_DRAWS)] for part in draws)
-        for k in range(K):
-            curves = [
-                ellipse(m[list(pair)], np.linalg.inv(P @ P.T)[select], ELLIPSE_LEVELS[-1])
-                for m, P in zip(means[:, k], factors[:, k], strict=True)
-            ]
-            ax.add_collection(LineCollection(curves, colors=COLOURS[k % len(COLOURS)], linewidths=0.4, alpha=0.35))
-    for k in range(K):
-        for level in ELLIPSE_LEVELS:
-            curve = ellipse(fitted.means[k, list(pair)], matrices[k][select], level)
-            label = f"component {k}: weight {fitted.weights[k]:.2f}" if level == ELLIPSE_LEVELS[0] else None
-            ax.plot(*curve.T, color=COLOURS[k % len(COLOURS)], linewidth=1.8, label=label)
+
+def plane_limits(view: Fitted, feature: int) -> tuple[float, float]:
+    """Ends of an axis: the rows', and the components' 95 % where they do not reach much farther."""
+    one = marginal_parameters(view.typical, [feature])
+    reach = 2 / one.precision_factors[:, 0, 0]
+    low, high = float((one.means[:, 0] - reach).min()), float((one.means[:, 0] + reach).max())
+    if view.X is not None:
+        ends = rows.limits(view.X[:, feature])
+        room = 0.3 * (ends[1] - ends[0])
+        low, high = min(max(low, ends[0] - room), ends[0]), max(min(high, ends[1] + room), ends[1])
+    return low, high
+
+
+def draw_ellipses(ax: Axes, two: MixtureParameters, levels: Sequence[float] = LEVELS, halo: bool = False) -> None:
+    """Mean and ellipses of each component of a mixture of two features, with a light edge if asked."""
+    effects = [patheffects.withStroke(linewidth=3.4, foreground="white")] if halo else []
+    for k in range(two.n_components):
+        for level in levels:
+            curve = ellipse(two.means[k], two.precision_factors[k], level)
+            ax.plot(*curve.T, color=colour(k), linewidth=1.8, zorder=3, path_effects=effects)
         ax.plot(
-            *fitted.means[k, list(pair)], marker="+", color=COLOURS[k % len(COLOURS)], markersize=10, markeredgewidth=2
+            *two.means[k], marker="+", color=colour(k), markersize=10, markeredgewidth=2, zorder=3, path_effects=effects
         )
 
 
-def ellipse(mean: FloatArray, covariance: FloatArray, level: float, points: int = 100) -> FloatArray:
-    """The curve (points, 2) that holds the probability ``level`` of a two-dimensional normal."""
+def draw_spread(ax: Axes, draws: Draws, level: float, identified: bool) -> None:
+    """Ellipses of posterior draws, grey where a component is not the same in all of them."""
+    _, means, factors = draws
+    for k in range(means.shape[1]):
+        curves = [ellipse(m, P, level, points=60) for m, P in zip(means[:, k], factors[:, k], strict=True)]
+        ax.add_collection(
+            LineCollection(curves, colors=colour(k) if identified else MUTED, linewidths=0.4, alpha=0.35, zorder=2)
+        )
+
+
+def ellipse(mean: FloatArray, precision_factor: FloatArray, level: float, points: int = 100) -> FloatArray:
+    """The curve that holds a share of a normal distribution of two features.
+
+    Parameters
+    ----------
+    mean : ndarray of shape (2,)
+    precision_factor : ndarray of shape (2, 2)
+        Lower P with Σ⁻¹ = P Pᵀ.
+    level : float
+        Probability inside.
+    points : int, default 100
+
+    Returns
+    -------
+    ndarray of shape (points, 2)
+        μ + P⁻ᵀ u with u on the circle whose squared radius is the χ²₂ quantile −2 log(1 − level).
+    """
     angle = np.linspace(0, 2 * np.pi, points)
-    radius = np.sqrt(-2 * np.log1p(-level))
-    circle = radius * np.column_stack([np.cos(angle), np.sin(angle)])
-    curve: FloatArray = mean + circle @ np.linalg.cholesky(covariance).T
+    circle = np.sqrt(-2 * np.log1p(-level)) * np.stack([np.cos(angle), np.sin(angle)])
+    curve: FloatArray = mean + np.linalg.solve(precision_factor.T, circle).T
     return curve
 
 
-def _density_panel(
-    ax: Axes,
-    x: FloatArray,
-    fitted: MixtureParameters,
-    draws: tuple[FloatArray, FloatArray, FloatArray] | None,
-    name: str,
-) -> None:
-    ax.hist(x, bins="auto", density=True, color="0.85", edgecolor="0.7", linewidth=0.5)
-    margin = 0.05 * np.ptp(x)
-    grid = np.linspace(x.min() - margin, x.max() + margin, 512)
-    if draws is None:
-        ax.plot(grid, np.exp(kernel.log_density(grid[:, None], fitted)), color="black", linewidth=1.8, label="density")
-    else:
-        weights, means, factors = (np.ascontiguousarray(part[:: max(1, len(part) // 500)]) for part in draws)
-        curves = np.exp(kernel.pointwise_log_likelihood(grid[:, None], weights, means, factors))
-        low, high = np.quantile(curves, [0.05, 0.95], axis=0)
-        ax.fill_between(grid, low, high, color="black", alpha=0.2, linewidth=0)
-        ax.plot(grid, curves.mean(axis=0), color="black", linewidth=1.8, label="density")
-    for k in range(fitted.n_components):
-        one = MixtureParameters(np.ones(1), fitted.means[k : k + 1], fitted.precision_factors[k : k + 1])
-        curve = fitted.weights[k] * np.exp(kernel.log_density(grid[:, None], one))
-        label = f"component {k}: weight {fitted.weights[k]:.2f}"
-        ax.plot(grid, curve, color=COLOURS[k % len(COLOURS)], linewidth=1.5, linestyle="--", label=label)
-    ax.set(xlabel=name, ylabel=f"density (per unit of {name})")
-    ax.legend(frameon=False)
+STRUCTURES = {
+    "spherical": "circles",
+    "diag": "axis-aligned ellipses",
+    "full": "tilted ellipses",
+    "tied": "one shape for all",
+}
 
 
-def ellipses(fit: Any, X: ArrayLike) -> Figure:
-    """Ellipses."""
-    return mixture(fit, X)
+def structures(
+    X: ArrayLike,
+    n_components: int,
+    *,
+    levels: Sequence[float] = LEVELS,
+    features: Sequence[int | str] | None = None,
+    figsize: tuple[float, float] | None = None,
+    random_state: Any = 0,
+) -> Figure:
+    """The same rows under the four covariance structures, fitted by EM, side by side, with their BIC.
+
+    Circles look like circles where the features have the same units and spread; their size does not follow the units.
+
+    Parameters
+    ----------
+    X : array-like of shape (N, D)
+        With two features or more. Of more than 20,000 rows the structures are fitted to an evenly spaced part, and the title says so.
+    n_components : int
+    levels : sequence of float, default (0.5, 0.9)
+        Probability of a component inside each of its ellipses.
+    features : sequence of int or str, optional
+        The two to show. Default: those in which the components of "full" differ most.
+    figsize : (float, float), optional
+        Inches.
+    random_state : int, RandomState, Generator or None, default 0
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+
+    Raises
+    ------
+    ValueError
+        If X is not a finite table with two features or more, or a level lies outside (0, 1).
+    """
+    from bayesgmm.estimators.gaussian_mixture import GaussianMixture
+
+    shares = sorted(check_levels(levels))
+    n_rows = len(X)  # type: ignore[arg-type]
+    kept = evenly_spaced(n_rows, STRUCTURE_ROWS)
+    part: Any = X if len(kept) == n_rows else X.iloc[kept] if hasattr(X, "iloc") else np.asarray(X)[kept]
+    views = {}
+    for kind in STRUCTURES:
+        fit = GaussianMixture(n_components, covariance_type=kind, random_state=random_state).fit(part)
+        if fit.n_features_in_ < 2:
+            raise ValueError("structures differ in two features or more, and X has one")
+        views[kind] = fitted(fit, X)
+    views = {kind: reordered(view, views["full"].typical) for kind, view in views.items()}
+    pair, _ = views["full"].separating(features, 2)
+    if len(pair) != 2:
+        raise ValueError(f"two features are shown; got {features!r}")
+    D = views["full"].n_features
+    with canvas(None, figsize, (8.0, 7.0), 2, 2, sharex=True, sharey=True) as c:
+        for ax, (kind, view) in zip(c.axes.flat, views.items(), strict=True):
+            rows.scatter(ax, view.rows[:, pair[0]], view.rows[:, pair[1]], blend(view.responsibilities))
+            draw_ellipses(ax, marginal_parameters(view.typical, pair), shares, halo=crowded(view))
+            bic = view.fit.bic(part)
+            ax.set(xlim=plane_limits(views["full"], pair[0]), ylim=plane_limits(views["full"], pair[1]))
+            ax.set_title(f"{kind}: {STRUCTURES[kind]}\n{view.fit._n_parameters()} parameters, BIC {bic:,.1f}")
+        for row in c.axes:
+            row[0].set_ylabel(label(views["full"].names[pair[1]]))
+        for ax in c.axes[-1]:
+            ax.set_xlabel(label(views["full"].names[pair[0]]))
+        percent = " and ".join(f"{100 * share:.3g} %" for share in shares)
+        fitted_to = "" if len(kept) == n_rows else f", fitted to {len(kept):,} of them"
+        c.title(
+            f"{n_rows:,} rows{fitted_to}, {n_components} component{'s' * (n_components > 1)}, EM fits",
+            f"ellipses hold {percent} of each component; BIC: lower is better",
+            ""
+            if D == 2
+            else f"2 of {D} features" + (": those in which the components differ most" if features is None else ""),
+        )
+        return c.figure

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import matplotlib as mpl
 import numpy as np
 from matplotlib.colors import to_rgb
+from matplotlib.lines import Line2D
 
 from bayesgmm.core.parameters import FloatArray
 
@@ -24,10 +25,14 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8
 INK, MUTED, FAINT = "0.15", "0.45", "0.85"
 """Greys of what belongs to no component: lines and text, remarks, histograms."""
 
+BAND_STYLE: dict[str, Any] = {"facecolor": "#5B6B82", "alpha": 0.35, "linewidth": 0}
+HISTOGRAM_STYLE: dict[str, Any] = {"facecolor": "0.92", "edgecolor": "0.75", "linewidth": 0.6}
+"""What posterior bands and rows of one feature look like."""
+
 NAME_WIDTH = 36
 """Characters of a feature's name on an axis; the middle of a longer one is left out, because units stand at the end."""
 
-RC: dict[str, Any] = {
+RC: dict[Any, Any] = {
     "axes.axisbelow": True,
     "axes.edgecolor": "0.3",
     "axes.facecolor": "white",
@@ -122,7 +127,7 @@ class Canvas:
             self.ax.legend(handles=handles, loc="best")
             return
         longest = max(len(h.get_label()) for h in handles)
-        fitting = max(1, int(self.figure.get_size_inches()[0] * 12 / (longest + 7)))
+        fitting = max(1, int(self.figure.get_size_inches()[0] * 16.5 / (longest + 7)))
         self.figure.legend(
             handles=handles, loc="outside lower center", ncols=min(len(handles), columns or fitting), frameon=False
         )
@@ -173,8 +178,70 @@ def canvas(
         figure, axes = plt.subplots(
             rows, columns, figsize=figsize or default, layout="constrained", squeeze=False, **grid
         )
+        for panel in axes.flat:
+            # Ticks are made when a figure is drawn, by the settings of that moment.
+            panel.tick_params(which="both", labelsize=8.5, color="0.3", labelcolor=INK)
         try:
             yield Canvas(figure, axes, own=True)
         except BaseException:
             plt.close(figure)
             raise
+
+
+SHOWN_COMPONENTS = 12
+"""Components that a legend names."""
+
+
+def component_handles(weights: FloatArray, **style: Any) -> list[Line2D]:
+    """A line of the legend for each component, with its weight; of many components the heaviest."""
+    K = len(weights)
+    shown = np.sort(np.argsort(-weights, kind="stable")[:SHOWN_COMPONENTS])
+    handles = [
+        Line2D([], [], color=colour(int(k)), label=f"component {k}: weight {weights[k]:.2f}", **style) for k in shown
+    ]
+    if len(shown) < K:
+        handles.append(Line2D([], [], linestyle="", label=f"and {K - len(shown)} lighter ones"))
+    return handles
+
+
+def corner_matrix(c: Canvas, names: Sequence[str], diagonal: bool) -> Iterator[tuple[int, int, Axes]]:
+    """Walk the lower panels of a matrix of pairs: row's feature, column's feature and panel; names at its edges.
+
+    Parameters
+    ----------
+    c : Canvas
+        Of d × d panels with a diagonal, else (d − 1) × (d − 1).
+    names : sequence of str
+        The d features.
+    diagonal : bool
+        Whether single features stand on the diagonal.
+    """
+    d = len(names)
+    width = max(14, int(c.figure.get_size_inches()[0] / len(c.axes) * 11))
+    for row in range(len(c.axes)):
+        for column in range(len(c.axes)):
+            panel = c.axes[row, column]
+            i, j = (row, column) if diagonal else (row + 1, column)
+            if j > i or (j == i and not diagonal):
+                panel.set_axis_off()
+                continue
+            panel.locator_params(nbins=4)
+            yield i, j, panel
+            if i == d - 1:
+                panel.set_xlabel(label(names[j], width))
+            else:
+                panel.tick_params(labelbottom=False)
+            if j == 0 and i != j:
+                panel.set_ylabel(label(names[i], width))
+            elif i != j:
+                panel.tick_params(labelleft=False)
+
+
+def corner_legend(c: Canvas, handles: Sequence[Any]) -> None:
+    """Legend in the empty upper corner of a matrix of pairs."""
+    c.axes[0, -1].legend(handles=handles, loc="upper right", frameon=False)
+
+
+def small_numbers(axis: Any) -> None:
+    """Tick labels of very small or large numbers with their power of ten at the end of the axis."""
+    axis.axes.ticklabel_format(axis=axis.axis_name, style="sci", scilimits=(-3, 5), useMathText=False)
