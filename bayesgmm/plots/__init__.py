@@ -15,10 +15,23 @@ New figures are pyplot's, so that ``plt.show()`` shows them: ``plt.close(figure)
 
 from __future__ import annotations
 
+from bayesgmm.plots.assignments import responsibilities, soft_and_hard
+from bayesgmm.plots.climb import animate_em, em_steps, modes
 from bayesgmm.plots.criteria import selection
 from bayesgmm.plots.densities import density
 from bayesgmm.plots.shapes import ellipses, mixture, structures
 
-__all__ = ["density", "ellipses", "mixture", "selection", "structures"]
+__all__ = [
+    "animate_em",
+    "density",
+    "ellipses",
+    "em_steps",
+    "mixture",
+    "modes",
+    "responsibilities",
+    "selection",
+    "soft_and_hard",
+    "structures",
+]
 
 mixture_figure, selection_figure = mixture, selection

@@ -14,7 +14,7 @@ from bayesgmm.core import kernel
 from bayesgmm.core.covariance import structure
 from bayesgmm.core.parameters import FloatArray, MixtureParameters, factors_from_covariances, marginal_factors
 from bayesgmm.estimators.validation import feature_names
-from bayesgmm.plots.style import label
+from bayesgmm.plots.style import counted, label
 
 Draws = tuple[FloatArray, FloatArray, FloatArray]
 """Weights (S, K), means (S, K, D) and precision factors (S, K, D, D)."""
@@ -94,9 +94,8 @@ class Fitted:
     @property
     def described(self) -> str:
         """Rows, components and structure, for a title."""
-        K = self.n_components
-        rows = "" if self.X is None else f"{len(self.X):,} rows, "
-        return f"{rows}{K} component{'s' * (K > 1)}, covariance {self.fit.covariance_type}"
+        rows = "" if self.X is None else f"{counted(len(self.X), 'row')}, "
+        return f"{rows}{counted(self.n_components, 'component')}, covariance {self.fit.covariance_type}"
 
     @property
     def drawn(self) -> str:

@@ -14,7 +14,17 @@ from bayesgmm.core.parameters import FloatArray, MixtureParameters
 from bayesgmm.plots import rows
 from bayesgmm.plots.densities import density
 from bayesgmm.plots.fitted import Draws, Fitted, evenly_spaced, fitted, marginal, marginal_parameters, reordered
-from bayesgmm.plots.style import MUTED, blend, canvas, colour, component_handles, corner_legend, corner_matrix, label
+from bayesgmm.plots.style import (
+    MUTED,
+    blend,
+    canvas,
+    colour,
+    component_handles,
+    corner_legend,
+    corner_matrix,
+    counted,
+    label,
+)
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -157,9 +167,9 @@ def crowded(view: Fitted) -> bool:
 
 
 def plane_limits(view: Fitted, feature: int) -> tuple[float, float]:
-    """Ends of an axis: the rows', and the components' 95 % where they do not reach much farther."""
+    """Ends of an axis: the rows', and the 90 % ellipses' where they do not reach much farther."""
     one = marginal_parameters(view.typical, [feature])
-    reach = 2 / one.precision_factors[:, 0, 0]
+    reach = 2.3 / one.precision_factors[:, 0, 0]
     low, high = float((one.means[:, 0] - reach).min()), float((one.means[:, 0] + reach).max())
     if view.X is not None:
         ends = rows.limits(view.X[:, feature])
@@ -287,7 +297,7 @@ def structures(
         percent = " and ".join(f"{100 * share:.3g} %" for share in shares)
         fitted_to = "" if len(kept) == n_rows else f", fitted to {len(kept):,} of them"
         c.title(
-            f"{n_rows:,} rows{fitted_to}, {n_components} component{'s' * (n_components > 1)}, EM fits",
+            f"{n_rows:,} rows{fitted_to}, {counted(n_components, 'component')}, EM fits",
             f"ellipses hold {percent} of each component; BIC: lower is better",
             ""
             if D == 2

@@ -134,7 +134,21 @@ class Canvas:
 
 
 def _folded(lines: Sequence[str], width: int) -> list[str]:
-    return [part for line in lines if line for part in textwrap.wrap(line, width)]
+    """Lines no longer than a width, those of one sentence of about the same length; a number stays with its per cent."""
+    out: list[str] = []
+    for line in filter(None, lines):
+        kept = line.replace(" %", "\u00a0%")
+        parts = textwrap.wrap(kept, width)
+        narrower = width
+        while narrower > width // 2 and len(shorter := textwrap.wrap(kept, narrower)) == len(parts):
+            parts, narrower = shorter, narrower - 2
+        out += parts
+    return out
+
+
+def counted(n: int, thing: str, things: str | None = None) -> str:
+    """A number with what it counts: "1 row", "1,200 rows"."""
+    return f"{n:,} {thing if n == 1 else things or thing + 's'}"
 
 
 @contextmanager
