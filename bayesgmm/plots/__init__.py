@@ -16,22 +16,31 @@ New figures are pyplot's, so that ``plt.show()`` shows them: ``plt.close(figure)
 from __future__ import annotations
 
 from bayesgmm.plots.assignments import responsibilities, soft_and_hard
+from bayesgmm.plots.checks import coclustering, predictive_check
 from bayesgmm.plots.climb import animate_em, em_steps, modes
-from bayesgmm.plots.criteria import selection
+from bayesgmm.plots.criteria import number_of_components, selection
 from bayesgmm.plots.densities import density
+from bayesgmm.plots.parameters import forest, posterior, rank, trace
 from bayesgmm.plots.shapes import ellipses, mixture, structures
 
 __all__ = [
     "animate_em",
+    "coclustering",
     "density",
     "ellipses",
     "em_steps",
+    "forest",
     "mixture",
     "modes",
+    "number_of_components",
+    "posterior",
+    "predictive_check",
+    "rank",
     "responsibilities",
     "selection",
     "soft_and_hard",
     "structures",
+    "trace",
 ]
 
 mixture_figure, selection_figure = mixture, selection

@@ -90,8 +90,9 @@ def responsibilities(
         how = "bins: mean colour of their rows" if crowded(view) else "larger: less certain"
         doubtful = int((uncertainty > 0.1).sum())
         c.title(
-            f"{view.described}; {counted(doubtful, 'row')} with no component above 90 %",
-            f"colour: {_source(view)} ({how}); ellipses hold 90 % of each component",
+            view.described,
+            f"colour: {_source(view)}; {how}; ellipses hold 90 % of each component",
+            f"no component reaches 90 % for {counted(doubtful, 'row')}",
             remark,
         )
         handles: list[Any] = component_handles(view.typical.weights)
@@ -118,8 +119,8 @@ def _source(view: Fitted) -> str:
     if view.draws is None:
         return "responsibilities of the EM fit"
     if not view.identified:
-        return "responsibilities at the mode, as components are not identified"
-    return f"responsibilities averaged over {view.n_averaged:,} posterior draws"
+        return "responsibilities at the mode (components are not identified)"
+    return f"responsibilities (mean of {view.n_averaged:,} draws)"
 
 
 def _pair(view: Fitted, features: Sequence[int | str] | None) -> tuple[list[int], str]:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
 
 from bayesgmm.core.parameters import FloatArray
-from bayesgmm.plots.style import COLOURS
+from bayesgmm.plots.style import COLOURS, INK, canvas, counted
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -17,7 +20,7 @@ MARKERS = {"full": "o", "tied": "s", "diag": "^", "spherical": "D"}
 """One for each structure: told apart without colour."""
 
 
-def selection(selection: Any) -> Figure:
+def selection(selection: Any, *, figsize: tuple[float, float] | None = None) -> Figure:
     """Criteria against the number of components, one line a structure, with errors; stacking weights and probabilities as bars.
 
     Criteria on the deviance scale are shown as differences to the best (0, smaller is better), predictive densities and evidences as
@@ -28,13 +31,13 @@ def selection(selection: Any) -> Figure:
     Parameters
     ----------
     selection : Selection
+    figsize : (float, float), optional
+        Inches.
 
     Returns
     -------
     matplotlib.figure.Figure
     """
-    import matplotlib.pyplot as plt
-
     from bayesgmm.selection import CRITERIA
 
     picks = selection.picks
@@ -47,32 +50,131 @@ def selection(selection: Any) -> Figure:
         curves.remove("aic")
     bars = [(column, title) for column, title in _BARS.items() if selection.table[column].notna().any()]
     n_panels = max(1, len(curves) + len(bars))
-    n_columns = n_panels if n_panels <= 3 else min(4, -(-n_panels // 2))
-    n_rows = -(-n_panels // n_columns)
-    figure, axes = plt.subplots(
-        n_rows, n_columns, figsize=(1.0 + 3.6 * n_columns, 0.8 + 2.9 * n_rows), layout="constrained", squeeze=False
-    )
-    panels = list(axes.ravel())
-    hollow = [
-        _criterion_panel(ax, selection, CRITERIA[name], picks[name]) for ax, name in zip(panels, curves, strict=False)
-    ]
-    for ax, (column, title) in zip(panels[len(curves) :], bars, strict=False):
-        _bar_panel(ax, selection, column, title)
-    for ax in panels[len(curves) + len(bars) :]:
-        ax.set_axis_off()
-    kinds = list(dict.fromkeys(selection.table.index.get_level_values(0)))
-    handles = [
-        plt.Line2D([], [], color=_structure_colour(kind), marker=MARKERS[kind], markersize=5, label=kind)
-        for kind in kinds
-    ]
-    for label, size in [("picked", 11)] + [("hollow: not reliable, see flags", 5)] * any(hollow):
-        ring = plt.Line2D([], [], linestyle="", marker="o", markersize=size, label=label)
-        ring.set(markerfacecolor="none", markeredgecolor="0.3")
-        handles.append(ring)
-    figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), frameon=False)
-    fit = {"em": "EM", "laplace": "EM; posterior by Laplace", "nuts": "EM; posterior by NUTS"}[selection.method]
-    figure.suptitle(f"{selection.n_rows} rows, {len(selection.table)} models ({fit})", fontsize=10)
-    return figure
+    columns = n_panels if n_panels <= 3 else min(4, -(-n_panels // 2))
+    lines = -(-n_panels // columns)
+    with canvas(None, figsize, (1.0 + 3.1 * columns, 0.8 + 2.7 * lines), lines, columns) as c:
+        panels = list(c.axes.flat)
+        hollow = [
+            _criterion_panel(ax, selection, CRITERIA[name], picks[name])
+            for ax, name in zip(panels, curves, strict=False)
+        ]
+        for ax, (column, title) in zip(panels[len(curves) :], bars, strict=False):
+            _bar_panel(ax, selection, column, title)
+        for ax in panels[len(curves) + len(bars) :]:
+            ax.set_axis_off()
+        kinds = list(dict.fromkeys(selection.table.index.get_level_values(0)))
+        handles = [
+            Line2D([], [], color=_structure_colour(kind), marker=MARKERS[kind], markersize=5, label=kind)
+            for kind in kinds
+        ]
+        for text, size in [("picked", 11)] + [("hollow: not reliable, see flags", 5)] * any(hollow):
+            ring = Line2D([], [], linestyle="", marker="o", markersize=size, label=text)
+            ring.set(markerfacecolor="none", markeredgecolor="0.3")
+            handles.append(ring)
+        c.legend(handles)
+        fit = {"em": "EM", "laplace": "EM; posterior by Laplace", "nuts": "EM; posterior by NUTS"}[selection.method]
+        c.title(f"{counted(selection.n_rows, 'row')}, {counted(len(selection.table), 'model')} ({fit})")
+        return c.figure
+
+
+def number_of_components(found: Any, *, ax: Axes | None = None, figsize: tuple[float, float] | None = None) -> Figure:
+    """p(K | data) as bars, with its 90 % Monte Carlo interval and the prior p(K) beside it where they are known.
+
+    Parameters
+    ----------
+    found : Selection or ComponentsPosterior
+        What :func:`bayesgmm.select` gives with evidences (summed over the structures, each drawn in its own colour), or
+        :func:`bayesgmm.inference.components.posterior_over_components`.
+    ax : Axes, optional
+        To draw into.
+    figsize : (float, float), optional
+        Inches.
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+
+    Raises
+    ------
+    TypeError
+        If ``found`` is neither.
+    ValueError
+        If a selection has no evidences.
+    """
+    if hasattr(found, "probabilities") and hasattr(found, "lower"):
+        return _components_figure(found, ax, figsize)
+    if not hasattr(found, "table"):
+        raise TypeError(f"p(K | data) is of a Selection or a ComponentsPosterior; got {type(found).__name__}")
+    values = found.table["probability"].astype("float64").dropna()
+    if values.empty:
+        raise ValueError(
+            "this selection has no p(model | data): it needs evidences, select(..., method='nuts' or 'laplace') with "
+            "'evidence' among the criteria"
+        )
+    ks = sorted(set(found.table.index.get_level_values(1)))
+    kinds = list(dict.fromkeys(values.index.get_level_values(0)))
+    with canvas(ax, figsize, (5.4, 3.8)) as c:
+        base = dict.fromkeys(ks, 0.0)
+        for kind in kinds:
+            for k, share in values.xs(kind, level=0).items():
+                c.ax.bar(
+                    k, share, bottom=base[k], width=0.7, color=_structure_colour(kind), edgecolor="white", linewidth=0.6
+                )
+                base[k] += float(share)
+        _share_axis(c.ax, ks, list(base.values()))
+        best = max(base, key=lambda k: base[k])
+        c.title(
+            f"{counted(found.n_rows, 'row')}: p(K | data), most probable K = {best} ({base[best]:.2f})",
+            "colours: covariance structures" if len(kinds) > 1 else f"covariance {kinds[0]}",
+        )
+        if len(kinds) > 1:
+            c.legend([Patch(facecolor=_structure_colour(kind), label=kind) for kind in kinds])
+        return c.figure
+
+
+def _components_figure(found: Any, ax: Axes | None, figsize: tuple[float, float] | None) -> Figure:
+    ks = [int(k) for k in found.n_components]
+    with canvas(ax, figsize, (5.4, 3.8)) as c:
+        c.ax.bar(ks, found.probabilities, width=0.7, color=COLOURS[0])
+        reach = np.abs(np.stack([found.lower, found.upper]) - found.probabilities)
+        c.ax.errorbar(ks, found.probabilities, yerr=reach, fmt="none", ecolor=INK, elinewidth=1.0, capsize=3)
+        c.ax.plot(ks, found.prior, "D", markerfacecolor="white", markeredgecolor=INK, markersize=5)
+        _share_axis(c.ax, ks, np.maximum(found.upper, found.prior))
+        c.title(
+            f"p(K | data), most probable K = {found.mode}",
+            "bars of error: 90 % over Monte Carlo errors of the evidences",
+        )
+        c.legend(
+            [
+                Patch(facecolor=COLOURS[0], label="p(K | data)"),
+                Line2D(
+                    [],
+                    [],
+                    linestyle="",
+                    marker="D",
+                    markerfacecolor="white",
+                    markeredgecolor=INK,
+                    markersize=5,
+                    label="prior p(K)",
+                ),
+            ]
+        )
+        return c.figure
+
+
+def _share_axis(ax: Axes, ks: Sequence[int], heights: Any) -> None:
+    for k, height in zip(ks, heights, strict=True):
+        ax.annotate(
+            f"{height:.2f}" if height >= 0.005 else "",
+            (k, height),
+            (0, 3),
+            textcoords="offset points",
+            ha="center",
+            fontsize=8,
+        )
+    ax.set(xlabel="components K", ylabel="probability", ylim=(0, 1.12 * max(heights)))
+    ax.set_xticks(ks if len(ks) <= 15 else ks[:: -(-len(ks) // 15)])
+    ax.grid(axis="y", color="0.92", linewidth=0.6)
 
 
 _BARS = {"weight": "Stacking weight (LOO)", "probability": "p(model | data)"}
