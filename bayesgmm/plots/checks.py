@@ -24,6 +24,8 @@ BAND = 0.9
 REPLICATES = 400
 """Draws that a replicated table is made from each."""
 
+OUTSIDE, MEDIAN = "#D55E00", "#5B6B82"
+
 MAX_FEATURES = 6
 
 SHOWN_ROWS = 500
@@ -91,11 +93,14 @@ def predictive_check(
             observed = np.histogram(x, edges, weights=post._sample_weight)[0]
             low, middle, high = replicated_counts(marginal(draws, [feature]), edges, observed.sum(), rng)
             ax.stairs(high, edges, baseline=low, fill=True, **BAND_STYLE)
-            ax.stairs(middle, edges, baseline=None, color="#5B6B82", linewidth=1.0)
+            ax.stairs(middle, edges, baseline=None, color=MEDIAN, linewidth=1.0)
             missed = (observed < low) | (observed > high)
             centres = (edges[1:] + edges[:-1]) / 2
-            ax.plot(centres[~missed], observed[~missed], "o", color=INK, markersize=3.5, clip_on=False)
-            ax.plot(centres[missed], observed[missed], "X", color="#D55E00", markersize=6, clip_on=False)
+            for those, marker, shade, size in ((~missed, "o", INK, 3.5), (missed, "X", OUTSIDE, 6.0)):
+                if those.any():
+                    ax.plot(
+                        centres[those], observed[those], marker, color=shade, markersize=size, clip_on=False, zorder=3
+                    )
             ax.set(xlabel=label(view.names[feature], 30), xlim=(edges[0], edges[-1]))
             ax.set_ylim(bottom=0)
             ax.locator_params(nbins=5)
@@ -113,9 +118,9 @@ def predictive_check(
         c.legend(
             [
                 Line2D([], [], color=INK, marker="o", linestyle="", markersize=3.5, label="observed"),
-                Line2D([], [], color="#D55E00", marker="X", linestyle="", markersize=6, label="outside the band"),
+                Line2D([], [], color=OUTSIDE, marker="X", linestyle="", markersize=6, label="outside the band"),
                 Patch(label=f"{100 * BAND:.0f} % of replicated tables ({len(draws[0])} draws)", **BAND_STYLE),
-                Line2D([], [], color="#5B6B82", linewidth=1.0, label="their median"),
+                Line2D([], [], color=MEDIAN, linewidth=1.0, label="their median"),
             ]
         )
         return c.figure

@@ -121,7 +121,7 @@ def number_of_components(found: Any, *, ax: Axes | None = None, figsize: tuple[f
                     k, share, bottom=base[k], width=0.7, color=_structure_colour(kind), edgecolor="white", linewidth=0.6
                 )
                 base[k] += float(share)
-        _share_axis(c.ax, ks, list(base.values()))
+        _share_axis(c.ax, ks, list(base.values()), list(base.values()))
         best = max(base, key=lambda k: base[k])
         c.title(
             f"{counted(found.n_rows, 'row')}: p(K | data), most probable K = {best} ({base[best]:.2f})",
@@ -139,7 +139,7 @@ def _components_figure(found: Any, ax: Axes | None, figsize: tuple[float, float]
         reach = np.abs(np.stack([found.lower, found.upper]) - found.probabilities)
         c.ax.errorbar(ks, found.probabilities, yerr=reach, fmt="none", ecolor=INK, elinewidth=1.0, capsize=3)
         c.ax.plot(ks, found.prior, "D", markerfacecolor="white", markeredgecolor=INK, markersize=5)
-        _share_axis(c.ax, ks, np.maximum(found.upper, found.prior))
+        _share_axis(c.ax, ks, found.probabilities, np.maximum(found.upper, found.prior))
         c.title(
             f"p(K | data), most probable K = {found.mode}",
             "bars of error: 90 % over Monte Carlo errors of the evidences",
@@ -162,16 +162,11 @@ def _components_figure(found: Any, ax: Axes | None, figsize: tuple[float, float]
         return c.figure
 
 
-def _share_axis(ax: Axes, ks: Sequence[int], heights: Any) -> None:
-    for k, height in zip(ks, heights, strict=True):
-        ax.annotate(
-            f"{height:.2f}" if height >= 0.005 else "",
-            (k, height),
-            (0, 3),
-            textcoords="offset points",
-            ha="center",
-            fontsize=8,
-        )
+def _share_axis(ax: Axes, ks: Sequence[int], shares: Any, heights: Any) -> None:
+    """Axes of probabilities, with each written at a height."""
+    for k, share, height in zip(ks, shares, heights, strict=True):
+        text = f"{share:.2f}" if share >= 0.005 else ""
+        ax.annotate(text, (k, height), (0, 4), textcoords="offset points", ha="center", fontsize=8)
     ax.set(xlabel="components K", ylabel="probability", ylim=(0, 1.12 * max(heights)))
     ax.set_xticks(ks if len(ks) <= 15 else ks[:: -(-len(ks) // 15)])
     ax.grid(axis="y", color="0.92", linewidth=0.6)

@@ -256,12 +256,11 @@ def _caution(view: Fitted) -> str:
 
 
 def _em_handle(marked: str, **style: Any) -> Line2D:
-    shape = (
-        {"linestyle": "", "markersize": 5, "markerfacecolor": "white", "markeredgecolor": INK}
-        if "marker" in style
-        else {}
-    )
-    return Line2D([], [], color=INK, label=marked, **(shape | style))
+    if "marker" in style:
+        return Line2D(
+            [], [], linestyle="", markersize=5, markerfacecolor="white", markeredgecolor=INK, label=marked, **style
+        )
+    return Line2D([], [], color=INK, label=marked, **style)
 
 
 def _reach(panel: Panel) -> tuple[float, float]:
