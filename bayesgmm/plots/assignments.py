@@ -92,7 +92,7 @@ def responsibilities(
         c.title(
             view.described,
             f"colour: {_source(view)}; {how}; ellipses hold 90 % of each component",
-            f"no component reaches 90 % for {counted(doubtful, 'row')}",
+            f"rows with no component above 90 %: {doubtful:,}",
             remark,
         )
         handles: list[Any] = component_handles(view.typical.weights)

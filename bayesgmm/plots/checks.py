@@ -96,10 +96,10 @@ def predictive_check(
             ax.stairs(middle, edges, baseline=None, color=MEDIAN, linewidth=1.0)
             missed = (observed < low) | (observed > high)
             centres = (edges[1:] + edges[:-1]) / 2
-            for those, marker, shade, size in ((~missed, "o", INK, 3.5), (missed, "X", OUTSIDE, 6.0)):
+            for those, marker, shade, points in ((~missed, "o", INK, 3.5), (missed, "X", OUTSIDE, 6.0)):
                 if those.any():
                     ax.plot(
-                        centres[those], observed[those], marker, color=shade, markersize=size, clip_on=False, zorder=3
+                        centres[those], observed[those], marker, color=shade, markersize=points, clip_on=False, zorder=3
                     )
             ax.set(xlabel=label(view.names[feature], 30), xlim=(edges[0], edges[-1]))
             ax.set_ylim(bottom=0)

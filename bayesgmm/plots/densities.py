@@ -18,6 +18,7 @@ from bayesgmm.plots.style import (
     BAND_STYLE,
     HISTOGRAM_STYLE,
     INK,
+    SHOWN_COMPONENTS,
     canvas,
     colour,
     component_handles,
@@ -118,7 +119,7 @@ def density(
             for left in range(i):
                 c.axes[i, left].set_ylim(limits)
         c.title(view.described, _band_note(view), _contour_note(view, missed), remark)
-        corner_legend(c, _handles(view, band=True))
+        corner_legend(c, _handles(view, band=True, most=8))
         return c.figure
 
 
@@ -159,7 +160,7 @@ def _contour_note(view: Fitted, missed: int) -> str:
     return f"{note}; {missed} too narrow to be drawn" if missed else note
 
 
-def _handles(view: Fitted, band: bool) -> list[Any]:
+def _handles(view: Fitted, band: bool, most: int = SHOWN_COMPONENTS) -> list[Any]:
     handles: list[Any] = []
     if band:
         handles.append(Line2D([], [], color=INK, linewidth=1.8, label="density"))
@@ -168,7 +169,7 @@ def _handles(view: Fitted, band: bool) -> list[Any]:
     if band and view.X is not None:
         handles.append(Patch(label="rows", **HISTOGRAM_STYLE))
     style = {"linestyle": "--"} if band else {"linestyle": "", "marker": "P", "markersize": 8}
-    return handles + component_handles(view.typical.weights, **style)
+    return handles + component_handles(view.typical.weights, most, **style)
 
 
 def curve_panel(ax: Axes, view: Fitted, feature: int) -> bool:

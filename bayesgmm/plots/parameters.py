@@ -99,9 +99,11 @@ def forest(
     """
     view, panels, marked, remark = _panels_of(post, em, features, "forest")
     height = 0.85 + 0.21 * max(len(panel.entries) for panel in panels)
-    with _grid(panels, figsize, height, columns=3, width=3.2) as c:
-        for ax, panel in zip(c.axes.flat, panels, strict=False):
-            _forest_panel(ax, panel)
+    found = [intervals(panel) for panel in panels]
+    longest = max(len(text) for of_panel in found for text in of_panel.texts)
+    with _grid(panels, figsize, height, columns=3, width=2.1 + 0.062 * max(longest, 17)) as c:
+        for ax, panel, of_panel in zip(c.axes.flat, panels, found, strict=False):
+            _forest_panel(ax, panel, of_panel)
         _finish(c, len(panels))
         c.title(f"posterior of {view.described} ({view.n_draws:,} draws)", _caution(view), remark)
         thin, thick = f"{100 * INTERVALS[1]:.0f} %", f"{100 * INTERVALS[0]:.0f} %"
@@ -270,28 +272,37 @@ def _reach(panel: Panel) -> tuple[float, float]:
     return limits(values, 0.08)
 
 
-def _forest_panel(ax: Axes, panel: Panel) -> None:
+@dataclass(frozen=True, eq=False)
+class Intervals:
+    """Intervals of a panel's parameters (n, 2), their medians (n,), and the same in words."""
+
+    thick: FloatArray
+    thin: FloatArray
+    medians: FloatArray
+    texts: tuple[str, ...]
+
+
+def intervals(panel: Panel) -> Intervals:
+    """Equal-tailed 50 % and 90 % intervals and medians of the parameters in a panel."""
     thick, thin = (
         np.array([np.quantile(entry.draws, [(1 - share) / 2, (1 + share) / 2]) for entry in panel.entries])
         for share in INTERVALS
     )
+    medians = np.array([np.median(entry.draws) for entry in panel.entries])
     digits = decimals(np.diff(thin, axis=1))
+    texts = tuple(interval_text([m, *ends], digits) for m, ends in zip(medians, thin, strict=True))
+    return Intervals(thick, thin, medians, texts)
+
+
+def _forest_panel(ax: Axes, panel: Panel, found: Intervals) -> None:
     for place, entry in enumerate(panel.entries):
         shade = INK if entry.component is None else colour(entry.component)
-        ax.plot(thin[place], [place, place], color=shade, linewidth=1.2, solid_capstyle="butt")
-        ax.plot(thick[place], [place, place], color=shade, linewidth=3.6, solid_capstyle="butt")
-        middle = float(np.median(entry.draws))
-        ax.plot(middle, place, "o", color=shade, markersize=5)
+        ax.plot(found.thin[place], [place, place], color=shade, linewidth=1.2, solid_capstyle="butt")
+        ax.plot(found.thick[place], [place, place], color=shade, linewidth=3.6, solid_capstyle="butt")
+        ax.plot(found.medians[place], place, "o", color=shade, markersize=5)
         ax.plot(entry.em, place, "D", markerfacecolor="white", markeredgecolor=INK, markersize=4.5, zorder=4)
-        ax.text(
-            1.03,
-            place,
-            interval_text([middle, *thin[place]], digits),
-            transform=ax.get_yaxis_transform(),
-            va="center",
-            fontsize=7.5,
-            color=INK,
-        )
+        beside = ax.get_yaxis_transform()
+        ax.text(1.03, place, found.texts[place], transform=beside, va="center", fontsize=7.5, color=INK)
     names = ["all" if entry.component is None else str(entry.component) for entry in panel.entries]
     ax.set(title=panel.title, xlabel=panel.name, yticks=range(len(names)), yticklabels=names)
     ax.set_ylim(len(names) - 0.4, -0.6)
@@ -452,6 +463,10 @@ def _arviz_options(tree: Any, name: str, backend: str | None, options: dict[str,
         def dim_coord_to_str(self, dim: Hashable, coord_val: Any, coord_idx: Any) -> str:
             return f"component {coord_val}" if dim == COMPONENT_DIM else str(coord_val)
 
+        def sel_to_str(self, sel: Any, isel: Any) -> str:
+            parts = [self.dim_coord_to_str(dim, sel[dim], isel[dim]) for dim in sel]
+            return (", " if sum(map(len, parts)) < 24 else "\n").join(parts)
+
     given: dict[str, Any] = {"labeller": Spoken()}
     if (backend or rcParams["plot.backend"]) == "matplotlib":
         posterior = tree["posterior"]
@@ -459,7 +474,7 @@ def _arviz_options(tree: Any, name: str, backend: str | None, options: dict[str,
         columns = min(4, n_panels)
         given |= {
             "col_wrap": columns,
-            "figure_kwargs": {"figsize": (max(2.4 * columns, 4.8), 1.0 + 1.75 * -(-n_panels // columns))},
+            "figure_kwargs": {"figsize": (max(2.4 * columns, 4.8), 1.0 + 1.85 * -(-n_panels // columns))},
         }
         if name == "plot_trace":
             given["visuals"] = {"trace": {"alpha": 0.7, "width": 0.6}}

@@ -206,10 +206,10 @@ SHOWN_COMPONENTS = 12
 """Components that a legend names."""
 
 
-def component_handles(weights: FloatArray, **style: Any) -> list[Line2D]:
-    """A line of the legend for each component, with its weight; of many components the heaviest."""
+def component_handles(weights: FloatArray, most: int = SHOWN_COMPONENTS, **style: Any) -> list[Line2D]:
+    """A line of the legend for each component, with its weight; of more than ``most`` components the heaviest."""
     K = len(weights)
-    shown = np.sort(np.argsort(-weights, kind="stable")[:SHOWN_COMPONENTS])
+    shown = np.sort(np.argsort(-weights, kind="stable")[:most])
     handles = [
         Line2D([], [], color=colour(int(k)), label=f"component {k}: weight {weights[k]:.2f}", **style) for k in shown
     ]
@@ -253,7 +253,9 @@ def corner_matrix(c: Canvas, names: Sequence[str], diagonal: bool) -> Iterator[t
 
 def corner_legend(c: Canvas, handles: Sequence[Any]) -> None:
     """Legend in the empty upper corner of a matrix of pairs."""
-    c.axes[0, -1].legend(handles=handles, loc="upper right", frameon=False)
+    legend = c.axes[0, -1].legend(handles=handles, loc="upper right", frameon=False, borderaxespad=0)
+    # It may reach beyond its panel and must not push the others aside.
+    legend.set_in_layout(False)
 
 
 def small_numbers(axis: Any) -> None:
