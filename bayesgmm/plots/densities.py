@@ -180,8 +180,7 @@ def curve_panel(ax: Axes, view: Fitted, feature: int) -> bool:
     top = np.inf
     if x is not None:
         edges = rows.histogram_edges(x)
-        weights = view.fit._sample_weight if x is getattr(view.fit, "_X", None) else None
-        heights = np.histogram(x, edges, density=True, weights=weights)[0]
+        heights = np.histogram(x, edges, density=True, weights=view.row_weights)[0]
         ax.stairs(heights, edges, fill=True, label="rows", **HISTOGRAM_STYLE)
         top = float(heights.max())
     if view.draws is None:

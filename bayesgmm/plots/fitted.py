@@ -80,6 +80,12 @@ class Fitted:
         return weights, means, factors
 
     @cached_property
+    def row_weights(self) -> FloatArray | None:
+        """How often each row counts, where the rows are those of a weighted fit."""
+        weights: FloatArray | None = getattr(self.fit, "_sample_weight", None)
+        return weights if weights is not None and np.array_equal(self.rows, self.fit._X) else None
+
+    @cached_property
     def n_averaged(self) -> int:
         """Draws that :attr:`responsibilities` are averaged over."""
         return min(self.n_draws, max(20, ROW_DRAWS // max(1, len(self.rows))))
