@@ -42,5 +42,3 @@ __all__ = [
     "structures",
     "trace",
 ]
-
-mixture_figure, selection_figure = mixture, selection
