@@ -10,6 +10,7 @@ from matplotlib.lines import Line2D
 from numpy.typing import ArrayLike
 
 from bayesgmm.core import kernel
+from bayesgmm.core.clustering import nearest_centre
 from bayesgmm.core.parameters import FloatArray
 from bayesgmm.plots import rows
 from bayesgmm.plots.densities import BAND, curve_grid
@@ -24,8 +25,8 @@ if TYPE_CHECKING:
 CURVE_DRAWS = 500
 """Draws whose responsibilities make the band over one feature."""
 
-KMEANS_ROWS = 100_000
-"""Rows that k-means is fitted to at most."""
+KMEANS_ROWS, KMEANS_STARTS = 20_000, 10
+"""Rows that k-means is fitted to at most, and its starts."""
 
 
 def responsibilities(
@@ -198,7 +199,7 @@ def soft_and_hard(
     figsize : (float, float), optional
         Inches.
     random_state : int, RandomState or None, default 0
-        Of k-means (scikit-learn, 10 starts, features divided by their standard deviations, at most 100,000 rows for the centres).
+        Of k-means (scikit-learn, 10 starts, features divided by their standard deviations, at most 20,000 rows for the centres).
 
     Returns
     -------
@@ -255,16 +256,22 @@ def kmeans_labels(view: Fitted, r: FloatArray, random_state: Any = 0) -> np.ndar
     """Clusters of k-means on standardised features (N,), numbered like the components that they share most rows with."""
     from scipy.optimize import linear_sum_assignment
     from sklearn.cluster import KMeans
+    from threadpoolctl import threadpool_limits
 
     K = view.n_components
     if K == 1:
         return np.zeros(len(view.rows), dtype=np.int64)
-    spread = view.rows.std(axis=0)
-    Z = (view.rows - view.rows.mean(axis=0)) / np.where(spread > 0, spread, 1.0)
-    part = Z[evenly_spaced(len(Z), KMEANS_ROWS)]
-    n_clusters = min(K, len(np.unique(part, axis=0))) if len(part) < 1000 else K
-    found = KMeans(n_clusters, n_init=10, random_state=random_state).fit(part)
-    labels = found.labels_ if len(part) == len(Z) else found.predict(Z)
+    part = view.rows[evenly_spaced(len(view.rows), KMEANS_ROWS)]
+    origin, spread = part.mean(axis=0), part.std(axis=0)
+    scale = 1 / np.where(spread > 0, spread, 1.0)
+    Z = (part - origin) * scale
+    n_clusters = min(K, len(np.unique(Z, axis=0))) if len(Z) < 1000 else K
+    # One thread: passes this short wait for one another on a busy machine.
+    with threadpool_limits(1):
+        found = KMeans(n_clusters, n_init=KMEANS_STARTS, random_state=random_state).fit(Z)
+    labels = (
+        found.labels_ if len(Z) == len(view.rows) else nearest_centre(view.rows, origin, scale, found.cluster_centers_)
+    )
     shared = np.zeros((K, K))
     for k in range(K):
         shared[:, k] = np.bincount(labels, weights=r[:, k], minlength=K)

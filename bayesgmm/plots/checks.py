@@ -91,7 +91,7 @@ def predictive_check(
             x = view.rows[:, feature]
             edges = rows.histogram_edges(x, most=40)
             observed = np.histogram(x, edges, weights=view.row_weights)[0]
-            low, middle, high = replicated_counts(marginal(draws, [feature]), edges, observed.sum(), rng)
+            low, middle, high = replicated_counts(marginal(draws, [feature]), edges, float(observed.sum()), rng)
             ax.stairs(high, edges, baseline=low, fill=True, **BAND_STYLE)
             ax.stairs(middle, edges, baseline=None, color=MEDIAN, linewidth=1.0)
             missed = (observed < low) | (observed > high)

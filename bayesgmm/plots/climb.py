@@ -41,7 +41,7 @@ ITERATIONS = (0, 1, 2, 5, 20)
 ANIMATION_ROWS = 3_000
 """Rows of an animation at most."""
 
-ANIMATION_FRAMES = 40
+ANIMATION_FRAMES = 30
 """Iterations of an animation at most; there are more of them at the start, where most happens."""
 
 ANIMATION_DPI = 80
@@ -203,7 +203,7 @@ def animate_em(
     Returns
     -------
     pathlib.Path
-        The file. At most 40 iterations are shown, closer at the start; the last stays for two seconds.
+        The file. At most 30 iterations are shown, closer at the start; the last stays for two seconds.
 
     Raises
     ------
