@@ -64,7 +64,7 @@ _HOMES = {
 }
 
 
-_MODULES = ("criteria",)
+_MODULES = ("criteria", "plots")
 """Modules that are reached as attributes of the package, without an import of their own."""
 
 

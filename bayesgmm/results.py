@@ -221,9 +221,9 @@ def _write_figure(outcome: Outcome, path: Path) -> None:
     import matplotlib
 
     matplotlib.use("Agg")
-    from bayesgmm.plots import mixture_figure
+    from bayesgmm.plots import mixture
 
-    figure = mixture_figure(outcome.estimator, outcome.table.to_frame())
+    figure = mixture(outcome.estimator, outcome.table.to_frame())
     with atomic_path(path) as temporary:
         figure.savefig(temporary, dpi=150)
 

@@ -356,9 +356,9 @@ class Selection:
         -------
         matplotlib.figure.Figure
         """
-        from bayesgmm.plots import selection_figure
+        from bayesgmm.plots import selection
 
-        return selection_figure(self)
+        return selection(self)
 
     def __str__(self) -> str:
         return "\n".join([self.summary(), *(f"- {note}" for note in self.notes)])

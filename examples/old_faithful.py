@@ -5,7 +5,7 @@ from pathlib import Path
 
 from bayesgmm import BayesianGaussianMixture, GaussianMixture, compare
 from bayesgmm.datasets import load_faithful
-from bayesgmm.plots import mixture_figure
+from bayesgmm.plots import mixture
 
 
 def main() -> None:
@@ -15,7 +15,7 @@ def main() -> None:
     table = compare(em, post)
     print(table[["em", "em_se", "posterior_median", "lower", "upper"]].round(3).to_string())
     print(post.diagnostics_.verdict)
-    figure = mixture_figure(post, X)
+    figure = mixture(post, X)
     figure.savefig(sys.argv[1] if len(sys.argv) > 1 else Path(__file__).with_suffix(".png"), dpi=110)
 
 

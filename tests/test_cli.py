@@ -71,7 +71,7 @@ def mixture(monkeypatch):
     fresh = type("Mixture", (MadeUpMixture,), {})
     monkeypatch.setitem(vars(bayesgmm), "BayesianGaussianMixture", fresh)
     plots = types.ModuleType("bayesgmm.plots")
-    plots.mixture_figure = lambda estimator, X: SimpleNamespace(savefig=lambda path, dpi: path.write_bytes(b"png"))
+    plots.mixture = lambda estimator, X: SimpleNamespace(savefig=lambda path, dpi: path.write_bytes(b"png"))
     monkeypatch.setitem(sys.modules, "bayesgmm.plots", plots)
     return fresh
 

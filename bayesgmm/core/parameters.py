@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numba as nb
@@ -85,6 +86,31 @@ def covariances_from_factors(precision_factors: FloatArray) -> FloatArray:
     n_features = precision_factors.shape[-1]
     inverse = np.linalg.solve(precision_factors, np.broadcast_to(np.eye(n_features), precision_factors.shape))
     return np.swapaxes(inverse, -1, -2) @ inverse
+
+
+def marginal_factors(precision_factors: FloatArray, features: Sequence[int]) -> FloatArray:
+    """Lower factors of the marginal of some features, for any leading axes; no covariance is formed and inverted.
+
+    Parameters
+    ----------
+    precision_factors : ndarray of shape (..., D, D)
+        Lower P with Σ⁻¹ = P Pᵀ.
+    features : sequence of int
+        The d features, in the order wanted.
+
+    Returns
+    -------
+    ndarray of shape (..., d, d)
+        Lower Q with (Σ of the features)⁻¹ = Q Qᵀ, positive diagonal.
+    """
+    D = precision_factors.shape[-1]
+    # Σ = A Aᵀ with A = P⁻ᵀ. The rows of the features, in reverse order, have the QR factor that, turned back, is upper.
+    A = np.swapaxes(np.linalg.solve(precision_factors, np.broadcast_to(np.eye(D), precision_factors.shape)), -1, -2)
+    R = np.linalg.qr(np.swapaxes(A[..., list(features)[::-1], :], -1, -2), mode="r")
+    upper = np.swapaxes(R, -1, -2)[..., ::-1, ::-1]
+    upper = upper * np.sign(np.diagonal(upper, axis1=-2, axis2=-1))[..., None, :]
+    identity = np.broadcast_to(np.eye(len(features)), upper.shape)
+    return np.ascontiguousarray(np.swapaxes(np.linalg.solve(upper, identity), -1, -2))
 
 
 def factors_from_covariances(covariances: FloatArray) -> FloatArray:

@@ -10,6 +10,7 @@ from bayesgmm.core.parameters import (
     SufficientStatistics,
     covariances_from_factors,
     factors_from_covariances,
+    marginal_factors,
     upper_factors_from_covariances,
 )
 from tests.mixtures import random_mixture
@@ -86,3 +87,17 @@ def test_sums_add_field_by_field():
     total = a + b
     for field in dataclasses.fields(SufficientStatistics):
         np.testing.assert_array_equal(getattr(total, field.name), getattr(a, field.name) + getattr(b, field.name))
+
+
+@pytest.mark.parametrize("features", [[0], [3, 1], [0, 1, 2, 3, 4]])
+def test_marginal_factors_are_those_of_a_part_of_the_covariance(features):
+    covariances = random_mixture(np.random.default_rng(0), 6, 5).covariances.reshape(2, 3, 5, 5)
+    found = marginal_factors(factors_from_covariances(covariances), features)
+    expected = factors_from_covariances(covariances[..., features, :][..., features])
+    # Rounding times the condition of these matrices, some hundreds.
+    np.testing.assert_allclose(found, expected, rtol=1e-11, atol=1e-12)
+
+
+def test_marginal_factors_of_a_nearly_singular_covariance():
+    factors = factors_from_covariances(np.array([[1e-12, 0.0, 0.0], [0.0, 1.0, 0.5], [0.0, 0.5, 1.0]]))
+    np.testing.assert_allclose(marginal_factors(factors, [0, 2]), [[1e6, 0], [0, 1]], rtol=1e-12, atol=1e-9)

@@ -1,0 +1,44 @@
+"""Figures of mixtures and their posteriors, in one style, on matplotlib and ArviZ.
+
+How a figure is made: every function takes a fit (:class:`bayesgmm.GaussianMixture` or :class:`bayesgmm.BayesianGaussianMixture`)
+and, where there are rows to show, the table ``X``; a posterior holds its own rows, so ``X`` may be left out there. It returns a
+matplotlib ``Figure`` (``trace`` and ``rank``: ArviZ's ``PlotCollection``), ready for ``figure.savefig(path, dpi=120)``:
+
+    import bayesgmm
+    figure = bayesgmm.plots.density(post)
+    figure.savefig("density.png", dpi=120)
+
+``ax=`` draws a figure of one panel into axes of yours and returns their figure; ``figsize=`` (inches) sets the size of a new one.
+New figures are pyplot's, so that ``plt.show()`` shows them: ``plt.close(figure)`` when many are made. The backend and the user's
+``rcParams`` are left as they are.
+"""
+
+from __future__ import annotations
+
+from bayesgmm.plots.assignments import responsibilities, soft_and_hard
+from bayesgmm.plots.checks import coclustering, predictive_check
+from bayesgmm.plots.climb import animate_em, em_steps, modes
+from bayesgmm.plots.criteria import number_of_components, selection
+from bayesgmm.plots.densities import density
+from bayesgmm.plots.parameters import forest, posterior, rank, trace
+from bayesgmm.plots.shapes import ellipses, mixture, structures
+
+__all__ = [
+    "animate_em",
+    "coclustering",
+    "density",
+    "ellipses",
+    "em_steps",
+    "forest",
+    "mixture",
+    "modes",
+    "number_of_components",
+    "posterior",
+    "predictive_check",
+    "rank",
+    "responsibilities",
+    "selection",
+    "soft_and_hard",
+    "structures",
+    "trace",
+]
