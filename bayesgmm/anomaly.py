@@ -275,6 +275,22 @@ class AnomalyDetector(OutlierMixin, BaseEstimator):
         """
         return self._log_density(self._table(X))
 
+    def leave_one_out_scores(self) -> FloatArray:
+        """Log predictive density of each fitted row, given the others.
+
+        Returns
+        -------
+        ndarray of shape (N,)
+
+        Raises
+        ------
+        ValueError
+            Around a GaussianMixture, which does not hold its rows.
+        """
+        check_is_fitted(self)
+        self._need_rows()
+        return self._left_out(tails=False).log_density
+
     def decision_function(self, X: ArrayLike) -> FloatArray:
         """Log density less the threshold: negative for anomalies.
 
@@ -402,12 +418,15 @@ class AnomalyDetector(OutlierMixin, BaseEstimator):
             return np.full(len(self._draws[0]), self.offset_)
         return _own_quantiles(rate, self._draws)
 
-    def _left_out(self, rate: float | None = None) -> LeftOut:
-        """Leave-one-out values of the fitted rows, found once for each kind of threshold."""
+    def _left_out(self, rate: float | None = None, tails: bool = True) -> LeftOut:
+        """Leave-one-out values of the fitted rows, found once for each kind of threshold; the densities alone without tails."""
         from bayesgmm.inference.left_out import leave_out
         from bayesgmm.pointwise import named_rows
 
-        if rate not in self._left_out_cache:
+        done = self._left_out_cache
+        if not tails and done:
+            return next(iter(done.values()))
+        if (rate, tails) not in done:
             fit = self.estimator_
             thin = max(1, len(fit._draws.flat()[0]) // len(self._draws[0]))
             left = leave_out(
@@ -417,6 +436,7 @@ class AnomalyDetector(OutlierMixin, BaseEstimator):
                 self._thresholds(rate),
                 thin=thin,
                 refits=int(self.refits),
+                own_curves=tails,
                 own_thresholds=None if rate is None else partial(_own_quantiles, rate),
                 random_state=np.random.default_rng(0),
             )
@@ -427,8 +447,8 @@ class AnomalyDetector(OutlierMixin, BaseEstimator):
                     CriterionWarning,
                     stacklevel=3,
                 )
-            self._left_out_cache[rate] = left
-        return self._left_out_cache[rate]
+            done[rate, tails] = left
+        return done[rate, tails]
 
     def conformal_pvalue(self, X: ArrayLike | None = None) -> FloatArray:
         """Rank of each row's log density among the leave-one-out log densities of the fitted rows.
@@ -451,8 +471,7 @@ class AnomalyDetector(OutlierMixin, BaseEstimator):
         Tibshirani (2021), Predictive inference with the jackknife+, Annals of Statistics 49, 486–507.
         """
         rows = self._rows(X)
-        self._need_rows()
-        reference, v = self._left_out().log_density, self.estimator_._sample_weight
+        reference, v = self.leave_one_out_scores(), self.estimator_._sample_weight
         order = np.argsort(reference, kind="stable")
         counts = np.concatenate([[0.0], np.cumsum(np.ones(len(order)) if v is None else v[order])])
         scores = (
@@ -633,7 +652,7 @@ class AnomalyDetector(OutlierMixin, BaseEstimator):
 
         rates = [_checked_rate(rate, "false_alarms") for rate in false_alarms]
         rows = self._rows(X)
-        density = self._left_out().log_density if X is None else self._log_density(rows)
+        density = self.leave_one_out_scores() if X is None else self._log_density(rows)
         found = []
         for rate in rates:
             limit = self._tail.curve.quantile(rate)

@@ -69,6 +69,7 @@ def leave_out(
     thin: int = 1,
     refits: int = 10,
     own_thresholds: Callable[[Draws], FloatArray] | None = None,
+    own_curves: bool = True,
     random_state: np.random.Generator,
 ) -> LeftOut:
     """Leave each row of a fit out in turn.
@@ -88,6 +89,8 @@ def leave_out(
         Rows that are left out by sampling again at most.
     own_thresholds : callable, optional
         Thresholds of other draws, for refits; default: the first of ``thresholds`` for all.
+    own_curves : bool, default True
+        False: the tail probability of a row is looked up in the curve that all rows share, which the row itself has a part in.
     random_state : numpy.random.Generator
 
     Returns
@@ -105,7 +108,7 @@ def leave_out(
     none = np.empty(0, dtype=np.int64)
     out = LeftOut(np.empty(N), np.empty(N), np.empty(N), np.empty(N), np.empty(N), np.empty(N), none, none)
     common = N * min(REWEIGHTED_ROWS, len(tail.rows)) * S > EXACT_PRODUCTS
-    own = None if common else _Reweighted.of(tail, draws)
+    own = None if common or not own_curves else _Reweighted.of(tail, draws)
     for part, log_likelihood in _blocks(X, draws):
         power = 1.0 if v is None else np.minimum(v[part], 1.0)[:, None]
         log_weights, out.pareto_k[part] = psis_weights(-log_likelihood * power, efficiency)
