@@ -238,8 +238,8 @@ def _number(data, i, stop, decimal, power, rest):
         if 0 <= digit <= 9:
             if digits == 18:
                 return np.nan, UNREAD
-            mantissa = np.int64(mantissa * 10 + digit)
-            digits += mantissa > 0
+            mantissa = mantissa * 10 + digit
+            digits += 1 if mantissa > 0 else 0
             exponent -= fraction
             seen += 1
         elif data[i] == decimal and not fraction:

@@ -214,6 +214,8 @@ def check_output(source: str, out: str, force: bool) -> None:
     path = Path(out)
     if path.is_dir():
         raise DataError(f"cannot write to {out}: it is a folder; name a file")
+    if path.exists() and not path.is_file():
+        raise DataError(f"cannot write to {out}: it is no file; --out - writes to standard output")
     if path.suffix.lower() == ".npy":
         raise DataError(f"cannot write to {out}: .npy holds no words; name a .csv, .tsv or .parquet file")
     if not path.absolute().parent.is_dir():
@@ -367,7 +369,7 @@ def _results(scorer: Scorer, block: Block) -> pd.DataFrame:
         values = np.clip(values, -LARGEST_SCALE, LARGEST_SCALE)
     results = scorer.table(np.ascontiguousarray(values))
     if beyond.any():
-        results.loc[beyond, "log_density"] = -np.inf
+        results.loc[beyond, ["log_density", "tail_probability"]] = [-np.inf, 0.0]
     return results if len(good) == len(fault) else _spread(results, good, fault)
 
 

@@ -228,7 +228,10 @@ class TextSource:
     def _fill(self, size: int) -> None:
         parts, held = [self._buffer], len(self._buffer)
         while held < size and not self._at_end:
-            raw = self._stream.read(size - held)
+            try:
+                raw = self._stream.read(size - held)
+            except OSError as error:
+                raise DataError(f"cannot read {self.name}: {error.strerror or error}") from error
             self._at_end = not raw
             self._read_bytes += len(raw)
             parts.append(self._recoded(raw, final=self._at_end))
