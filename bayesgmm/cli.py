@@ -111,10 +111,9 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"bayesgmm {__version__}")
     commands = parser.add_subparsers(dest="command", required=True)
 
-    telling = _Parser(add_help=False, allow_abbrev=False)
-    telling.add_argument("--quiet", action="store_true", help="print nothing but errors and warnings")
-    telling.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
-    common = _Parser(add_help=False, allow_abbrev=False, parents=[telling])
+    common = _Parser(add_help=False, allow_abbrev=False)
+    common.add_argument("--quiet", action="store_true", help="print nothing but errors and warnings")
+    common.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
     common.add_argument("--force", action="store_true", help="write into a folder that is not empty")
 
     fit = commands.add_parser(
@@ -201,7 +200,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_sampling_options(select)
     select.set_defaults(parser=select, run=_select)
 
-    _add_score(commands, telling)
+    _add_score(commands)
 
     demo = commands.add_parser(
         "demo",
@@ -215,16 +214,16 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _add_score(commands: Any, telling: argparse.ArgumentParser) -> None:
+def _add_score(commands: Any) -> None:
     score = commands.add_parser(
         "score",
-        parents=[telling],
         allow_abbrev=False,
         help="say of new rows whether they fit in, and where they belong",
         description="Score new rows by a fit that 'bayesgmm fit' wrote. Each row comes out as it stood, in its place, with columns "
-        "behind it: log predictive density; tail probability (the share of the model's own rows that lie less dense); probability "
-        "that it is an anomaly, over the posterior; its kind (ok, far, small component); its component (-1 unknown), the probability "
-        "of that, and the reason (ok, far, ambiguous). A row with a value that is no finite number is kept: its results are empty, its "
+        "behind it: log predictive density; tail probability (the share of the model's own rows that lie less dense); over the "
+        "posterior, the probability that it is an anomaly (not of an EM fit); the probability that its component is a small one, below "
+        "2 % of the rows; its kind (ok, far, small component); its component (-1 unknown), the probability of that, and the reason (ok, "
+        "far, ambiguous). A row with a value that is no finite number is kept: its results are empty, its "
         "component is -1, and its reason is missing, not a number or infinite. Tables of any length are streamed.",
         epilog="Exit codes: 0 done; 1 the data or the run is at fault; 2 wrong usage; 3 done, but the fit's own convergence "
         "diagnostics had failed; 130 interrupted. A file is written whole or not at all.",
@@ -272,6 +271,12 @@ def _add_score(commands: Any, telling: argparse.ArgumentParser) -> None:
     score.add_argument("--strict", action="store_true", help="stop at the first value that is no finite number")
     score.add_argument(
         "--seed", type=_integer(0), metavar="N", default=0, help="seed of the random numbers (default: 0)"
+    )
+    score.add_argument("--quiet", action="store_true", help="print nothing but the results, errors and warnings")
+    score.add_argument(
+        "--json",
+        action="store_true",
+        help="print the summary as one JSON object (on standard error where the results go to standard output)",
     )
     score.add_argument("--force", action="store_true", help="overwrite a file")
     score.set_defaults(parser=score, run=_score)

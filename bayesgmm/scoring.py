@@ -403,20 +403,24 @@ def _check(rows: TextSource | FrameSource, block: Block, features: list[int]) ->
 
 @contextmanager
 def _open_sink(out: str, rows: TextSource | FrameSource, features: list[int]) -> Iterator[TextSink | ParquetSink]:
-    if out == "-":
-        yield TextSink(sys.stdout.buffer, rows)
-        return
     suffix = Path(out).suffix.lower()
     try:
+        if out == "-":
+            yield TextSink(sys.stdout.buffer, rows)
+            return
         with atomic_path(out) as temporary:
             if suffix in (".parquet", ".pq"):
                 yield ParquetSink(temporary, rows, features)
             else:
                 with open(temporary, "wb") as stream:
                     yield TextSink(stream, rows, "\t" if suffix == ".tsv" else ",")
+    except BrokenPipeError:
+        raise
     except OSError as error:
         # the temporary name says nothing to the user
-        raise OSError(error.errno, f"cannot write to {out}: {error.strerror or error}") from error
+        what = os.strerror(error.errno) if error.errno else str(error)
+        where = "standard output" if out == "-" else out
+        raise DataError(f"cannot write to {where}: {what}") from error
 
 
 @contextmanager
