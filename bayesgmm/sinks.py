@@ -124,7 +124,7 @@ class ParquetSink:
             import pyarrow.parquet as pq
         except ImportError as error:
             raise DataError(
-                f"cannot write {path}: Parquet needs pyarrow; install it with pip install 'bayesgmm[parquet]'"
+                "cannot write Parquet without pyarrow; install it with pip install 'bayesgmm[parquet]'"
             ) from error
         self._pa, self._pq = pa, pq
         self._path, self._source, self._features = path, source, features
