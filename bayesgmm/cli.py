@@ -10,6 +10,7 @@ import _thread
 import argparse
 import csv
 import logging
+import math
 import os
 import sys
 import threading
@@ -50,6 +51,23 @@ def _integer(minimum: int) -> Callable[[str], int]:
         return int(text)
 
     return parse
+
+
+def _number(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not math.isfinite(value):
+        raise argparse.ArgumentTypeError(f"expected a number, not {text!r}")
+    return value
+
+
+def _share(text: str) -> float:
+    value = _number(text)
+    if not 0 < value < 1:
+        raise argparse.ArgumentTypeError(f"expected a number between 0 and 1, not {text!r}")
+    return value
 
 
 def _tune(text: str) -> int | str:
@@ -182,6 +200,8 @@ def build_parser() -> argparse.ArgumentParser:
     _add_sampling_options(select)
     select.set_defaults(parser=select, run=_select)
 
+    _add_score(commands)
+
     demo = commands.add_parser(
         "demo",
         parents=[common],
@@ -192,6 +212,74 @@ def build_parser() -> argparse.ArgumentParser:
     demo.add_argument("--out", default="bayesgmm-demo", metavar="DIR", help="default: bayesgmm-demo")
     demo.set_defaults(parser=demo, run=_demo)
     return parser
+
+
+def _add_score(commands: Any) -> None:
+    score = commands.add_parser(
+        "score",
+        allow_abbrev=False,
+        help="say of new rows whether they fit in, and where they belong",
+        description="Score new rows by a fit that 'bayesgmm fit' wrote. Each row comes out as it stood, in its place, with columns "
+        "behind it: log predictive density; tail probability (the share of the model's own rows that lie less dense); over the "
+        "posterior, the probability that it is an anomaly (not of an EM fit); the probability that its component is a small one, below "
+        "2 % of the rows; its kind (ok, far, small component); its component (-1 unknown), the probability of that, and the reason (ok, "
+        "far, ambiguous). A row with a value that is no finite number is kept: its results are empty, its "
+        "component is -1, and its reason is missing, not a number or infinite. Tables of any length are streamed.",
+        epilog="Exit codes: 0 done; 1 the data or the run is at fault; 2 wrong usage; 3 done, but the fit's own convergence "
+        "diagnostics had failed; 130 interrupted. A file is written whole or not at all.",
+    )
+    score.add_argument("fit", metavar="DIR", help="folder that 'bayesgmm fit' wrote, by any method")
+    score.add_argument("data", metavar="NEW", help="CSV, TSV, Parquet or .npy; - reads standard input")
+    score.add_argument(
+        "--out",
+        default="-",
+        metavar="FILE",
+        help="where to write: Parquet if it ends in .parquet, else text with the delimiter of the input "
+        "(default: -, standard output)",
+    )
+    threshold = score.add_mutually_exclusive_group()
+    threshold.add_argument(
+        "--false-alarm",
+        type=_share,
+        metavar="RATE",
+        help="far is what is less dense than all but this share of the model's own rows (default: 0.01)",
+    )
+    threshold.add_argument(
+        "--f-min",
+        type=_number,
+        metavar="F",
+        help="far is what is less dense than this, per unit volume of the features",
+    )
+    threshold.add_argument("--log-f-min", type=_number, metavar="LOG_F", help="the same as a natural logarithm")
+    score.add_argument(
+        "--min-responsibility",
+        type=_share,
+        default=0.9,
+        metavar="P",
+        help="a row whose component is less probable is ambiguous (default: 0.9)",
+    )
+    score.add_argument(
+        "--draws", type=_integer(1), metavar="N", help="draws of the posterior to use, evenly thinned (default: 100)"
+    )
+    score.add_argument(
+        "--columns",
+        type=_names,
+        metavar="A,B",
+        help="columns that hold the fit's features, in its order (default: those of the same names)",
+    )
+    score.add_argument("--prefix", default="", metavar="TEXT", help="begin the names of the results' columns with this")
+    score.add_argument("--strict", action="store_true", help="stop at the first value that is no finite number")
+    score.add_argument(
+        "--seed", type=_integer(0), metavar="N", default=0, help="seed of the random numbers (default: 0)"
+    )
+    score.add_argument("--quiet", action="store_true", help="print nothing but the results, errors and warnings")
+    score.add_argument(
+        "--json",
+        action="store_true",
+        help="print the summary as one JSON object (on standard error where the results go to standard output)",
+    )
+    score.add_argument("--force", action="store_true", help="overwrite a file")
+    score.set_defaults(parser=score, run=_score)
 
 
 def _add_sampling_options(parser: argparse.ArgumentParser) -> None:
@@ -344,6 +432,46 @@ def _fit(arguments: argparse.Namespace) -> int:
         "random_state": arguments.seed,
     }
     return _run(arguments, output, table, arguments.method, options)
+
+
+def _score(arguments: argparse.Namespace) -> int:
+    to_file = arguments.out != "-"
+    from bayesgmm import scoring
+
+    scoring.check_output(arguments.data, arguments.out, arguments.force)
+    threshold = {name: getattr(arguments, name) for name in ("false_alarm", "f_min", "log_f_min")}
+    silent = arguments.quiet or arguments.json
+    try:
+        scorer = scoring.make_scorer(
+            arguments.fit,
+            **threshold,
+            min_responsibility=arguments.min_responsibility,
+            n_draws=arguments.draws or scoring.DEFAULT_DRAWS,
+            seed=arguments.seed,
+        )
+        found = scoring.score(
+            arguments.data,
+            arguments.out,
+            scorer,
+            columns=arguments.columns,
+            prefix=arguments.prefix,
+            strict=arguments.strict,
+            progressbar=not silent and sys.stderr.isatty() and (to_file or not sys.stdout.isatty()),
+        )
+    except KeyboardInterrupt:
+        return _fail(
+            "interrupted; " + ("nothing was written" if to_file else "the output is not complete"), INTERRUPTED
+        )
+    if arguments.json:
+        print(scoring.scoring_to_json(found), file=sys.stdout if to_file else sys.stderr)
+        return DONE if scorer.converged else NOT_CONVERGED
+    if not silent:
+        scoring.print_scoring(found)
+    for message in scorer.messages:
+        print(f"bayesgmm: warning: {message}", file=sys.stderr)
+    if not scorer.converged:
+        print(f"bayesgmm: warning: the fit's own diagnostics had failed: {scorer.verdict}", file=sys.stderr)
+    return DONE if scorer.converged else NOT_CONVERGED
 
 
 def _demo(arguments: argparse.Namespace) -> int:

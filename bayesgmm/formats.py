@@ -16,9 +16,10 @@ from bayesgmm.exceptions import DataError
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["RawTable", "read_raw"]
+__all__ = ["SAMPLE_BYTES", "RawTable", "TextLayout", "default_names", "fields", "file_kind", "read_raw", "text_layout"]
 
-_SAMPLE_BYTES = 1 << 16
+SAMPLE_BYTES = 1 << 16
+_UTF16_MARKS = (b"\xff\xfe", b"\xfe\xff")
 _MISSING = {"", "na", "n/a", "nan", "null", "none", "<na>", "#n/a"}
 
 
@@ -62,28 +63,106 @@ def read_raw(stream: BinaryIO, name: str) -> RawTable:
     """
     if not stream.seekable():
         stream = BytesIO(stream.read())
-    suffix = Path(name).suffix.lower()
-    head = stream.read(_SAMPLE_BYTES)
+    head = stream.read(SAMPLE_BYTES)
     stream.seek(0)
+    kind = file_kind(head, name)
+    if kind == "npy":
+        return _read_npy(stream, name)
+    if kind == "parquet":
+        return _read_parquet(stream, name)
+    return _read_text(stream, head, name)
+
+
+def file_kind(head: bytes, name: str) -> str:
+    """Say what a table file is by its first bytes.
+
+    Parameters
+    ----------
+    head : bytes
+        The first ``SAMPLE_BYTES`` of the file, or all of it where it is shorter.
+    name : str
+        What to call it in messages; its suffix must not belie its content.
+
+    Returns
+    -------
+    {"text", "parquet", "npy"}
+
+    Raises
+    ------
+    DataError
+        Where it is empty, or none of these formats.
+    """
+    suffix = Path(name).suffix.lower()
     if not head.strip():
         raise DataError(f"{name} is empty")
     if head.startswith(b"\x93NUMPY"):
-        return _read_npy(stream, name)
+        return "npy"
     if head.startswith(b"PAR1"):
-        return _read_parquet(stream, name)
+        return "parquet"
     if suffix in {".npy", ".parquet", ".pq"}:
         raise DataError(f"{name} is not a {suffix} file: its first bytes are not those of the format")
-    if head.startswith((b"\xff\xfe", b"\xfe\xff")):
-        return _read_text(stream, head, "utf-16", name)
+    if head.startswith(_UTF16_MARKS):
+        return "text"
     if b"\0" in head or head.startswith((b"PK\x03\x04", b"\x1f\x8b")):
         raise DataError(f"{name} is neither text nor Parquet nor .npy; save the table as CSV (and decompress it) first")
+    return "text"
+
+
+@dataclass(frozen=True)
+class TextLayout:
+    """How a text file sets down its table.
+
+    Attributes
+    ----------
+    encoding : str
+        ``utf-8-sig``, ``utf-16`` or ``latin-1``.
+    delimiter : str
+        Tab, semicolon or comma; a blank stands for any number of blanks and tabs.
+    decimal : str
+        The decimal mark.
+    has_header : bool
+        Whether the first record holds names.
+    surplus : int
+        Fields that the first row has more than the header; 1 where rows have names and their column none.
+    unnamed_first : bool
+        Whether the header's first field is empty.
+    """
+
+    encoding: str
+    delimiter: str
+    decimal: str
+    has_header: bool
+    surplus: int
+    unnamed_first: bool
+
+    @property
+    def notes(self) -> list[str]:
+        """What was decided and the user should know."""
+        return ["read the commas as decimal marks"] if self.decimal == "," else []
+
+
+def text_layout(head: bytes) -> TextLayout:
+    """Find out the layout of a text table from its first ``SAMPLE_BYTES``."""
+    encoding = _encoding(head)
+    text = head.decode(encoding, errors="replace")
+    sample = [line for line in text.splitlines() if line.strip()][:50]
+    delimiter = _delimiter(sample)
+    decimal = _decimal_mark(sample, delimiter)
+    first = fields(sample[0], delimiter)
+    has_header = not _are_numbers(first, decimal) or (len(first) > 1 and first == [str(i) for i in range(len(first))])
+    surplus = len(fields(sample[1], delimiter)) - len(first) if has_header and len(sample) > 1 else 0
+    return TextLayout(encoding, delimiter, decimal, has_header, surplus, has_header and not first[0].strip())
+
+
+def _encoding(head: bytes) -> str:
+    if head.startswith(_UTF16_MARKS):
+        return "utf-16"
     try:
         # a character may be cut at the end of the sample: up to three bytes
         head.decode("utf-8-sig", errors="strict")
-        encoding = "utf-8-sig"
     except UnicodeDecodeError as error:
-        encoding = "utf-8-sig" if error.start > len(head) - 4 and len(head) == _SAMPLE_BYTES else "latin-1"
-    return _read_text(stream, head, encoding, name)
+        return "utf-8-sig" if error.start > len(head) - 4 and len(head) == SAMPLE_BYTES else "latin-1"
+    return "utf-8-sig"
 
 
 def _read_npy(stream: BinaryIO, name: str) -> RawTable:
@@ -98,7 +177,7 @@ def _read_npy(stream: BinaryIO, name: str) -> RawTable:
     if array.ndim not in (1, 2):
         raise DataError(f"{name} holds an array of shape {array.shape}; expected observations × features")
     array = array.reshape(len(array), -1)
-    return RawTable(pd.DataFrame(array, columns=_default_names(array.shape[1])))
+    return RawTable(pd.DataFrame(array, columns=default_names(array.shape[1])))
 
 
 def _read_parquet(stream: BinaryIO, name: str) -> RawTable:
@@ -114,22 +193,18 @@ def _read_parquet(stream: BinaryIO, name: str) -> RawTable:
         raise DataError(f"cannot read {name}: {str(error).splitlines()[0]}") from error
 
 
-def _read_text(stream: BinaryIO, head: bytes, encoding: str, name: str) -> RawTable:
+def _read_text(stream: BinaryIO, head: bytes, name: str) -> RawTable:
     import pandas as pd
 
-    text = head.decode(encoding, errors="replace")
-    sample = [line for line in text.splitlines() if line.strip()][:50]
-    delimiter = _delimiter(sample)
-    decimal = _decimal_mark(sample, delimiter)
-    first = _fields(sample[0], delimiter)
-    has_header = not _are_numbers(first, decimal) or (len(first) > 1 and first == [str(i) for i in range(len(first))])
+    layout = text_layout(head)
+    delimiter, decimal, has_header = layout.delimiter, layout.decimal, layout.has_header
     try:
         frame = pd.read_csv(
             stream,
             sep=r"\s+" if delimiter == " " else delimiter,
             header=0 if has_header else None,
             decimal=decimal,
-            encoding=encoding,
+            encoding=layout.encoding,
             encoding_errors="replace",
             **_exact_numbers(),
             low_memory=False,
@@ -138,14 +213,11 @@ def _read_text(stream: BinaryIO, head: bytes, encoding: str, name: str) -> RawTa
     except (pd.errors.ParserError, pd.errors.EmptyDataError) as error:
         reason = str(error).strip().splitlines()[0].removeprefix("Error tokenizing data. C error: ")
         raise DataError(f"cannot read {name}: {reason}") from error
-    raw = RawTable(frame)
-    if decimal == ",":
-        raw.notes.append("read the commas as decimal marks")
+    raw = RawTable(frame, layout.notes)
     if has_header:
-        surplus = len(_fields(sample[1], delimiter)) - len(first) if len(sample) > 1 else 0
-        _leave_out_row_names(raw, surplus, unnamed_first=not first[0].strip(), name=name)
+        _leave_out_row_names(raw, layout.surplus, unnamed_first=layout.unnamed_first, name=name)
     else:
-        frame.columns = _default_names(frame.shape[1])
+        frame.columns = default_names(frame.shape[1])
         names = list(frame.columns)
         called = names if len(names) <= 3 else [names[0], "…", names[-1]]
         raw.notes.append(f"no header: the columns are called {', '.join(called)}")
@@ -164,11 +236,13 @@ def _exact_numbers() -> dict[str, str]:
     return {} if release >= (3, 1) else {"float_precision": "round_trip"}
 
 
-def _default_names(n_columns: int) -> list[str]:
+def default_names(n_columns: int) -> list[str]:
+    """Names of columns that have none: x1, x2, …."""
     return [f"x{i}" for i in range(1, n_columns + 1)]
 
 
-def _fields(line: str, delimiter: str) -> list[str]:
+def fields(line: str, delimiter: str) -> list[str]:
+    """Fields of one record of text."""
     if delimiter == " ":
         return [quoted or bare for quoted, bare in re.findall(r'"([^"]*)"|(\S+)', line)]
     return next(csv.reader([line], delimiter=delimiter, skipinitialspace=True))
@@ -177,7 +251,7 @@ def _fields(line: str, delimiter: str) -> list[str]:
 def _delimiter(sample: list[str]) -> str:
     """Tab, semicolon or comma: the first that splits two lines alike (row names may add a field); else blanks."""
     for delimiter in "\t;,":
-        counts = [len(_fields(line, delimiter)) for line in sample[:2]]
+        counts = [len(fields(line, delimiter)) for line in sample[:2]]
         if counts[0] > 1 and counts[-1] - counts[0] in (0, 1):
             return delimiter
     if len(sample[0].split()) > 1 and _are_numbers(sample[-1].split()[1:], "."):

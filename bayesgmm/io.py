@@ -23,7 +23,17 @@ from bayesgmm.formats import RawTable, read_raw
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["Labels", "OutputFolder", "Table", "atomic_path", "read_table", "write_csv", "write_text"]
+__all__ = [
+    "Labels",
+    "OutputFolder",
+    "Table",
+    "as_floats",
+    "atomic_path",
+    "quoted",
+    "read_table",
+    "write_csv",
+    "write_text",
+]
 
 _NAMED_CELLS = 5
 
@@ -149,7 +159,7 @@ def _labels(frame: pd.DataFrame, column: str, columns: Sequence[str] | None, nam
     import pandas as pd
 
     if column not in frame.columns:
-        raise DataError(f"{name} has no column {column!r} for the labels; its columns are {_quoted(frame.columns, 20)}")
+        raise DataError(f"{name} has no column {column!r} for the labels; its columns are {quoted(frame.columns, 20)}")
     if columns is not None and column in columns:
         raise DataError(f"the column {column!r} holds the labels, so it cannot be a feature: leave it out of --columns")
     # whole numbers with gaps are read as floats: 1.0 becomes 1 again
@@ -179,9 +189,9 @@ def _choose(frame: pd.DataFrame, columns: Sequence[str], name: str) -> pd.DataFr
         raise DataError("no column is chosen")
     unknown = [column for column in columns if column not in frame.columns]
     if unknown:
-        raise DataError(f"{name} has no column {_quoted(unknown)}; its columns are {_quoted(frame.columns, limit=20)}")
+        raise DataError(f"{name} has no column {quoted(unknown)}; its columns are {quoted(frame.columns, limit=20)}")
     if len(set(columns)) < len(columns):
-        raise DataError(f"a column is chosen twice: {_quoted(columns)}")
+        raise DataError(f"a column is chosen twice: {quoted(columns)}")
     return frame[list(columns)]
 
 
@@ -191,7 +201,7 @@ def _numbers(frame: pd.DataFrame, raw: RawTable, name: str) -> NDArray[np.float6
     cells: list[tuple[int, str, str]] = []
     for j, column in enumerate(frame.columns):
         series = frame.iloc[:, j]
-        numbers, is_text = _as_floats(series)
+        numbers, is_text = as_floats(series)
         if len(series) and 2 * is_text.sum() > series.notna().sum():
             text.append(column)
             continue
@@ -201,11 +211,11 @@ def _numbers(frame: pd.DataFrame, raw: RawTable, name: str) -> NDArray[np.float6
     if text:
         numeric = [column for column in frame.columns if column not in text]
         if not numeric:
-            raise DataError(f"{name} has no numeric column: {_quoted(text)} hold text")
+            raise DataError(f"{name} has no numeric column: {quoted(text)} hold text")
         plural = "columns" if len(text) > 1 else "column"
         chosen = ",".join(f'"{column}"' if "," in column else column for column in numeric)
         raise DataError(
-            f"{name}: {plural} {_quoted(text)} {'hold' if len(text) > 1 else 'holds'} text, not numbers; "
+            f"{name}: {plural} {quoted(text)} {'hold' if len(text) > 1 else 'holds'} text, not numbers; "
             f"choose the numeric columns with --columns {chosen}"
         )
     if cells:
@@ -213,8 +223,8 @@ def _numbers(frame: pd.DataFrame, raw: RawTable, name: str) -> NDArray[np.float6
     return values
 
 
-def _as_floats(series: pd.Series) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
-    """Numbers (N,) with NaN where there is none, and a mask (N,) of the cells that hold something else."""
+def as_floats(series: pd.Series) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+    """Read cells as numbers: an array (N,) with NaN where there is none, and a mask (N,) of the cells that hold something else."""
     import pandas as pd
     from pandas.api import types
 
@@ -247,7 +257,8 @@ def _cells_message(cells: list[tuple[int, str, str]], raw: RawTable, name: str) 
     return f"{name}: {len(cells)} {values} not a finite number: {named}{more}; remove or fill them first"
 
 
-def _quoted(names: Collection[str], limit: int = 10) -> str:
+def quoted(names: Collection[str], limit: int = 10) -> str:
+    """Names in quotes, parted by commas; the first ``limit`` of them."""
     shown = [repr(str(name)) for name in list(names)[:limit]]
     return ", ".join(shown) + (f", … ({len(names)} in all)" if len(names) > limit else "")
 

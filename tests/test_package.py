@@ -36,7 +36,7 @@ def test_importing_the_core_brings_numerics_alone():
 def test_help_imports_nothing_heavy():
     code = """
 from bayesgmm.cli import main
-for arguments in (["--help"], ["fit", "--help"], ["demo", "--help"], ["--version"]):
+for arguments in (["--help"], ["fit", "--help"], ["score", "--help"], ["demo", "--help"], ["--version"]):
     try:
         main(arguments)
     except SystemExit as exit:
