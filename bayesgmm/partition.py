@@ -258,12 +258,12 @@ def partition(
     thinned, shape = _thinned(draws, n_draws or min(MAX_DRAWS, ALLOCATIONS // N))
     z = draw_allocations(X, *thinned, drawing)
     best, exact = best_draw(z, loss, sample_weight)
-    others = {
+    labels_of: dict[str, NDArray[Any]] = {
         "em": np.argmax(kernel.responsibilities(X, mode)[0], axis=1),
         "kmeans": _kmeans(X, K, sample_weight, clustering),
         "best draw": z[:, best],
     }
-    others = {name: canonical(labels, sample_weight) for name, labels in others.items()}
+    others = {name: canonical(labels, sample_weight) for name, labels in labels_of.items()}
     labels = minimise(
         z,
         loss,
@@ -373,7 +373,7 @@ def _notes(exact: bool, max_clusters: int | None, others: Mapping[str, LabelArra
     notes = []
     if not exact:
         notes.append(
-            f"the best single draw is the best of {RESCORED} that looked best by unweighted comparison with a part of the draws"
+            f"the best single draw is the best of {RESCORED} that looked best without weights or against a part of the draws"
         )
     larger = [name for name, labels in others.items() if max_clusters is not None and labels.max() >= max_clusters]
     if larger:

@@ -327,7 +327,7 @@ def _best_merger(problem, state, n_sources):  # type: ignore[no-untyped-def]
                 continue
             change = _merger(problem, state, a, b)
             if change < best:
-                best, first, second = change, a, b
+                best, first, second = change, int(a), int(b)
     return best, first, second
 
 
