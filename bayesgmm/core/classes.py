@@ -301,15 +301,20 @@ def resolve_prior(
     -------
     ConjugatePrior or HierarchicalPrior
     """
-    K, D = classes.n_components, X.shape[1]
     if isinstance(prior, HierarchicalPrior):
         if prior.em_prior is not None:
-            em_prior = resolve_prior(prior.em_prior, X, classes, covariance_type, v)
-            prior = replace(prior, em_prior=em_prior)  # type: ignore[arg-type]
-        return prior.resolve(X, K, covariance_type, v)
+            prior = replace(prior, em_prior=resolve_conjugate(prior.em_prior, X, classes, covariance_type, v))
+        return prior.resolve(X, classes.n_components, covariance_type, v)
+    return resolve_conjugate(prior, X, classes, covariance_type, v)
+
+
+def resolve_conjugate(
+    prior: ConjugatePrior, X: FloatArray, classes: ClassLayout, covariance_type: str, v: FloatArray | None
+) -> ConjugatePrior:
+    """:func:`resolve_prior` of a conjugate prior."""
     if prior.scale is None:
-        prior = replace(prior, scale=(D + 2) * _within_components(X, classes, covariance_type, v))
-    return prior.resolve(X, K, covariance_type, v)
+        prior = replace(prior, scale=(X.shape[1] + 2) * _within_components(X, classes, covariance_type, v))
+    return prior.resolve(X, classes.n_components, covariance_type, v)
 
 
 def _within_components(X: FloatArray, classes: ClassLayout, covariance_type: str, v: FloatArray | None) -> FloatArray:
