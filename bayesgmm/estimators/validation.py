@@ -174,7 +174,8 @@ def check_classes(y: Any, n_rows: int) -> tuple[np.ndarray, Labels]:
     if not known.any():
         raise ValueError("y has no known label (−1, None and NaN are unknown): no class can be learned from it")
     given = getattr(y, "dtype", None)
-    found = np.array(list(labels[known]), dtype=given if getattr(given, "kind", "O") in "iufbU" else None)
+    own = isinstance(given, np.dtype) and given.kind in "iufbU"
+    found = np.array(list(labels[known]), dtype=given if own else None)
     if found.dtype.kind == "f" and not np.isfinite(found).all():
         raise ValueError("Input y contains infinity or a value too large for dtype('float64')")
     check_classification_targets(found)
