@@ -258,13 +258,7 @@ class BayesianGaussianMixture(DensityMixin, BaseEstimator):
         self._draws: PosteriorDraws = result.draws
         self.idata_: DataTree = result.idata
         self.diagnostics_: Diagnostics = result.diagnostics
-        self._set_point_estimates(self.diagnostics_.labels_identified)
-        if not self.diagnostics_.labels_identified:
-            warnings.warn(
-                "weights_, means_ and covariances_ are the mode's: the draws' components cannot be told apart",
-                ConvergenceWarning,
-                stacklevel=5,
-            )
+        self._set_point_estimates()
         if result.interrupted is not None:
             raise SamplingInterrupted(result.interrupted, self)
         for problem in self.diagnostics_.problems:
@@ -285,7 +279,16 @@ class BayesianGaussianMixture(DensityMixin, BaseEstimator):
             progressbar=bool(self.progressbar),
         )
 
-    def _set_point_estimates(self, identified: bool) -> None:
+    def _set_point_estimates(self) -> None:
+        if not self.diagnostics_.labels_identified:
+            warnings.warn(
+                "weights_, means_ and covariances_ are the mode's: the draws' components cannot be told apart",
+                ConvergenceWarning,
+                stacklevel=6,
+            )
+        self._take_point_estimates(self.diagnostics_.labels_identified)
+
+    def _take_point_estimates(self, identified: bool) -> None:
         """Posterior means, or the mode where components cannot be told apart."""
         kind = structure(self.covariance_type)
         if identified:

@@ -69,12 +69,12 @@ def check_reject(reject: float | None, level: float | None, label: Any, classes:
     Raises
     ------
     ValueError
-        If both a rate and a level are given, the level is NaN, or the label is a class.
+        If both a rate and a level are given, the level is not finite, or the label is a class.
     """
     if reject is not None and level is not None:
         raise ValueError("give reject (a rate) or reject_log_density (a level), not both")
-    if level is not None and np.isnan(level):
-        raise ValueError("reject_log_density must be a number, got NaN")
+    if level is not None and not np.isfinite(level):
+        raise ValueError(f"reject_log_density must be finite; got {level}")
     if label is None:
         label = {"i": -1, "u": -1, "f": -1.0, "U": "unknown"}.get(classes.dtype.kind)
     if (reject is not None or level is not None) and any(label == c for c in classes.tolist()):

@@ -31,11 +31,12 @@ from bayesgmm.estimators.validation import (
     check_weights,
     feature_names,
     generator,
+    named_columns,
     partial_labels,
     refuse_degenerate,
     warn_degenerate,
 )
-from bayesgmm.exceptions import SamplingInterrupted
+from bayesgmm.exceptions import DataWarning, SamplingInterrupted
 
 if TYPE_CHECKING:
     from xarray import DataTree
@@ -104,6 +105,8 @@ class MixtureClassifier(ClassifierMixin, BaseEstimator):
         Class of each component, where all stand in one list (``idata_``, ``modes_``).
     reject_log_density_ : float
         Log density below which rows are rejected; −inf for none.
+    false_alarm_ : float
+        Share of the model's own draws that lie below it.
     modes_ : tuple of Mode
         Distinct optima of EM over all components, best first.
     prior_ : ConjugatePrior, HierarchicalPrior or None
@@ -336,7 +339,7 @@ class MixtureClassifier(ClassifierMixin, BaseEstimator):
         self.idata_: DataTree = result.idata
         self.diagnostics_: Diagnostics = result.diagnostics
         template._draws = result.draws
-        template._set_point_estimates(self.diagnostics_.labels_identified)
+        template._take_point_estimates(self.diagnostics_.labels_identified)
         self.class_priors_ = self._layout.totals(result.draws.flat()[0]).mean(axis=0)
         return result.interrupted
 
@@ -347,12 +350,22 @@ class MixtureClassifier(ClassifierMixin, BaseEstimator):
             label: self._class_mixture(c, block)
             for c, (label, block) in enumerate(zip(self.classes_.tolist(), self._layout.blocks, strict=True))
         }
-        self.reject_log_density_ = -np.inf
-        if self.reject_log_density is not None:
+        self.reject_log_density_, self.false_alarm_ = -np.inf, 0.0
+        if self.reject is None and self.reject_log_density is None:
+            return
+        density = self._log_density(mixture.sample(CALIBRATION_ROWS)[0])
+        if self.reject is not None:
+            self.reject_log_density_ = float(np.quantile(density, self.reject))
+        elif self.reject_log_density is not None:
             self.reject_log_density_ = float(self.reject_log_density)
-        elif self.reject is not None:
-            rows = mixture.sample(CALIBRATION_ROWS)[0]
-            self.reject_log_density_ = float(np.quantile(self._log_density(rows), self.reject))
+        self.false_alarm_ = float(np.mean(density < self.reject_log_density_))
+        if self.reject_log_density is not None and self.false_alarm_ > 0.5:
+            warnings.warn(
+                f"reject_log_density: {100 * self.false_alarm_:.0f} % of the model's own rows lie below {self.reject_log_density:.6g} and "
+                "would be rejected",
+                DataWarning,
+                stacklevel=4,
+            )
 
     def _class_mixture(self, c: int, block: slice) -> Template:
         whole = self._mixture
@@ -368,7 +381,7 @@ class MixtureClassifier(ClassifierMixin, BaseEstimator):
         else:
             own.map_ = _part(whole.map_, block)
             own._draws = _draws_of(whole._draws, block)
-            own._set_point_estimates(self.diagnostics_.labels_identified)
+            own._take_point_estimates(self.diagnostics_.labels_identified)
         return own
 
     def __sklearn_is_fitted__(self) -> bool:
@@ -407,12 +420,14 @@ class MixtureClassifier(ClassifierMixin, BaseEstimator):
         Parameters
         ----------
         X : array-like of shape (N, D)
+            A DataFrame's columns are matched by name.
 
         Returns
         -------
         ndarray of shape (N, C)
         """
-        table, draws = self._table(X), self._posterior_draws()
+        check_is_fitted(self)
+        table, draws = self._table(named_columns(self, X)), self._posterior_draws()
         if draws is None:
             parameters = self._mixture._parameters
             within = replace(parameters, weights=self._layout.within_class(parameters.weights))
