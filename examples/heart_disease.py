@@ -164,7 +164,9 @@ def accuracies(X: pd.DataFrame, y: np.ndarray) -> None:
     quadratic = make_pipeline(StandardScaler(), QuadraticDiscriminantAnalysis())
     print(f"  quadratic discriminant analysis      {cross_val_score(quadratic, X, y, cv=FOLDS).mean():.3f}")
     for name, K in (("one component a class", 1), ("two components a class", 2), ("up to three, as BIC says", "bic")):
-        mixture = MixtureClassifier(GaussianMixture(prior="default", n_init=4), n_components=K, max_components=3, random_state=0)
+        mixture = MixtureClassifier(
+            GaussianMixture(prior="default", n_init=4), n_components=K, max_components=3, random_state=0
+        )
         print(f"  {name:36} {cross_val_score(mixture, X, y, cv=FOLDS).mean():.3f}")
 
 

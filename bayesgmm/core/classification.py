@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 from scipy.special import logsumexp
@@ -13,6 +12,11 @@ from bayesgmm.core.parameters import FloatArray, MixtureParameters
 
 BLOCK_ELEMENTS = 2_000_000
 """Size of the largest temporary array (draws × rows of a block × classes); 16 MB."""
+
+SMALLEST = 1e-280
+"""Probabilities below this are summed as logarithms: the kernel's densities end near 1e-308 of the largest."""
+
+Draws = tuple[FloatArray, FloatArray, FloatArray]
 
 
 def joint_log_densities(X: FloatArray, parameters: MixtureParameters, blocks: Sequence[slice]) -> FloatArray:
@@ -63,28 +67,8 @@ def class_log_probabilities(X: FloatArray, parameters: MixtureParameters, blocks
     return out
 
 
-@dataclass(frozen=True, eq=False)
-class ClassProbabilities:
-    """Class probabilities over posterior draws.
-
-    Parameters
-    ----------
-    mean : ndarray of shape (N, C)
-        (1/S) Σ_s p(c given x_n, θ_s).
-    sd : ndarray of shape (N, C)
-        Standard deviation over draws, of divisor S.
-    log_mean : ndarray of shape (N, C)
-    """
-
-    mean: FloatArray
-    sd: FloatArray
-    log_mean: FloatArray
-
-
-def averaged_class_probabilities(
-    X: FloatArray, draws: tuple[FloatArray, FloatArray, FloatArray], blocks: Sequence[slice]
-) -> ClassProbabilities:
-    """Class probabilities averaged over draws, with their spread, in blocks of rows.
+def averaged_class_probabilities(X: FloatArray, draws: Draws, blocks: Sequence[slice]) -> tuple[FloatArray, FloatArray]:
+    """Class probabilities averaged over draws, and their spread.
 
     Parameters
     ----------
@@ -96,21 +80,43 @@ def averaged_class_probabilities(
 
     Returns
     -------
-    ClassProbabilities
+    mean : ndarray of shape (N, C)
+        (1/S) Σ_s p(c given x_n, θ_s).
+    sd : ndarray of shape (N, C)
+        Standard deviation over draws, of divisor S.
     """
-    N, C, S = len(X), len(blocks), len(draws[0])
-    out = ClassProbabilities(np.empty((N, C)), np.empty((N, C)), np.empty((N, C)))
-    for rows, logs in probabilities_of_draws(X, draws, blocks):
+    mean, sd = kernel.class_probabilities(X, *draws, np.array([block.stop for block in blocks]))
+    beyond = np.flatnonzero(np.abs(1 - mean.sum(axis=1)) > 1e-6)
+    for rows, logs in probabilities_of_draws(X[beyond], draws, blocks):
         p = np.exp(logs)
-        out.mean[rows] = p.mean(axis=0)
-        out.sd[rows] = p.std(axis=0)
-        out.log_mean[rows] = logsumexp(logs, axis=0) - np.log(S)
+        mean[beyond[rows]], sd[beyond[rows]] = p.mean(axis=0), p.std(axis=0)
+    return mean, sd
+
+
+def average_class_log_probabilities(X: FloatArray, draws: Draws, blocks: Sequence[slice]) -> FloatArray:
+    """Log of class probabilities averaged over draws, also where these are too small for a number.
+
+    Parameters
+    ----------
+    X : ndarray of shape (N, D)
+    draws : tuple of ndarray
+        Weights (S, K), means (S, K, D) and precision factors (S, K, D, D).
+    blocks : sequence of slice
+        The components of each class.
+
+    Returns
+    -------
+    ndarray of shape (N, C)
+    """
+    mean = averaged_class_probabilities(X, draws, blocks)[0]
+    small = np.flatnonzero(np.any(mean < SMALLEST, axis=1))
+    out = np.log(np.maximum(mean, SMALLEST))
+    for rows, logs in probabilities_of_draws(X[small], draws, blocks):
+        out[small[rows]] = logsumexp(logs, axis=0) - np.log(len(logs))
     return out
 
 
-def probabilities_of_draws(
-    X: FloatArray, draws: tuple[FloatArray, FloatArray, FloatArray], blocks: Sequence[slice]
-) -> Iterator[tuple[slice, FloatArray]]:
+def probabilities_of_draws(X: FloatArray, draws: Draws, blocks: Sequence[slice]) -> Iterator[tuple[slice, FloatArray]]:
     """Log class probabilities (S, n, C) of every draw, a block of rows at a time.
 
     Parameters
@@ -143,9 +149,7 @@ def probabilities_of_draws(
         yield rows, joint
 
 
-def average_class_log_densities(
-    X: FloatArray, draws: tuple[FloatArray, FloatArray, FloatArray], blocks: Sequence[slice]
-) -> FloatArray:
+def average_class_log_densities(X: FloatArray, draws: Draws, blocks: Sequence[slice]) -> FloatArray:
     """Log of each class's density averaged over draws, log (1/S) Σ_s p(x_n given c, θ_s).
 
     Parameters

@@ -467,8 +467,7 @@ class MixtureClassifier(ClassifierMixin, BaseEstimator):
                 raise ValueError("EM has no draws: return_std needs estimator=BayesianGaussianMixture(...)")
             return np.exp(self._log_probabilities(table))
         if return_std:
-            found = classification.averaged_class_probabilities(table, draws, self._layout.blocks)
-            return found.mean, found.sd
+            return classification.averaged_class_probabilities(table, draws, self._layout.blocks)
         return self._layout.totals(kernel.posterior_predictive(table, *draws)[1])
 
     def predict_log_proba(self, X: ArrayLike) -> FloatArray:
@@ -488,7 +487,7 @@ class MixtureClassifier(ClassifierMixin, BaseEstimator):
         draws = self._posterior_draws()
         if draws is None:
             return classification.class_log_probabilities(table, self._mixture._parameters, self._layout.blocks)
-        return classification.averaged_class_probabilities(table, draws, self._layout.blocks).log_mean
+        return classification.average_class_log_probabilities(table, draws, self._layout.blocks)
 
     def predict(self, X: ArrayLike) -> np.ndarray:
         """Most probable class of each row, or ``reject_label`` where no class explains it.
