@@ -18,7 +18,7 @@ from sklearn.utils.validation import check_is_fitted
 from bayesgmm.core import classes as class_mixtures
 from bayesgmm.core import classification, em, kernel
 from bayesgmm.core.classes import ClassLayout, LabelledProblem
-from bayesgmm.core.covariance import structure
+from bayesgmm.core.covariance import CovarianceStructure, structure
 from bayesgmm.core.hierarchical import Prior
 from bayesgmm.core.parameters import FloatArray, MixtureParameters
 from bayesgmm.core.priors import ConjugatePrior
@@ -95,8 +95,8 @@ class MixtureClassifier(ClassifierMixin, BaseEstimator):
         ρ: given, estimated, or its posterior mean.
     mixtures_ : dict
         By class, a fitted estimator of the same kind as ``estimator`` that is p(x given the class): ``weights_`` (sum 1), ``means_``,
-        ``covariances_``, ``score_samples``, ``predict_proba``, ``sample``. ``modes_``, ``idata_`` and ``diagnostics_`` are the
-        classifier's.
+        ``covariances_``, ``score_samples``, ``predict_proba``, ``sample``, and with the posterior ``summary()`` and ``diagnostics_``, whose
+        verdict is on all classes. ``modes_`` and ``idata_`` are the classifier's.
     n_components_ : dict
         By class, the number of components.
     component_criteria_ : dict
@@ -381,6 +381,7 @@ class MixtureClassifier(ClassifierMixin, BaseEstimator):
         else:
             own.map_ = _part(whole.map_, block)
             own._draws = _draws_of(whole._draws, block)
+            own.diagnostics_ = _own_parameters(self.diagnostics_, own._draws, kind, feature_names(self))
             own._take_point_estimates(self.diagnostics_.labels_identified)
         return own
 
@@ -577,6 +578,18 @@ def _draws_of(draws: PosteriorDraws, block: slice) -> PosteriorDraws:
         weights=weights / weights.sum(axis=-1, keepdims=True),
         means=draws.means[:, :, block],
         precision_factors=draws.precision_factors[:, :, block],
+    )
+
+
+def _own_parameters(
+    diagnostics: Diagnostics, draws: PosteriorDraws, kind: CovarianceStructure, names: list[str]
+) -> Diagnostics:
+    """The verdict on all classes, with the table of one class's parameters."""
+    from bayesgmm.inference.diagnostics import convergence_table, scalar_parameters
+    from bayesgmm.inference.posterior import feature_pairs
+
+    return replace(
+        diagnostics, parameters=convergence_table(scalar_parameters(draws, kind, names, feature_pairs(names)))
     )
 
 

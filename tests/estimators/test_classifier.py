@@ -362,6 +362,11 @@ def test_what_a_posterior_fit_holds(partly, data):
     assert partly.map_.n_components == 3
     assert partly.mixtures_["no"].means_.shape == (2, 2)
     assert partly.mixtures_["no"].predict_proba(X).shape == (90, 2)
+    table = partly.mixtures_["yes"].summary()
+    own = partly.idata_["posterior"]["means"].values[:, :, 2, 1]
+    assert table.loc["means[0, q]", "mean"] == pytest.approx(own.mean())
+    assert table.loc["means[0, q]", "ess_bulk"] == partly.diagnostics_.parameters.loc["means[2, q]", "ess_bulk"]
+    assert len(partly.mixtures_["no"].assign(X)) == 90
     rows, labels = partly.sample(3000)
     share = np.mean(labels == "yes")
     assert share == pytest.approx(partly.class_priors_[1], abs=5 * 0.5 / np.sqrt(3000) + 0.01)
