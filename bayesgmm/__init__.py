@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from bayesgmm.criteria import loo, waic
     from bayesgmm.crossvalidation import kfold, labelled_scores
     from bayesgmm.estimators.bayesian_gaussian_mixture import BayesianGaussianMixture
+    from bayesgmm.estimators.classifier import MixtureClassifier
     from bayesgmm.estimators.gaussian_mixture import GaussianMixture
     from bayesgmm.inference.model import build_model
     from bayesgmm.partition import Partition
@@ -30,6 +31,7 @@ __all__ = [
     "ConjugatePrior",
     "GaussianMixture",
     "HierarchicalPrior",
+    "MixtureClassifier",
     "Partition",
     "Selection",
     "__version__",
@@ -50,6 +52,7 @@ _HOMES = {
     "ConjugatePrior": "bayesgmm.core.priors",
     "GaussianMixture": "bayesgmm.estimators.gaussian_mixture",
     "HierarchicalPrior": "bayesgmm.core.hierarchical",
+    "MixtureClassifier": "bayesgmm.estimators.classifier",
     "Partition": "bayesgmm.partition",
     "Selection": "bayesgmm.selection",
     "build_model": "bayesgmm.inference.model",

@@ -387,6 +387,8 @@ def known_labels(y: ArrayLike) -> tuple[np.ndarray, NDArray[np.bool_]]:
     values = np.asarray(y, dtype=object)
     if values.ndim != 1:
         raise ValueError(f"y must be one-dimensional, one label for each row; got shape {values.shape}")
+    if isinstance(y, np.ndarray) and y.dtype.kind in "iufb":
+        return values, (y == y) & (y != -1)
     known = np.array([not _is_unknown(value) for value in values], dtype=bool)
     labels = values.copy()
     kinds = {isinstance(value, str) for value in values[known]}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -24,6 +25,8 @@ RACE = ((10.0, 1e-3, 6), (1.0, 1e-4, 2))
 BoolArray = NDArray[np.bool_]
 IntArray = NDArray[np.integer[Any]]
 Callback = Callable[[int, MixtureParameters, float], None]
+Start = Callable[[np.random.Generator], tuple[MixtureParameters, FloatArray]]
+"""What makes a start from a seed: parameters and packed covariances."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -180,6 +183,18 @@ class Problem:
         K, D = new_means.shape
         return MixtureParameters(weights, new_means, self.kind.factors(packed, K, D)), packed
 
+    def initial_assignment(self, method: str, n_components: int, rng: np.random.Generator) -> np.ndarray:
+        """Labels (N,) or responsibilities (N, K) to start from, by a method of :mod:`bayesgmm.core.seeding`."""
+        return seeding.initial_assignment(method, self.X, n_components, self.sample_weight, rng)
+
+    def badly_fitted(self, parameters: MixtureParameters, lost: BoolArray, rng: np.random.Generator) -> IntArray:
+        """A row for each lost component, from among those of the lowest density, to start it anew at."""
+        K = len(lost)
+        counted = np.arange(len(self.X)) if self.sample_weight is None else np.flatnonzero(self.sample_weight > 0)
+        density = kernel.log_density(self.X, parameters, self.n_threads)[counted]
+        worst = counted[np.argsort(density)[: max(10 * K, len(density) // 20)]]
+        return rng.choice(worst, size=int(lost.sum()))
+
     def objective(self, statistics: SufficientStatistics, parameters: MixtureParameters) -> float:
         """Mean log-likelihood (plus log prior density) per unit of weight."""
         total = statistics.log_likelihood
@@ -279,10 +294,7 @@ def _reseed(
         lost[k] |= bool(np.linalg.eigvalsh(relative)[0] < 1e-12)
     if not lost.any():
         lost[np.argmin(counts)] = True
-    counted = np.arange(len(problem.X)) if problem.sample_weight is None else np.flatnonzero(problem.sample_weight > 0)
-    density = kernel.log_density(problem.X, parameters, problem.n_threads)[counted]
-    worst = counted[np.argsort(density)[: max(10 * K, len(density) // 20)]]
-    means[lost] = problem.X[rng.choice(worst, size=int(lost.sum()))]
+    means[lost] = problem.X[problem.badly_fitted(parameters, lost, rng)]
     counts[lost] = problem.total_weight / K
     return _from_scatter(problem, counts, means, np.where(lost[:, None, None], 0.0, scatter), lost)
 
@@ -376,7 +388,7 @@ def start(
     problem: Problem, n_components: int, method: str, rng: np.random.Generator
 ) -> tuple[MixtureParameters, FloatArray]:
     """Parameters of a start by a method of :mod:`bayesgmm.core.seeding`."""
-    assignment = seeding.initial_assignment(method, problem.X, n_components, problem.sample_weight, rng)
+    assignment = problem.initial_assignment(method, n_components, rng)
     if assignment.ndim == 1:
         return start_from_labels(problem, assignment.astype(np.int32, copy=False), n_components)
     return start_from_responsibilities(problem, assignment.astype(np.float64, copy=False))
@@ -447,23 +459,59 @@ def fit(
         raise ValueError("a mode needs weight_concentration ≥ 1: below 1 the prior density is unbounded at weight 0")
     kind = structure(covariance_type)
     problem = Problem(X, kind, prior, sample_weight, reg_covar, tol, max_iter, n_threads)
-    if starts is None:
-        methods = seeding.mixed_starts(init_params, n_init, X.shape[1])
-        if n_components == 1:
-            methods = methods[:1]
-        seeds = rng.spawn(len(methods))
-    else:
-        methods, seeds = [""] * len(starts), rng.spawn(len(starts))
-    several = len(methods) > 1
+    if starts is not None:
+        given = [("given", partial(_as_given, begin)) for begin in starts]
+        return fit_problem(problem, given, rng, callback, keep_history)
+    methods = seeding.mixed_starts(init_params, n_init, X.shape[1])
+    if n_components == 1:
+        methods = methods[:1]
+    seeded = [(method, partial(start, problem, n_components, method)) for method in methods]
+    return fit_problem(problem, seeded, rng, callback, keep_history)
+
+
+def _as_given(
+    begin: tuple[MixtureParameters, FloatArray], rng: np.random.Generator
+) -> tuple[MixtureParameters, FloatArray]:
+    return begin
+
+
+def fit_problem(
+    problem: Problem,
+    starts: Sequence[tuple[str, Start]],
+    rng: np.random.Generator,
+    callback: Callback | None = None,
+    keep_history: bool = False,
+) -> EMFit:
+    """Climb from starts that are made when their turn comes; see :func:`fit`.
+
+    Parameters
+    ----------
+    problem : Problem
+    starts : sequence of (name, function of a generator)
+    rng : numpy.random.Generator
+    callback : callable, optional
+    keep_history : bool, default False
+
+    Returns
+    -------
+    EMFit
+
+    Raises
+    ------
+    DegenerateFitError
+        If no start led to positive definite covariances.
+    """
+    tol = problem.tol
+    seeds = rng.spawn(len(starts))
+    several = len(starts) > 1
     loose = replace(problem, tol=max(tol, LOOSE_TOL)) if several else problem
     found: list[tuple[EMRun, int]] = []
     failures: list[str] = []
-    for index, (method, seed) in enumerate(zip(methods, seeds, strict=True)):
+    for (name, make), seed in zip(starts, seeds, strict=True):
         try:
-            begin = start(problem, n_components, method, seed) if starts is None else starts[index]
-            found.append((climb(loose, *begin, seed, callback, keep_history), 1))
+            found.append((climb(loose, *make(seed), seed, callback, keep_history), 1))
         except (DegenerateFitError, np.linalg.LinAlgError) as error:
-            failures.append(f"{method or 'given'} start: {error}")
+            failures.append(f"{name} start: {error}")
     scale = problem.feature_scale()
     if several and tol < loose.tol:
         finished: list[tuple[EMRun, int]] = []

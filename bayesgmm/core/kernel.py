@@ -446,6 +446,53 @@ def _predictive_rows(
 
 
 @nb.njit(**_options)
+def _class_rows(X, start, stop, log_weights, means, P, stops, mean, squares):
+    """Mean and sum of squared deviations over S parameter sets of the class probabilities of rows start … stop.
+
+    Class c has the components up to ``stops[c]``, from where the one before ends. Updated draw by draw (Welford 1962): a difference of
+    sums would lose small spreads.
+    """
+    S, K, D = means.shape
+    C, width = stops.shape[0], _width(D)
+    x, e, top, total, z = _scratch(width, K)
+    p, center, spread = np.empty(BLOCK), np.empty((C, BLOCK)), np.empty((C, BLOCK))
+    centres, factors = np.zeros((K, width)), np.zeros((K, width, width))
+    wait = 0
+    for block in range(start, stop, BLOCK):
+        b = min(BLOCK, stop - block)
+        _load_block(X, block, b, x)
+        for c in range(C):
+            for i in range(b):
+                center[c, i] = 0.0
+                spread[c, i] = 0.0
+        for s in range(S):
+            constants = _log_normalisers(log_weights[s], P[s])
+            _highest(constants)
+            _padded(means[s], P[s], centres, factors)
+            wait = _ratios(x, _whole(b), constants, centres, factors, D, e, top, total, z, wait)
+            for i in range(b):
+                total[i] = 1.0 / total[i] if total[i] > 0.0 else 0.0
+            k, share = 0, 1.0 / (s + 1.0)
+            for c in range(C):
+                for i in range(b):
+                    p[i] = 0.0
+                while k < stops[c]:
+                    for i in range(b):
+                        p[i] += e[k, i]
+                    k += 1
+                for i in range(b):
+                    here = p[i] * total[i]
+                    change = here - center[c, i]
+                    moved = center[c, i] + change * share
+                    spread[c, i] += change * (here - moved)
+                    center[c, i] = moved
+        for i in range(b):
+            for c in range(C):
+                mean[block + i, c] = center[c, i]
+                squares[block + i, c] = spread[c, i]
+
+
+@nb.njit(**_options)
 def _chunk_rows(N, D, K):
     """Rows of a chunk: a function of the problem alone, so that sums come out the same on any number of threads."""
     chunks = max(1, min(MAX_CHUNKS, 8_000_000 // (K * D * D)))
@@ -896,6 +943,46 @@ def _complete_averages(
         found.squares[beyond] += missing[beyond, None] * nearest
     if marked is not None:
         found.marked_mass[beyond] += missing[beyond] * of_marked
+
+
+def class_probabilities(
+    X: FloatArray,
+    weights: FloatArray,
+    means: FloatArray,
+    precision_factors: FloatArray,
+    stops: NDArray[np.int64],
+    n_threads: int | None = None,
+) -> tuple[FloatArray, FloatArray]:
+    """Mean and standard deviation over draws of class probabilities, one load of each block of rows for all draws.
+
+    Parameters
+    ----------
+    X : ndarray of shape (N, D)
+    weights : ndarray of shape (S, K)
+    means : ndarray of shape (S, K, D)
+    precision_factors : ndarray of shape (S, K, D, D)
+    stops : ndarray of shape (C,)
+        One past the last component of each class; the classes' components follow one another.
+    n_threads : int, optional
+        All available cores when None.
+
+    Returns
+    -------
+    mean : ndarray of shape (N, C)
+        (1/S) Σ_s p(c given x_n, θ_s). Rows sum to less than 1 where every density is 0 under some draws.
+    sd : ndarray of shape (N, C)
+        Of divisor S.
+    """
+    N, D = X.shape
+    S, K = weights.shape
+    mean, squares = np.empty((N, len(stops))), np.empty((N, len(stops)))
+    sets = (_log(weights.ravel()).reshape(S, K), means, precision_factors, np.ascontiguousarray(stops, dtype=np.int64))
+
+    def task(chunk: int, start: int, stop: int) -> None:
+        _class_rows(X, start, stop, *sets, mean, squares)
+
+    _over_chunks(N, BLOCK, S * pass_cost(N, K, D), n_threads, task)
+    return mean, np.sqrt(squares / S)
 
 
 def pointwise_log_likelihood(

@@ -182,16 +182,7 @@ class ConjugatePrior(MixturePrior):
             X, None if sample_weight is None else np.asarray(sample_weight, dtype=float)
         )
         D = X.shape[1]
-        try:
-            factors_from_covariances(covariance)
-            singular = np.linalg.eigvalsh(_correlation(covariance))[0] < 1e-12
-        except np.linalg.LinAlgError:
-            singular = True
-        if singular:
-            raise ValueError(
-                "the data have a constant column or exactly collinear columns, so no prior can be scaled by them: "
-                "drop the column, or give the prior's scale (ConjugatePrior(scale=...))"
-            )
+        refuse_singular(covariance, "the data")
         return cls(np.ones(n_components), mean, 0.01, D + 2.0, covariance / n_components ** (2 / D))
 
     def resolve(
@@ -410,6 +401,26 @@ def weighted_covariance(X: FloatArray, sample_weight: FloatArray | None = None) 
         weighted = centred if sample_weight is None else centred * sample_weight[start : start + 65536, None]
         covariance += weighted.T @ centred
     return mean, covariance / (total - 1 if total != 1 else 1.0)
+
+
+def refuse_singular(covariance: FloatArray, what: str) -> None:
+    """Refuse a covariance that no prior can be scaled by.
+
+    Raises
+    ------
+    ValueError
+        If it is not positive definite but for rounding; ``what`` says whose it is.
+    """
+    try:
+        factors_from_covariances(covariance)
+        singular = np.linalg.eigvalsh(_correlation(covariance))[0] < 1e-12
+    except np.linalg.LinAlgError:
+        singular = True
+    if singular:
+        raise ValueError(
+            f"{what} have a constant column or exactly collinear columns, so no prior can be scaled by them: "
+            "drop the column, or give the prior's scale (ConjugatePrior(scale=...))"
+        )
 
 
 def _correlation(covariance: FloatArray) -> FloatArray:

@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from bayesgmm.inference.diagnostics import Diagnostics
     from bayesgmm.inference.evidence import Evidence
     from bayesgmm.inference.posterior import PosteriorDraws
+    from bayesgmm.inference.sampling import Settings
     from bayesgmm.partition import Partition
 
 _SKLEARN_NAMES = {
@@ -248,16 +249,7 @@ class BayesianGaussianMixture(DensityMixin, BaseEstimator):
                 modes=tuple(m.run for m in self.modes_),
                 names=tuple(feature_names(self)),
             ),
-            sampling.Settings(
-                method=self.method,
-                draws=int(self.draws),
-                tune=200 if isinstance(self.tune, str) else int(self.tune),
-                chains=int(self.chains),
-                target_ess=float(self.target_ess),
-                max_draws=int(max(self.max_draws, self.draws)),
-                cores=self.cores,
-                progressbar=bool(self.progressbar),
-            ),
+            self._settings(),
             rng,
         )
         # Best first in the model itself, whose prior EM may not have had.
@@ -272,18 +264,38 @@ class BayesianGaussianMixture(DensityMixin, BaseEstimator):
         for problem in self.diagnostics_.problems:
             warnings.warn(problem, ConvergenceWarning, stacklevel=5)
 
+    def _settings(self) -> Settings:
+        """How the posterior is sampled."""
+        from bayesgmm.inference.sampling import Settings
+
+        return Settings(
+            method=self.method,
+            draws=int(self.draws),
+            tune=200 if isinstance(self.tune, str) else int(self.tune),
+            chains=int(self.chains),
+            target_ess=float(self.target_ess),
+            max_draws=int(max(self.max_draws, self.draws)),
+            cores=self.cores,
+            progressbar=bool(self.progressbar),
+        )
+
     def _set_point_estimates(self) -> None:
-        kind = structure(self.covariance_type)
-        if self.diagnostics_.labels_identified:
-            weights, means, factors = self._draws.flat()
-            self.weights_, self.means_ = weights.mean(axis=0), means.mean(axis=0)
-            self.covariances_ = kind.pack(self._draws.covariances).mean(axis=(0, 1))
-        else:
+        if not self.diagnostics_.labels_identified:
             warnings.warn(
                 "weights_, means_ and covariances_ are the mode's: the draws' components cannot be told apart",
                 ConvergenceWarning,
                 stacklevel=6,
             )
+        self._take_point_estimates(self.diagnostics_.labels_identified)
+
+    def _take_point_estimates(self, identified: bool) -> None:
+        """Posterior means, or the mode where components cannot be told apart."""
+        kind = structure(self.covariance_type)
+        if identified:
+            weights, means, factors = self._draws.flat()
+            self.weights_, self.means_ = weights.mean(axis=0), means.mean(axis=0)
+            self.covariances_ = kind.pack(self._draws.covariances).mean(axis=(0, 1))
+        else:
             self.weights_, self.means_ = self.map_.weights, self.map_.means
             self.covariances_ = kind.pack(self.map_.covariances)
 

@@ -9,7 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse
 from sklearn.base import BaseEstimator
-from sklearn.utils import check_random_state
+from sklearn.utils import check_random_state, column_or_1d
+from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import _check_sample_weight, _num_features, validate_data
 
 from bayesgmm.core.parameters import FloatArray
@@ -157,6 +158,62 @@ def check_weights(sample_weight: Any, X: FloatArray) -> FloatArray | None:
     if not np.any(weights > 0):
         raise ValueError("sample_weight is zero for every row")
     return np.ascontiguousarray(weights)
+
+
+def check_classes(y: Any, n_rows: int) -> tuple[np.ndarray, Labels]:
+    """Classes of partly known labels, sorted, and the class 0 … C − 1 of each row, −1 unknown.
+
+    None, NaN and −1 are unknown, as everywhere in the package, but where the labels are −1 and 1 alone: these are then the two classes.
+
+    Raises
+    ------
+    ValueError
+        If y is missing, of another length, continuous, mixes numbers and text, or has fewer than two classes.
+    """
+    labels, known = partial_labels(y, n_rows)
+    if not known.any():
+        raise ValueError("y has no known label (−1, None and NaN are unknown): no class can be learned from it")
+    given = getattr(y, "dtype", None)
+    own = isinstance(given, np.dtype) and given.kind in "iufbU"
+    found = np.array(list(labels[known]), dtype=given if own else None)
+    if found.dtype.kind == "f" and not np.isfinite(found).all():
+        raise ValueError("Input y contains infinity or a value too large for dtype('float64')")
+    check_classification_targets(found)
+    classes, codes = np.unique(found, return_inverse=True)
+    if len(classes) < 2:
+        raise ValueError(
+            f"y has a single class, {classes.tolist()[0]!r}, among its known labels: at least two classes are needed"
+        )
+    out = np.full(n_rows, -1, dtype=np.int64)
+    out[known] = codes
+    return classes, out
+
+
+def partial_labels(y: Any, n_rows: int, classes: np.ndarray | None = None) -> tuple[np.ndarray, NDArray[np.bool_]]:
+    """Labels (N,), and which of them are known; −1 is a class where it is one of ``classes``, or the labels are −1 and 1.
+
+    Raises
+    ------
+    ValueError
+        If y is missing, of another length, or mixes numbers and text.
+    """
+    from bayesgmm.crossvalidation import known_labels
+
+    if y is None:
+        raise ValueError("a classifier requires y to be passed, but the target y is None")
+    values = np.asarray(y) if hasattr(y, "__array__") else np.asarray(y, dtype=object)
+    if values.ndim == 2 and values.shape[1] == 1:
+        values = column_or_1d(values, warn=True)
+    labels, known = known_labels(values)
+    if len(labels) != n_rows:
+        raise ValueError(f"y has {len(labels)} labels for {n_rows} rows of X")
+    if classes is None:
+        signs = bool(known.any()) and all(not isinstance(label, str) and label == 1 for label in labels[known])
+    else:
+        signs = classes.dtype.kind in "iuf" and bool(np.any(classes == -1))
+    if signs:
+        known = known | np.array([not isinstance(label, str) and label == -1 for label in labels], dtype=bool)
+    return labels, known
 
 
 def warn_degenerate(X: FloatArray, n_components: int, names: list[str], reg_covar: float) -> None:

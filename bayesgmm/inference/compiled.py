@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import ArrayLike
 from scipy.special import gammaln
 
+from bayesgmm.core.classes import ClassLayout
 from bayesgmm.core.covariance import structure
 from bayesgmm.core.hierarchical import Prior
 from bayesgmm.core.parameters import FloatArray
@@ -75,15 +77,19 @@ class CompiledPosterior:
         covariance_type: str = "full",
         prior: str | Prior = "default",
         sample_weight: ArrayLike | None = None,
+        classes: ClassLayout | None = None,
     ) -> CompiledPosterior:
         """Posterior of the model that ``build_model`` builds from the same arguments.
+
+        With ``classes`` X is sorted by them, and a row of known class belongs to its components alone (:mod:`bayesgmm.core.classes`).
 
         Raises
         ------
         ValueError
             As ``build_model``.
         """
-        return cls(ModelInputs.resolve(X, n_components, covariance_type, prior, sample_weight), covariance_type)
+        inputs = ModelInputs.resolve(X, n_components, covariance_type, prior, sample_weight)
+        return cls(replace(inputs, classes=classes), covariance_type)
 
     def without_scale(self, precision_factors: FloatArray) -> CompiledPosterior:
         """Take the posterior with a random scale integrated out; itself, where the scale is fixed.
@@ -198,7 +204,8 @@ class CompiledPosterior:
         -------
         dict
             ``weights`` (K,), ``means`` (K, D), ``precision_factors`` (K, D, D), each with a leading axis S for a batch.
-            Under a hierarchical prior also ``scale_factor`` (D, D), lower, V Vᵀ = (2 C₀)⁻¹.
+            Under a hierarchical prior also ``scale_factor`` (D, D), lower, V Vᵀ = (2 C₀)⁻¹. Where classes have given priors the weights
+            are those of the likelihood, which sum to them; what the point's own sum to is lost.
         """
         points = np.ascontiguousarray(theta, dtype=np.float64)
         free, log_squares, below, means, *hyper = self._matrices(np.atleast_2d(points))
@@ -211,6 +218,8 @@ class CompiledPosterior:
             weights[s] = log_weights_forward(np.ascontiguousarray(free[s]))
             factors[s] = precision_factors_forward(scale[s], squares[s], np.ascontiguousarray(below[s]), K)
         np.exp(weights, out=weights)
+        if self.inputs.classes is not None:
+            weights = self.inputs.classes.scaled(weights)
         result = {"weights": weights, "means": means.copy(), "precision_factors": factors}
         if hyper:
             result["scale_factor"] = scale

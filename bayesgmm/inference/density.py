@@ -252,7 +252,69 @@ def integrated_scale(L, factors, n_covariances, n_scales, off_diagonal, degrees,
     return value
 
 
+@nb.njit(**_options)
+def with_class_priors(log_weights, class_stops, log_class_priors):
+    """Log weights log π_k − log Σ_j π_j + log ρ_c, the sum over the components of k's class c; a class ends before its stop."""
+    out = np.empty(log_weights.shape[0])
+    start = 0
+    for c in range(class_stops.shape[0]):
+        stop = int(class_stops[c])
+        high = log_weights[start]
+        for k in range(start, stop):
+            high = max(high, log_weights[k])
+        total = 0.0
+        for k in range(start, stop):
+            total += math.exp(log_weights[k] - high)
+        shift = log_class_priors[c] - (high + math.log(total))
+        for k in range(start, stop):
+            out[k] = log_weights[k] + shift
+        start = stop
+    return out
+
+
+@nb.njit(**_options)
+def with_class_priors_pullback(log_weights, class_stops, log_class_priors, g):
+    """Gradient with respect to log π, from that with respect to :func:`with_class_priors`, whose result is ``log_weights``."""
+    out = np.empty(g.shape[0])
+    start = 0
+    for c in range(class_stops.shape[0]):
+        stop = int(class_stops[c])
+        total = 0.0
+        for k in range(start, stop):
+            total += g[k]
+        for k in range(start, stop):
+            out[k] = g[k] - math.exp(log_weights[k] - log_class_priors[c]) * total
+        start = stop
+    return out
+
+
 # Numba's cache does not see that the kernel has changed: what calls it is kept within the C function alone, whose key says so.
+@nb.njit(**{**_options, "cache": False})
+def grouped_pass(X, v, groups, log_weights, means, factors):
+    """Sum of passes over slices of rows and components; ``groups`` (G, 4) are first and one past the last of both."""
+    K, D = means.shape
+    counts, first, second = np.zeros(K), np.zeros((K, D)), np.zeros((K, D, D))
+    log_likelihood = 0.0
+    for g in range(groups.shape[0]):
+        start, stop = int(groups[g, 0]), int(groups[g, 1])
+        begin, end = int(groups[g, 2]), int(groups[g, 3])
+        value, c, f, s = fused_pass(
+            X[start:stop],
+            v[start:stop] if v.shape[0] > 0 else v,
+            log_weights[begin:end],
+            means[begin:end],
+            factors[begin:end],
+        )
+        log_likelihood += value
+        for k in range(end - begin):
+            counts[begin + k] += c[k]
+            for i in range(D):
+                first[begin + k, i] += f[k, i]
+                for j in range(D):
+                    second[begin + k, i, j] += s[k, i, j]
+    return log_likelihood, counts, first, second
+
+
 @nb.njit(**{**_options, "cache": False})
 def _log_posterior(
     theta,
@@ -268,13 +330,17 @@ def _log_posterior(
     rate,
     joint,
     shape,
+    groups,
+    class_stops,
+    log_class_priors,
     gradient,
 ):
     """Log posterior at theta; its gradient goes into ``gradient``.
 
     ``shape`` holds the shapes of the two Bartlett matrices and the numbers of χ² and Normal variables behind the scale: 0 and 0 where
     ``scale`` is V itself. ``joint`` are the degrees of freedom h of a scale that is integrated out (else 0), with ``rate`` its L, and
-    the constant that comes with them.
+    the constant that comes with them. ``groups`` are passes over rows of known class and the others, none where one pass takes all;
+    ``class_stops`` and ``log_class_priors`` are empty but where classes have given priors.
     """
     K, D = concentration.shape[0], mean_prior.shape[0]
     R, C, B, Q, H, T = shape
@@ -298,8 +364,17 @@ def _log_posterior(
     log_weights = log_weights_forward(theta[:first])
     factors = precision_factors_forward(V, squares, below, K)
 
-    log_likelihood, counts, sums, products = fused_pass(X, v, log_weights, means, factors)
-    g_log_weights, g_means, g_factors = gradients(counts, sums, products, factors)
+    if groups.shape[0] == 0:
+        log_likelihood, counts, sums, products = fused_pass(X, v, log_weights, means, factors)
+        g_log_weights, g_means, g_factors = gradients(counts, sums, products, factors)
+    else:
+        held = log_weights
+        if class_stops.shape[0] > 0:
+            held = with_class_priors(log_weights, class_stops, log_class_priors)
+        log_likelihood, counts, sums, products = grouped_pass(X, v, groups, held, means, factors)
+        g_log_weights, g_means, g_factors = gradients(counts, sums, products, factors)
+        if class_stops.shape[0] > 0:
+            g_log_weights = with_class_priors_pullback(held, class_stops, log_class_priors, g_log_weights)
     value = log_likelihood
 
     # Dirichlet, with the volume element log K + Σ log π of the simplex coordinates.
@@ -375,7 +450,7 @@ def _from_whitened(y, center, factor, theta):
 
 _NUMBERS = types.CPointer(types.double)
 _ADDRESSES = types.CPointer(_NUMBERS)
-_N_SIZES = 14
+_N_SIZES = 16
 
 
 @cache
@@ -402,7 +477,9 @@ def density_function() -> Any:
         H, T = int(sizes[10]), int(sizes[11])
         hyper_degrees, mean_factor = nb.carray(addresses[9], (H,)), nb.carray(addresses[10], (D, D))
 
-        rate, joint = nb.carray(addresses[11], (D, D)), sizes[12:]
+        rate, joint = nb.carray(addresses[11], (D, D)), sizes[12:14]
+        groups, n_given = nb.carray(addresses[12], (int(sizes[14]), 4)), int(sizes[15])
+        class_stops, log_class_priors = nb.carray(addresses[13], (n_given,)), nb.carray(addresses[14], (n_given,))
         shape = (R, C, B, Q, H, T)
         kappa = sizes[8]
         whitened = sizes[9] != 0.0
@@ -424,6 +501,9 @@ def density_function() -> Any:
             rate,
             joint,
             shape,
+            groups,
+            class_stops,
+            log_class_priors,
             slope,
         )
         if whitened:
@@ -486,7 +566,9 @@ class PackedPosterior:
         n_weights, kappa = len(inputs.sample_weight), float(inputs.mean_precision)
         hyper = layout.hyper_shapes(D) if inputs.hierarchical else (0, 0)
         joint = inputs.joint_degrees_and_constant(shapes[0]) if inputs.integrated else (0.0, 0.0)
-        sizes = (len(inputs.X), D, K, *shapes, n_weights, kappa, float(factor is not None), *hyper, *joint)
+        given = inputs.given_classes
+        passes = (len(inputs.groups), len(given[0]))
+        sizes = (len(inputs.X), D, K, *shapes, n_weights, kappa, float(factor is not None), *hyper, *joint, *passes)
         self._arrays = tuple(
             np.ascontiguousarray(array, dtype=np.float64)
             for array in (
@@ -502,6 +584,8 @@ class PackedPosterior:
                 inputs.hyper_degrees_of_freedom,
                 inputs.mean_factor,
                 inputs.rate_factor,
+                inputs.groups,
+                *given,
             )
         )
         self.addresses = np.array([array.ctypes.data for array in self._arrays], dtype=np.uintp)

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy.special import gammaln
 
+from bayesgmm.core.classes import ClassLayout
 from bayesgmm.core.covariance import CovarianceStructure, structure
 from bayesgmm.core.hierarchical import HierarchicalPrior, Prior
 from bayesgmm.core.parameters import FloatArray, factors_from_covariances
@@ -111,6 +112,8 @@ class ModelInputs:
         Of the χ² variables of T; empty where the scale is fixed.
     rate_factor : ndarray of shape (D, D) or (0, 0)
         L of a random scale that is integrated out; ``scale_factor`` is then a fixed V, which decides upon the coordinates and nothing else.
+    classes : ClassLayout, optional
+        Of rows some of which have a known class: X is sorted by it.
     """
 
     X: FloatArray
@@ -123,6 +126,7 @@ class ModelInputs:
     mean_factor: FloatArray
     hyper_degrees_of_freedom: FloatArray
     rate_factor: FloatArray = field(default_factory=lambda: np.empty((0, 0)))
+    classes: ClassLayout | None = None
 
     @classmethod
     def resolve(
@@ -189,12 +193,25 @@ class ModelInputs:
             layout.hyper_degrees_of_freedom(prior),
         )
         # Contiguous and writeable: Numba compiles anew for any other layout. asarray keeps zero dimensions.
-        return cls(*(np.require(array, np.float64, ["C", "A", "W"]) for array in arrays))
+        held: list[FloatArray] = [np.require(array, np.float64, ["C", "A", "W"]) for array in arrays]
+        return cls(*held)  # type: ignore[arg-type]
 
     @property
     def n_components(self) -> int:
         """Number of components K."""
         return len(self.weight_concentration)
+
+    @property
+    def groups(self) -> FloatArray:
+        """Passes over slices of rows and components (G, 4) as :attr:`ClassLayout.groups`; none where one pass takes all."""
+        return np.empty((0, 4)) if self.classes is None else self.classes.groups.astype(float)
+
+    @property
+    def given_classes(self) -> tuple[FloatArray, FloatArray]:
+        """Where classes have given priors: one past the last component of each (C,), and log ρ_c (C,); else empty."""
+        if self.classes is None or self.classes.priors is None:
+            return np.empty(0), np.empty(0)
+        return np.cumsum(self.classes.components).astype(float), np.log(self.classes.priors)
 
     @property
     def hierarchical(self) -> bool:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from bayesgmm.core import kernel
+from bayesgmm.core.classes import ClassLayout
 from bayesgmm.core.covariance import CovarianceStructure
 from bayesgmm.core.hierarchical import HierarchicalPrior, Prior, pack_rate
 from bayesgmm.core.parameters import FloatArray, covariances_from_factors
@@ -146,9 +147,17 @@ def feature_pairs(names: Sequence[str]) -> list[str]:
     return [f"{names[int(j)]}:{names[int(i)]}" for i, j in zip(rows, columns, strict=True)]
 
 
-def pointwise_log_likelihood(draws: PosteriorDraws, X: FloatArray) -> FloatArray:
-    """Log density of every row under every draw, shape (chains, draws, N)."""
-    return kernel.pointwise_log_likelihood(X, *draws.flat()).reshape(draws.n_chains, draws.n_draws, len(X))
+def pointwise_log_likelihood(draws: PosteriorDraws, X: FloatArray, classes: ClassLayout | None = None) -> FloatArray:
+    """Log density of every row under every draw, shape (chains, draws, N); of a row of known class, together with that class."""
+    weights, means, factors = draws.flat()
+    if classes is None:
+        out = kernel.pointwise_log_likelihood(X, weights, means, factors)
+    else:
+        out = np.empty((len(weights), len(X)))
+        for rows, block in classes.passes:
+            w, m, P = (np.ascontiguousarray(part[:, block]) for part in (weights, means, factors))
+            out[:, rows] = kernel.pointwise_log_likelihood(X[rows], w, m, P)
+    return out.reshape(draws.n_chains, draws.n_draws, len(X))
 
 
 def log_prior(draws: PosteriorDraws, prior: Prior, kind: CovarianceStructure) -> FloatArray:
@@ -168,6 +177,7 @@ def data_tree(
     prior: Prior,
     sample_stats: Mapping[str, FloatArray],
     attributes: Mapping[str, Any],
+    classes: ClassLayout | None = None,
 ) -> DataTree:
     """Package a posterior with ArviZ's groups.
 
@@ -185,6 +195,9 @@ def data_tree(
     sample_stats : mapping of str to ndarray of shape (chains, draws)
     attributes : mapping
         Attributes of the root.
+    classes : ClassLayout, optional
+        Of rows some of which have a known class; X is sorted by it, the result is not. The dims ``component_id`` then have a coordinate
+        ``component_class``, and there are ``class_priors`` (estimated, or constant data) and the observed ``class_code``, −1 unknown.
 
     Returns
     -------
@@ -223,26 +236,43 @@ def data_tree(
         extra["precision_rate"] = rates
         dims["precision_rate"] = ["feature", "feature_bis"][: rates.ndim - 2]
     if sample_weight is not None:
-        constant["sample_weight"] = sample_weight
+        constant["sample_weight"] = sample_weight if classes is None else classes.in_table_order(sample_weight)
+    observed = {"x": X}
+    if classes is not None:
+        observed = {name: classes.in_table_order(value) for name, value in (("x", X), ("class_code", classes.codes))}
+        coords["class"] = list(classes.names)
+        dims |= {"class_code": ["obs_id"], "class_priors": ["class"]}
+        if classes.priors is None:
+            extra["class_priors"] = classes.totals(draws.weights)
+        else:
+            constant["class_priors"] = classes.priors
     groups: dict[str, dict[str, Any]] = {
         "posterior": {name: values for name, (values, _) in variables.items()} | extra,
         "sample_stats": dict(sample_stats),
         "log_prior": {"prior": log_prior(draws, prior, kind)},
-        "observed_data": {"x": X},
+        "observed_data": observed,
         "constant_data": constant,
     }
     tree = arviz_base.from_dict(groups, coords=coords, dims=dims, attrs={"/": dict(attributes)})
+    if classes is not None:
+        owners = np.asarray(classes.names)[classes.class_of_component]
+        for name in ("posterior", "constant_data"):
+            tree[name].dataset = tree[name].to_dataset().assign_coords(component_class=(COMPONENT_DIM, owners))
     if draws.n_chains * draws.n_draws * N <= LOG_LIKELIHOOD_LIMIT:
-        add_log_likelihood(tree, draws, X)
+        add_log_likelihood(tree, draws, X, classes)
     return tree
 
 
-def add_log_likelihood(tree: DataTree, draws: PosteriorDraws, X: FloatArray) -> None:
+def add_log_likelihood(
+    tree: DataTree, draws: PosteriorDraws, X: FloatArray, classes: ClassLayout | None = None
+) -> None:
     """Add the group ``log_likelihood`` with one value per chain, draw and row."""
     import xarray as xr
 
     posterior = tree["posterior"]
-    values = pointwise_log_likelihood(draws, X)
+    values = pointwise_log_likelihood(draws, X, classes)
+    if classes is not None:
+        values = classes.in_table_order(values, axis=2)
     tree["log_likelihood"] = xr.DataTree(
         xr.Dataset(
             {"x": (("chain", "draw", "obs_id"), values)},

@@ -26,7 +26,7 @@ Stephens, M. (2000). Dealing with label switching in mixture models. Journal of 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -139,6 +139,42 @@ def relabel(
     kind = "full" if parts[2].shape[1:] == matrices else covariance_type
     target = _checked(parts[0], parts[1], parts[2], kind, "reference ")
     return _assign(draws, target)[0]
+
+
+def relabel_within(
+    blocks: Sequence[slice],
+    weights: FloatArray,
+    means: FloatArray,
+    covariances: FloatArray,
+    reference: tuple[FloatArray, FloatArray, FloatArray],
+) -> np.ndarray:
+    """As :func:`relabel`, but with permutations within blocks of components alone: components of a class remain its own.
+
+    Parameters
+    ----------
+    blocks : sequence of slice
+        Contiguous, of all components.
+    weights : ndarray of shape (S, K)
+    means : ndarray of shape (S, K, D)
+    covariances : ndarray of shape (S, K, D, D)
+    reference : tuple (weights (K,), means (K, D), covariances (K, D, D))
+
+    Returns
+    -------
+    ndarray of shape (S, K), int64
+    """
+    parts = [
+        block.start
+        + relabel(
+            weights[:, block],
+            means[:, block],
+            covariances[:, block],
+            (reference[0][block], reference[1][block], reference[2][block]),
+            covariance_type="full",
+        )
+        for block in blocks
+    ]
+    return np.concatenate(parts, axis=1)
 
 
 def permuted_share(permutations: np.ndarray) -> float:

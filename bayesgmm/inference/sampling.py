@@ -12,6 +12,7 @@ from threadpoolctl import threadpool_limits
 
 from bayesgmm import __version__
 from bayesgmm.core import covariance, em
+from bayesgmm.core.classes import ClassLayout, LabelledProblem
 from bayesgmm.core.covariance import CovarianceStructure
 from bayesgmm.core.hierarchical import HierarchicalPrior, Prior
 from bayesgmm.core.parameters import FloatArray
@@ -23,7 +24,7 @@ from bayesgmm.inference.folding import ComponentBlocks
 from bayesgmm.inference.laplace import LaplaceApproximation, importance_draws, laplace, rough_scales
 from bayesgmm.inference.nuts import Chains, run_nuts
 from bayesgmm.inference.posterior import PosteriorDraws
-from bayesgmm.inference.relabel import permuted_share, relabel, switching_share
+from bayesgmm.inference.relabel import permuted_share, relabel_within, switching_share
 
 if TYPE_CHECKING:
     from xarray import DataTree
@@ -69,6 +70,8 @@ class Task:
         Distinct modes of EM in (π, μ, Σ), best first.
     names : tuple of str
         Feature names.
+    classes : ClassLayout, optional
+        Of rows some of which have a known class: X is sorted by it.
     """
 
     X: FloatArray
@@ -77,10 +80,13 @@ class Task:
     prior: Prior
     modes: tuple[em.EMRun, ...]
     names: tuple[str, ...]
+    classes: ClassLayout | None = None
 
     @property
     def problem(self) -> em.Problem:
         """The same as a problem of EM, under the prior that EM has."""
+        if self.classes is not None:
+            return LabelledProblem(self.X, self.kind, self.prior.for_em, self.sample_weight, classes=self.classes)
         return em.Problem(self.X, self.kind, self.prior.for_em, self.sample_weight)
 
 
@@ -139,7 +145,9 @@ def sample_posterior(task: Task, settings: Settings, rng: np.random.Generator) -
     Result
     """
     n_components = len(task.modes[0].counts)
-    compiled = CompiledPosterior.from_data(task.X, n_components, task.kind.name, task.prior, task.sample_weight)
+    compiled = CompiledPosterior.from_data(
+        task.X, n_components, task.kind.name, task.prior, task.sample_weight, task.classes
+    )
     compiled = compiled.without_scale(task.modes[0].parameters.precision_factors)
     # The products here are small: BLAS threads would only spin beside the chains'.
     with threadpool_limits(limits=1, user_api="blas"):
@@ -250,13 +258,19 @@ def _distinct(compiled: CompiledPosterior, approximations: Sequence[LaplaceAppro
             inverses = [np.linalg.inv(p["precision_factors"]) for p in (ours, theirs)]
             sigma, reference = (np.swapaxes(inverse, 1, 2) @ inverse for inverse in inverses)
             parts = (ours["weights"][None], ours["means"][None], sigma[None])
-            permutation = relabel(*parts, (theirs["weights"], theirs["means"], reference), covariance_type="full")[0]
+            order = (theirs["weights"], theirs["means"], reference)
+            permutation = relabel_within(_interchangeable(compiled.inputs.classes, K), *parts, order)[0]
             moved = blocks.permuted(mode.center[None], permutation)
             if np.linalg.norm(np.linalg.solve(earlier.factor, moved[0] - earlier.center)) < SAME_MODE:
                 break
         else:
             out.append(m)
     return out
+
+
+def _interchangeable(classes: ClassLayout | None, n_components: int) -> tuple[slice, ...]:
+    """Blocks of components that may change places."""
+    return (slice(0, n_components),) if classes is None else classes.blocks
 
 
 def _by_importance(
@@ -477,12 +491,12 @@ def _judge(
     raw = PosteriorDraws(**{_FIELDS[name]: part.reshape(C, S, *part.shape[1:]) for name, part in parts.items()})
     reference = task.modes[0].parameters
     weights, means, factors = raw.flat()
-    permutations = relabel(
+    permutations = relabel_within(
+        _interchangeable(task.classes, weights.shape[1]),
         weights,
         means,
         raw.covariances.reshape(factors.shape),
         (reference.weights, reference.means, reference.covariances),
-        covariance_type="full",
     )
     draws = raw.permuted(permutations)
     diagnostics = diagnose(
@@ -532,7 +546,7 @@ def _package(
         "covariance_type": task.kind.name,
     }
     tree = posterior.data_tree(
-        draws, task.kind, task.X, task.sample_weight, task.names, task.prior, chains.stats, attributes
+        draws, task.kind, task.X, task.sample_weight, task.names, task.prior, chains.stats, attributes, task.classes
     )
     order = tuple(range(len(task.modes)))
     return Result(draws, tree, diagnostics, order, task.modes, _interruption(chains, settings))

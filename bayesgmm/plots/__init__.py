@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from bayesgmm.plots.assignments import responsibilities, soft_and_hard
 from bayesgmm.plots.checks import coclustering, predictive_check
+from bayesgmm.plots.classification import class_probability
 from bayesgmm.plots.climb import animate_em, em_steps, modes
 from bayesgmm.plots.criteria import number_of_components, selection
 from bayesgmm.plots.densities import density
@@ -25,6 +26,7 @@ from bayesgmm.plots.shapes import ellipses, mixture, structures
 
 __all__ = [
     "animate_em",
+    "class_probability",
     "coclustering",
     "density",
     "ellipses",

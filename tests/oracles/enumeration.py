@@ -42,10 +42,17 @@ class Enumeration:
         Or any object with the same fields.
     n_components : int, default=2
     covariance_type : {"full", "tied", "diag", "spherical"}, default="full"
+    allowed : ndarray of shape (N, K) of bool, optional
+        Components that each row may belong to; all by default.
+    blocks : sequence of slice, optional
+        Components of each class, with ``class_priors``.
+    class_priors : sequence of float, optional
+        Known probabilities of the classes, whose weights are then Dirichlet within each class.
 
     Attributes
     ----------
     allocations : ndarray of shape (K^N, N) of int
+        Fewer where some are not allowed.
     log_allocation_evidence : ndarray of shape (K^N,)
         log p(z) p(X | z).
     log_evidence : float
@@ -54,7 +61,16 @@ class Enumeration:
         p(z | X).
     """
 
-    def __init__(self, X: np.ndarray, prior: PriorValues, n_components: int = 2, covariance_type: str = "full") -> None:
+    def __init__(
+        self,
+        X: np.ndarray,
+        prior: PriorValues,
+        n_components: int = 2,
+        covariance_type: str = "full",
+        allowed: np.ndarray | None = None,
+        blocks: tuple[slice, ...] | None = None,
+        class_priors: tuple[float, ...] = (1.0,),
+    ) -> None:
         X = np.asarray(X, dtype=float)
         n_rows, n_features = X.shape
         self.covariance_type = covariance_type
@@ -62,6 +78,8 @@ class Enumeration:
         self.n_features = n_features
         self.prior = prior
         self.allocations = np.array(list(product(range(n_components), repeat=n_rows)), dtype=int).reshape(-1, n_rows)
+        if allowed is not None:
+            self.allocations = self.allocations[allowed[np.arange(n_rows), self.allocations].all(axis=1)]
 
         members = (self.allocations[:, :, None] == np.arange(n_components)).astype(float)
         self._counts = members.sum(axis=1)
@@ -69,11 +87,12 @@ class Enumeration:
         self._set_conditional_posterior(X - prior.mean_prior, members)
 
         alpha = np.broadcast_to(prior.weight_concentration, (n_components,)).astype(float)
-        log_p_allocation = (
-            gammaln(alpha.sum())
-            - gammaln(alpha.sum() + n_rows)
-            + (gammaln(self._concentrations) - gammaln(alpha)).sum(axis=1)
-        )
+        log_p_allocation = (gammaln(self._concentrations) - gammaln(alpha)).sum(axis=1)
+        self._mixing = np.empty_like(self._concentrations)
+        for block, share in zip(blocks or (slice(0, n_components),), class_priors, strict=True):
+            own, total = self._counts[:, block].sum(axis=1), alpha[block].sum()
+            log_p_allocation = log_p_allocation + own * np.log(share) + gammaln(total) - gammaln(total + own)
+            self._mixing[:, block] = share * self._concentrations[:, block] / (total + own)[:, None]
         self.log_allocation_evidence = log_p_allocation + self._log_marginal_likelihood(n_rows)
         self.log_evidence = float(logsumexp(self.log_allocation_evidence))
         self.allocation_probabilities = np.exp(self.log_allocation_evidence - self.log_evidence)
@@ -130,6 +149,15 @@ class Enumeration:
         mean_part = D / 2 * np.log(self.prior.mean_precision / self._precisions).sum(axis=1)
         return -n_rows * D / 2 * LOG_2PI + mean_part + covariance_part
 
+    def weight_means(self) -> np.ndarray:
+        """E[π given X], shape (K,), where labels tell components apart."""
+        return self.allocation_probabilities @ self._mixing
+
+    def component_probabilities(self) -> np.ndarray:
+        """p(z_n = k | X), shape (N, K), where labels tell components apart."""
+        one_hot = self.allocations[:, :, None] == np.arange(self.n_components)
+        return np.einsum("a,ank->nk", self.allocation_probabilities, one_hot.astype(float))
+
     def coclustering(self) -> np.ndarray:
         """p(z_i = z_j | X), shape (N, N)."""
         same = self.allocations[:, :, None] == self.allocations[:, None, :]
@@ -139,9 +167,8 @@ class Enumeration:
         """log p(x | X) at points (M, D): a mixture of Student-t densities over allocations and components."""
         points = np.asarray(points, dtype=float).reshape(-1, self.n_features)
         terms = []
-        mixing = self._concentrations / self._concentrations.sum(axis=1, keepdims=True)
         for index in np.ndindex(*self._counts.shape):
-            weight = self.allocation_probabilities[index[0]] * mixing[index]
+            weight = self.allocation_probabilities[index[0]] * self._mixing[index]
             terms.append(np.log(weight) + self._student_log_density(points, index))
         return logsumexp(np.stack(terms), axis=0)
 
