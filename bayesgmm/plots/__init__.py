@@ -8,6 +8,11 @@ matplotlib ``Figure`` (``trace`` and ``rank``: ArviZ's ``PlotCollection``), read
     figure = bayesgmm.plots.density(post)
     figure.savefig("density.png", dpi=120)
 
+- a fit: :func:`mixture`, :func:`density`, :func:`ellipses`, :func:`responsibilities`, :func:`soft_and_hard`, :func:`coclustering`, :func:`modes`
+- EM at work (``keep_history=True``): :func:`em_steps`, :func:`animate_em`; what the structures can do: :func:`structures`
+- a posterior: :func:`forest`, :func:`posterior`, :func:`trace`, :func:`rank`, :func:`predictive_check`
+- the choice of K: :func:`selection`, :func:`number_of_components`
+
 ``ax=`` draws a figure of one panel into axes of yours and returns their figure; ``figsize=`` (inches) sets the size of a new one.
 New figures are pyplot's, so that ``plt.show()`` shows them: ``plt.close(figure)`` when many are made. The backend and the user's
 ``rcParams`` are left as they are.
