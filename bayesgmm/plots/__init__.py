@@ -8,7 +8,8 @@ matplotlib ``Figure`` (``trace`` and ``rank``: ArviZ's ``PlotCollection``), read
     figure = bayesgmm.plots.density(post)
     figure.savefig("density.png", dpi=120)
 
-- a fit: :func:`mixture`, :func:`density`, :func:`ellipses`, :func:`responsibilities`, :func:`soft_and_hard`, :func:`coclustering`, :func:`modes`
+- a fit: :func:`mixture`, :func:`density`, :func:`ellipses`, :func:`responsibilities`, :func:`soft_and_hard`, :func:`coclustering`,
+  :func:`modes`
 - EM at work (``keep_history=True``): :func:`em_steps`, :func:`animate_em`; what the structures can do: :func:`structures`
 - a posterior: :func:`forest`, :func:`posterior`, :func:`trace`, :func:`rank`, :func:`predictive_check`
 - the choice of K: :func:`selection`, :func:`number_of_components`
