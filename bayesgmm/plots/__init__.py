@@ -22,11 +22,12 @@ New figures are pyplot's, so that ``plt.show()`` shows them: ``plt.close(figure)
 from __future__ import annotations
 
 from bayesgmm.plots.assignments import responsibilities, soft_and_hard
+from bayesgmm.plots.chains import rank, trace
 from bayesgmm.plots.checks import coclustering, predictive_check
 from bayesgmm.plots.climb import animate_em, em_steps, modes
 from bayesgmm.plots.criteria import number_of_components, selection
 from bayesgmm.plots.densities import density
-from bayesgmm.plots.parameters import forest, posterior, rank, trace
+from bayesgmm.plots.parameters import forest, posterior
 from bayesgmm.plots.shapes import ellipses, mixture, structures
 
 __all__ = [
