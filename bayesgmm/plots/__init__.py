@@ -8,6 +8,12 @@ matplotlib ``Figure`` (``trace`` and ``rank``: ArviZ's ``PlotCollection``), read
     figure = bayesgmm.plots.density(post)
     figure.savefig("density.png", dpi=120)
 
+- a fit: :func:`mixture`, :func:`density`, :func:`ellipses`, :func:`responsibilities`, :func:`soft_and_hard`, :func:`coclustering`,
+  :func:`modes`
+- EM at work (``keep_history=True``): :func:`em_steps`, :func:`animate_em`; what the structures can do: :func:`structures`
+- a posterior: :func:`forest`, :func:`posterior`, :func:`trace`, :func:`rank`, :func:`predictive_check`
+- the choice of K: :func:`selection`, :func:`number_of_components`
+
 ``ax=`` draws a figure of one panel into axes of yours and returns their figure; ``figsize=`` (inches) sets the size of a new one.
 New figures are pyplot's, so that ``plt.show()`` shows them: ``plt.close(figure)`` when many are made. The backend and the user's
 ``rcParams`` are left as they are.
@@ -16,12 +22,13 @@ New figures are pyplot's, so that ``plt.show()`` shows them: ``plt.close(figure)
 from __future__ import annotations
 
 from bayesgmm.plots.assignments import responsibilities, soft_and_hard
+from bayesgmm.plots.chains import rank, trace
 from bayesgmm.plots.checks import coclustering, predictive_check
 from bayesgmm.plots.classification import class_probability
 from bayesgmm.plots.climb import animate_em, em_steps, modes
 from bayesgmm.plots.criteria import number_of_components, selection
 from bayesgmm.plots.densities import density
-from bayesgmm.plots.parameters import forest, posterior, rank, trace
+from bayesgmm.plots.parameters import forest, posterior
 from bayesgmm.plots.shapes import ellipses, mixture, structures
 
 __all__ = [

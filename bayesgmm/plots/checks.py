@@ -56,7 +56,7 @@ def predictive_check(
     -------
     matplotlib.figure.Figure
         For each bin the rows observed, and the band that holds 90 % of the rows that replicated tables of the same size have there.
-        About one bin in ten lies outside even where the model is right; the title counts them.
+        Where the model is right about one bin in ten lies outside, or fewer where counts are small; the title counts them.
 
     Raises
     ------
@@ -112,7 +112,7 @@ def predictive_check(
             line[0].set_ylabel("rows in a bin")
         c.title(
             f"posterior-predictive check: {view.described}",
-            f"{outside} of {total} bins lie outside their 90 % band; about {0.1 * total:.0f} would by chance",
+            f"{outside} of {total} bins lie outside their 90 % band; by chance about {0.1 * total:.0f} or fewer",
             remark,
         )
         c.legend(

@@ -336,7 +336,7 @@ def modes(fit: Any, *, ax: Axes | None = None, figsize: tuple[float, float] | No
             yticks=places, yticklabels=[f"optimum {place}" for place in places], xlabel="starts of EM that ended there"
         )
         c.ax.set_ylim(max(3, len(shown)) - 0.4, -0.6)
-        c.ax.set_xlim(0, 1.7 * starts.max())
+        c.ax.set_xlim(0, 1.9 * starts.max())
         c.ax.locator_params(axis="x", integer=True, nbins=6)
         total = sum(mode.n_starts for mode in found)
         objective = "log-likelihood" if getattr(fit, "prior_", None) is None else "log posterior"

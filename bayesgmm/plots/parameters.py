@@ -1,25 +1,22 @@
-"""What the posterior says of the parameters: intervals, densities, and the chains that the draws come from."""
+"""What the posterior says of the parameters: intervals and densities, with EM's value marked."""
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import matplotlib as mpl
 import numpy as np
-from cycler import cycler
 from matplotlib.lines import Line2D
 
 from bayesgmm.core.covariance import structure
 from bayesgmm.core.parameters import FloatArray, MixtureParameters
-from bayesgmm.inference.posterior import COMPONENT_DIM, PosteriorDraws, derived, feature_pairs
+from bayesgmm.inference.posterior import PosteriorDraws, derived
 from bayesgmm.plots.fitted import Fitted, fitted, need_draws
 from bayesgmm.plots.rows import limits
-from bayesgmm.plots.style import COLOURS, INK, MUTED, RC, Canvas, canvas, colour, label, small_numbers
+from bayesgmm.plots.style import INK, MUTED, Canvas, canvas, colour, label, small_numbers
 
 if TYPE_CHECKING:
-    from arviz_plots import PlotCollection
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
@@ -30,18 +27,12 @@ MAX_FEATURES = 4
 MAX_COMPONENTS = 12
 MAX_PAIRS = 6
 
-CHAIN_FEATURES = 2
-CHAIN_COMPONENTS = 4
-
 TITLES = {
     "weights": "weights",
     "means": "means",
     "standard_deviations": "standard deviations",
     "correlations": "correlations",
 }
-
-
-SINGULAR = {name: title.removesuffix("s") for name, title in TITLES.items()}
 
 
 @dataclass(frozen=True, eq=False)
@@ -205,12 +196,10 @@ def _panels(
     kind = structure(post.covariance_type)
     single = PosteriorDraws(em.weights[None, None], em.means[None, None], em.precision_factors[None, None])
     at_em = derived(single, kind)
-    pairs = feature_pairs(names)
-    wanted_pairs = [pairs.index(pair) for pair in feature_pairs([names[j] for j in features])][:MAX_PAIRS]
-    wanted = {"feature": list(features), "feature_pair": wanted_pairs}
+    wanted = {"feature": list(features), "feature_pair": pair_positions(features)[:MAX_PAIRS]}
     spoken = {
         "feature": [label(name, 30) for name in names],
-        "feature_pair": [f"{label(first, 28)} and\n{label(second, 28)}" for first, second in _pairs(names)],
+        "feature_pair": [f"{label(first, 28)} and\n{label(second, 28)}" for first, second in pairs_of(names)],
     }
     for variable, (values, dims) in derived(post._draws, kind).items():
         if variable == "covariances" or (variable == "weights" and em.n_components == 1):
@@ -231,7 +220,13 @@ def _panels(
             yield Panel(TITLES[variable], name, tuple(entries))
 
 
-def _pairs(names: Sequence[str]) -> list[tuple[str, str]]:
+def pair_positions(features: Sequence[int]) -> list[int]:
+    """Positions among the correlations of the pairs that some features make."""
+    ordered = sorted(features)
+    return [i * (i - 1) // 2 + j for place, i in enumerate(ordered) for j in ordered[:place]]
+
+
+def pairs_of(names: Sequence[str]) -> list[tuple[str, str]]:
     """Pairs of features in the order of the correlations."""
     above, left = np.tril_indices(len(names), -1)
     return [(names[int(j)], names[int(i)]) for i, j in zip(above, left, strict=True)]
@@ -336,187 +331,3 @@ def _density_line(ax: Axes, entry: Entry) -> None:
         ax.plot(grid, height, color=shade, linewidth=1.5)
         ax.fill_between(grid, 0, height, color=shade, alpha=0.15, linewidth=0)
     ax.axvline(entry.em, color=shade, linestyle="--", linewidth=1.2)
-
-
-def trace(
-    post: Any,
-    var_names: str | Sequence[str] | None = None,
-    *,
-    features: Sequence[int | str] | None = None,
-    backend: str | None = None,
-    **options: Any,
-) -> PlotCollection:
-    """The draws of each chain one after another, by ArviZ; divergent ones are marked.
-
-    Parameters
-    ----------
-    post : BayesianGaussianMixture
-        Fitted or loaded.
-    var_names : str or sequence of str, optional
-        Variables of ``post.idata_.posterior``. Default: weights, means and standard deviations.
-    features : sequence of int or str, optional
-        By position or name. Default: all, or the two in which the components differ most. Of more than four components the heaviest
-        are shown.
-    backend : {"matplotlib", "bokeh", "plotly", "none"}, optional
-        ArviZ's.
-    **options
-        Further arguments of ``arviz_plots.plot_trace``.
-
-    Returns
-    -------
-    arviz_plots.PlotCollection
-
-    Raises
-    ------
-    TypeError
-        If ``post`` has no posterior draws.
-    sklearn.exceptions.NotFittedError
-        If it is not fitted.
-    ValueError
-        If a variable or feature is unknown, or there is nothing that varies.
-    """
-    import arviz_plots
-
-    return _by_arviz(
-        arviz_plots.plot_trace, "draws of each chain in order", post, var_names, features, backend, options
-    )
-
-
-def rank(
-    post: Any,
-    var_names: str | Sequence[str] | None = None,
-    *,
-    features: Sequence[int | str] | None = None,
-    backend: str | None = None,
-    **options: Any,
-) -> PlotCollection:
-    """Ranks of each chain's draws among all, as differences to even ones, by ArviZ: chains that agree stay near zero.
-
-    Parameters
-    ----------
-    post : BayesianGaussianMixture
-        Fitted or loaded.
-    var_names : str or sequence of str, optional
-        Variables of ``post.idata_.posterior``. Default: weights, means and standard deviations.
-    features : sequence of int or str, optional
-        By position or name. Default: all, or the two in which the components differ most. Of more than four components the heaviest
-        are shown.
-    backend : {"matplotlib", "bokeh", "plotly", "none"}, optional
-        ArviZ's.
-    **options
-        Further arguments of ``arviz_plots.plot_rank``.
-
-    Returns
-    -------
-    arviz_plots.PlotCollection
-
-    Raises
-    ------
-    TypeError, NotFittedError, ValueError
-        As :func:`trace` does.
-    """
-    import arviz_plots
-
-    return _by_arviz(
-        arviz_plots.plot_rank,
-        "ranks of each chain's draws, less even ones",
-        post,
-        var_names,
-        features,
-        backend,
-        options,
-    )
-
-
-def _by_arviz(
-    plot: Any,
-    what: str,
-    post: Any,
-    var_names: str | Sequence[str] | None,
-    features: Sequence[int | str] | None,
-    backend: str | None,
-    options: dict[str, Any],
-) -> PlotCollection:
-    need_draws(post, plot.__name__.removeprefix("plot_"))
-    view = fitted(post)
-    tree, remark = _chosen_draws(view, var_names, features)
-    settings = RC | {"axes.prop_cycle": cycler(color=COLOURS), "figure.constrained_layout.use": True}
-    with mpl.rc_context(settings):
-        collection = plot(tree, backend=backend, **_arviz_options(tree, plot.__name__, backend, options))
-        if collection.backend == "matplotlib":
-            figure = collection.viz["figure"].item()
-            figure.suptitle(
-                "\n".join(filter(None, [f"{what}, one colour a chain", view.described, remark])), fontsize=10
-            )
-    return collection
-
-
-def _arviz_options(tree: Any, name: str, backend: str | None, options: dict[str, Any]) -> dict[str, Any]:
-    """What ArviZ is told unless the user says otherwise: sizes of a report, titles of one line, thin lines."""
-    from arviz_base import rcParams
-    from arviz_base.labels import BaseLabeller
-
-    class Spoken(BaseLabeller):
-        def var_name_to_str(self, var_name: str | None) -> str:
-            return SINGULAR.get(str(var_name), label(var_name))
-
-        def dim_coord_to_str(self, dim: Hashable, coord_val: Any, coord_idx: Any) -> str:
-            return f"component {coord_val}" if dim == COMPONENT_DIM else str(coord_val)
-
-        def sel_to_str(self, sel: Any, isel: Any) -> str:
-            parts = [self.dim_coord_to_str(dim, sel[dim], isel[dim]) for dim in sel]
-            return (", " if sum(map(len, parts)) < 24 else "\n").join(parts)
-
-    given: dict[str, Any] = {"labeller": Spoken()}
-    if (backend or rcParams["plot.backend"]) == "matplotlib":
-        posterior = tree["posterior"]
-        n_panels = sum(v.size // (v.sizes["chain"] * v.sizes["draw"]) for v in posterior.data_vars.values())
-        columns = min(4, n_panels)
-        given |= {
-            "col_wrap": columns,
-            "figure_kwargs": {"figsize": (max(2.4 * columns, 4.8), 1.0 + 1.85 * -(-n_panels // columns))},
-        }
-        if name == "plot_trace":
-            given["visuals"] = {"trace": {"alpha": 0.7, "width": 0.6}}
-    return given | options
-
-
-def _chosen_draws(
-    view: Fitted, var_names: str | Sequence[str] | None, features: Sequence[int | str] | None
-) -> tuple[Any, str]:
-    """A DataTree with the variables, features and components to show, names as labels, and a remark."""
-    import xarray as xr
-
-    stored = view.fit.idata_["posterior"].to_dataset()
-    asked = (
-        [var_names] if isinstance(var_names, str) else list(var_names or ("weights", "means", "standard_deviations"))
-    )
-    unknown = [name for name in asked if name not in stored]
-    if unknown:
-        raise ValueError(f"the posterior has no {', '.join(map(repr, unknown))}: it has {', '.join(map(str, stored))}")
-    chosen, remark = view.separating(features, CHAIN_FEATURES if features is None else view.n_features)
-    names = view.names
-    pairs = feature_pairs(names)
-    kept = np.sort(np.argsort(-view.typical.weights, kind="stable")[:CHAIN_COMPONENTS])
-    if len(kept) < view.n_components:
-        remark = "; ".join(filter(None, [remark, f"{len(kept)} of {view.n_components} components: the heaviest"]))
-    wanted = {
-        COMPONENT_DIM: kept.tolist(),
-        "feature": chosen,
-        "feature_bis": chosen,
-        "feature_pair": [pairs.index(pair) for pair in feature_pairs([names[j] for j in chosen])],
-    }
-    spoken = {
-        "feature": [label(names[j], 24) for j in chosen],
-        "feature_bis": [label(names[j], 24) for j in chosen],
-        "feature_pair": [" : ".join(label(name, 16) for name in _pairs(names)[p]) for p in wanted["feature_pair"]],
-    }
-    part = stored[asked].isel({dim: places for dim, places in wanted.items() if dim in stored[asked].dims})
-    part = part.assign_coords({dim: labels for dim, labels in spoken.items() if dim in part.dims})
-    moving = [name for name in asked if part[name].size and float(part[name].max() - part[name].min()) > 0]
-    if not moving:
-        raise ValueError(f"{', '.join(asked)}: the same in every draw (the weight of one component is 1)")
-    groups = {"posterior": part[moving]}
-    if "sample_stats" in view.fit.idata_.children:
-        groups["sample_stats"] = view.fit.idata_["sample_stats"].to_dataset()
-    return xr.DataTree.from_dict(groups), remark

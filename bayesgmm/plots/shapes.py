@@ -170,9 +170,9 @@ def crowded(view: Fitted) -> bool:
 
 
 def plane_limits(view: Fitted, feature: int) -> tuple[float, float]:
-    """Ends of an axis: the rows', and the 90 % ellipses' where they do not reach much farther."""
+    """Ends of an axis: the rows', and the components' where they do not reach much farther."""
     one = marginal_parameters(view.typical, [feature])
-    reach = 2.3 / one.precision_factors[:, 0, 0]
+    reach = 2.6 / one.precision_factors[:, 0, 0]
     low, high = float((one.means[:, 0] - reach).min()), float((one.means[:, 0] + reach).max())
     if view.X is not None:
         ends = rows.limits(view.X[:, feature])

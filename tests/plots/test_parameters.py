@@ -57,6 +57,17 @@ def test_correlations_and_deviations_are_those_of_the_mode(post):
     np.testing.assert_allclose(marks(ax, "D"), np.sqrt(matrices[:, 2, 2]))
 
 
+def test_features_can_be_in_any_order(post):
+    figure = plots.forest(post, features=["feature c", "feature a"])
+    matrices = post.map_.covariances
+    expected = matrices[:, 0, 2] / np.sqrt(matrices[:, 0, 0] * matrices[:, 2, 2])
+    np.testing.assert_allclose(marks(panel(figure, "correlations", "feature a and\nfeature c"), "D"), expected)
+    chains = plots.trace(post, "correlations", features=["feature c", "feature b"]).viz["figure"].item()
+    assert [ax.get_title() for ax in panels(chains)] == [
+        f"correlation\ncomponent {k}\nfeature b : feature c" for k in range(2)
+    ]
+
+
 def test_a_fit_by_em_is_marked_in_the_order_of_the_posterior(post, X):
     em = GaussianMixture(2, n_init=2, random_state=0).fit(X)
     order = np.argsort(-em.weights_)[:: 1 if post.weights_[0] < post.weights_[1] else -1]
