@@ -78,3 +78,37 @@ def test_stored_results_are_those_of_the_same_settings(tmp_path):
     file.write_text("\n".join(json.dumps(line) for line in lines) + '\n{"study": "a", "sett', encoding="utf-8")
     assert runs.stored("a", settings, file) == {("x", 1): {"z": 0.5}}
     assert runs.stored("a", settings, tmp_path / "none") == {}
+
+
+def alarms(posterior, em, n_data_sets=20):
+    """Results of the false-alarm study with these mean rates, in multiples of the nominal one, and a little scatter."""
+    study = pytest.importorskip("benchmarks.validation.anomaly")
+    scatter = np.linspace(-0.05, 0.05, n_data_sets)
+    sides = {"posterior": posterior, "em": em, "conformal": 1.0}
+    return {
+        (*cell, i): {
+            "rates": {side: [rate * (at + scatter[i]) for rate in study.RATES] for side, at in sides.items()},
+            "content": True,
+        }
+        for cell in study.CELLS
+        for i in range(n_data_sets)
+    }
+
+
+@pytest.mark.parametrize(
+    ("posterior", "em", "missed_a_cell"),
+    [(1.0, 2.0, 0), (1.15, 1.3, 0), (1.3, 2.0, 2), (1.15, 1.05, 2), (0.7, 0.9, 4)],
+)
+def test_false_alarm_targets_are_judged_at_two_rates(posterior, em, missed_a_cell):
+    study = pytest.importorskip("benchmarks.validation.anomaly")
+    # Two rates judged in each cell: within 20 % of nominal, and no further from it than EM.
+    assert study.report(alarms(posterior, em), "laplace", judged=True) == missed_a_cell * len(study.CELLS)
+    assert study.report(alarms(posterior, em), "laplace", judged=False) == 0
+
+
+def test_rows_of_the_false_alarm_study_have_the_stated_distances():
+    study = pytest.importorskip("benchmarks.validation.anomaly")
+    truth = study.draw_truth(2, np.random.default_rng(0))
+    gaps = np.linalg.norm(truth.means[:, None] - truth.means, axis=2)
+    assert gaps[gaps > 0].min() == pytest.approx(study.DISTANCE)
+    np.testing.assert_allclose(np.diagonal(truth.covariances, axis1=1, axis2=2), 1.0)
