@@ -38,6 +38,7 @@ N_FRESH = 10_000
 DATA_SETS, QUICK_DATA_SETS = 200, 3
 DRAWS = 250
 ANOMALIES = 0.02
+INJECTED_EVERY = 10
 SIDES = ("posterior", "em", "conformal")
 DETECTORS = (
     "posterior, left out",
@@ -120,7 +121,7 @@ def one_data_set(
         # Fits that were not content are counted in the table.
         warnings.simplefilter("ignore")
         found = false_alarms(n_rows, n_features, index, method, draws, rng)
-        if index % 4 == 0:
+        if index % INJECTED_EVERY == 0:
             found["precision"] = injected(n_rows, n_features, index, method, draws, rng)
     return found
 
