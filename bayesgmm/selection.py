@@ -19,7 +19,7 @@ from bayesgmm.core.hierarchical import HierarchicalPrior
 from bayesgmm.core.parameters import FloatArray
 from bayesgmm.core.priors import ConjugatePrior
 from bayesgmm.stacking import compare_elpds, stacking_weights
-from bayesgmm.sweep import LONG_PASS, SHORT_PASS, Folder, Key, Model, Plan, quiet, run, steps
+from bayesgmm.sweep import LONG_PASS, REFITS, SHORT_PASS, Folder, Key, Model, Plan, quiet, run, steps
 from bayesgmm.tabulation import (
     COLUMNS,
     CRITERIA,
@@ -396,6 +396,7 @@ def select(
     prior: Any = "default",
     components_prior: str | tuple[str, float] | Mapping[int, float] = "uniform",
     sensitivity: bool = True,
+    loo_refits: int = REFITS,
     out: str | Path | None = None,
     overwrite: bool = False,
     progressbar: bool = True,
@@ -434,6 +435,9 @@ def select(
     sensitivity : bool, default True
         With the evidence, look at it under varied priors too (``Selection.sensitivity``): from the draws, and from a new fit where they
         do not reach the other prior (k̂ > 0.7) and the model has 1 % of the probability or so there.
+    loo_refits : int, default 10
+        Rows of each model that LOO leaves out by sampling the posterior again, where importance sampling and moment matching fail: seconds
+        for each where components are superfluous. Further such rows make the model's flag "k-hat high".
     out : path, optional
         Folder that takes every finished fit. A sweep that was stopped goes on from there when it is called again with the same data
         and settings; more K, structures and criteria may be asked of it.
@@ -474,6 +478,8 @@ def select(
     >>> found.best("bic")
     ('full', 2)
     """
+    if isinstance(loo_refits, bool) or not isinstance(loo_refits, int | np.integer) or loo_refits < 0:
+        raise ValueError(f"loo_refits must be a whole number of at least 0; got {loo_refits!r}")
     plan, seed_given = _plan(
         X, n_components, covariance_types, method, y, criteria, sample_weight, n_jobs, random_state, prior, options
     )
@@ -481,6 +487,7 @@ def select(
         plan,
         log_prior_of_components=_prior_of_components(components_prior, plan),
         sensitivity=bool(sensitivity),
+        loo_refits=loo_refits,
     )
     folder = None
     if out is not None:

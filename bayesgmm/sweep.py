@@ -84,6 +84,8 @@ class Plan:
         log p(K), of every K of the sweep.
     sensitivity : bool
         Whether evidences are looked at under varied priors too.
+    loo_refits : int
+        Rows of a model that LOO leaves out by sampling again at most.
     """
 
     X: Any
@@ -101,6 +103,7 @@ class Plan:
     n_jobs: int
     log_prior_of_components: Mapping[int, float] = field(default_factory=dict)
     sensitivity: bool = True
+    loo_refits: int = REFITS
 
     @property
     def total_weight(self) -> float:
@@ -619,7 +622,10 @@ def _loo(plan: Plan, model: Model) -> None:
     sound = pareto_k is None or pareto_k <= PARETO_K_LIMIT
     # The same seed for all: where the rows are subsampled, they are the same rows.
     found = loo_posterior(
-        model.posterior, moment_matching=sound, refits=REFITS if sound else 0, random_state=plan.entropy % 2**31
+        model.posterior,
+        moment_matching=sound,
+        refits=plan.loo_refits if sound else 0,
+        random_state=plan.entropy % 2**31,
     )
     if found.waic is not None and "waic" in plan.criteria:
         model.values |= {"elpd_waic": found.waic.elpd, "p_waic": found.waic.p}

@@ -130,6 +130,16 @@ def test_loo_and_waic_stand_beside_em(posterior):
         assert row["bic"] == pytest.approx(found.em_fits[key].bic(rows()), rel=1e-10)
 
 
+def test_refits_of_loo_are_those_asked_for(monkeypatch):
+    from bayesgmm.inference import loo
+
+    asked, plain = [], loo.loo_posterior
+    monkeypatch.setattr(loo, "loo_posterior", lambda post, **kw: asked.append(kw["refits"]) or plain(post, **kw))
+    for options in ({}, {"loo_refits": 0}):
+        quick(n_components=1, covariance_types="full", method="laplace", draws=100, criteria="loo", **options)
+    assert asked == [10, 0]
+
+
 def test_differences_and_weights_are_those_of_az_compare(posterior):
     _, found = posterior
     theirs = az.compare(found.elpds, round_to="none")
@@ -619,6 +629,7 @@ def test_altered_files_are_refused(tmp_path):
         ({"draws": 100}, TypeError, "no option 'draws' with method='em'; .*n_init"),
         ({"n_init": 0}, ValueError, "n_init"),
         ({"n_jobs": 0}, ValueError, "n_jobs must be"),
+        ({"loo_refits": -1}, ValueError, "loo_refits must be a whole number of at least 0; got -1"),
         ({"sample_weight": np.full(90, -1.0)}, ValueError, "sample_weight"),
         ({"random_state": -1}, ValueError, "random_state"),
         ({"components_prior": ("poisson", 2.0)}, ValueError, "needs the criterion 'evidence'"),
