@@ -224,12 +224,12 @@ def test_rows_flagged_at_each_threshold(clusters):
 
 
 def test_thresholds_of_a_known_mixture():
-    mixture = GaussianMixture.from_parameters([0.6, 0.4], [[0.0], [8.0]], [[[1.0]], [[4.0]]])
+    mixture = GaussianMixture.from_parameters([0.6, 0.4], [[0.0], [14.0]], [[[1.0]], [[4.0]]])
     frozen = FrozenEstimator(mixture)
-    detector = AnomalyDetector(frozen, f_min=0.01).fit(None)
+    detector = AnomalyDetector(frozen, f_min=0.01, random_state=0).fit(None)
     assert detector.offset_ == pytest.approx(np.log(0.01))
-    rows = np.array([[0.0], [4.0], [8.0], [-2.9], [30.0]])
-    exact = mixture_log_density(rows, np.array([0.6, 0.4]), np.array([[0.0], [8.0]]), np.array([[[1.0]], [[4.0]]]))
+    rows = np.array([[0.0], [7.0], [14.0], [-2.9], [30.0]])
+    exact = mixture_log_density(rows, np.array([0.6, 0.4]), np.array([[0.0], [14.0]]), np.array([[[1.0]], [[4.0]]]))
     np.testing.assert_allclose(detector.score_samples(rows), exact, rtol=1e-10)
     np.testing.assert_array_equal(detector.predict(rows), np.where(exact < np.log(0.01), -1, 1))
     by_rate = AnomalyDetector(frozen, false_alarm=detector.false_alarm_, random_state=3).fit(None)

@@ -22,6 +22,9 @@ from bayesgmm.pointwise import BLOCK_ELEMENTS, good_k, psis_weights
 Draws = tuple[FloatArray, FloatArray, FloatArray]
 """Weights (S, K), means (S, K, D) and precision factors (S, K, D, D)."""
 
+SMOOTHED_FROM = 0.02
+"""Variance of log ratios from which weights are smoothed: below it no weight is far from 1, and a million rows would take minutes."""
+
 REWEIGHTED_ROWS = 4000
 """Simulated rows that each row's own predictive density is weighed against."""
 
@@ -43,7 +46,7 @@ class LeftOut:
     below, below_error : ndarray of shape (N,)
         Posterior probability, given the other rows, that the density lies below the threshold, and its error.
     pareto_k : ndarray of shape (N,)
-        k̂ of the importance weights.
+        k̂ of the importance weights; −inf where they hardly vary.
     refitted : ndarray of int
         Rows that were left out by sampling again.
     unreliable : ndarray of int
@@ -110,8 +113,8 @@ def leave_out(
     common = N * min(REWEIGHTED_ROWS, len(tail.rows)) * S > EXACT_PRODUCTS
     own = None if common or not own_curves else _Reweighted.of(tail, draws)
     for part, log_likelihood in _blocks(X, draws):
-        power = 1.0 if v is None else np.minimum(v[part], 1.0)[:, None]
-        log_weights, out.pareto_k[part] = psis_weights(-log_likelihood * power, efficiency)
+        ratios = -log_likelihood if v is None else -log_likelihood * np.minimum(v[part], 1.0)[:, None]
+        log_weights, out.pareto_k[part] = _weights(ratios, efficiency)
         weights = np.exp(log_weights)
         density = logsumexp(log_weights + log_likelihood, axis=1)
         out.log_density[part] = density
@@ -135,6 +138,15 @@ def _blocks(X: FloatArray, draws: Draws) -> Iterator[tuple[slice, FloatArray]]:
     for start in range(0, len(X), rows):
         part = slice(start, min(start + rows, len(X)))
         yield part, np.ascontiguousarray(kernel.pointwise_log_likelihood(X[part], *draws).T)
+
+
+def _weights(ratios: FloatArray, efficiency: float) -> tuple[FloatArray, FloatArray]:
+    """Log importance weights (n, S), smoothed where they vary enough for it to matter, and k̂ (−inf where they do not)."""
+    log_weights, pareto_k = ratios - logsumexp(ratios, axis=1)[:, None], np.full(len(ratios), -np.inf)
+    wide = np.flatnonzero(ratios.var(axis=1) > SMOOTHED_FROM)
+    if len(wide):
+        log_weights[wide], pareto_k[wide] = psis_weights(ratios[wide], efficiency)
+    return log_weights, pareto_k
 
 
 @dataclass(frozen=True, eq=False)
