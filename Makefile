@@ -24,7 +24,7 @@ check: environment
 	$(BIN)/mypy
 
 test: check
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
 
 bench: environment
 	$(BIN)/python -m benchmarks
