@@ -94,7 +94,7 @@ def compare(
     from bayesgmm.inference.posterior import feature_pairs
     from bayesgmm.inference.summary import parameter_values
 
-    _check_pair(em, post)
+    check_pair(em, post)
     if not 0 < ci_prob < 1:
         raise ValueError(f"ci_prob must lie between 0 and 1; got {ci_prob}")
     if X is None:
@@ -105,7 +105,7 @@ def compare(
     names = _feature_names(em, post)
     pairs = feature_pairs(names)
     errors = em.standard_errors(X, method, sample_weight)
-    order = _posterior_order(em, post, kind)
+    order = posterior_order(em, post, kind)
     matched = MixtureParameters(em.weights_[order], em.means_[order], em._parameters.precision_factors[order])
     estimates = parameter_values(matched, kind, names)
     spreads = errors.by_name(names, order)
@@ -118,7 +118,28 @@ def compare(
     return table
 
 
-def _check_pair(em: Any, post: Any) -> None:
+def check_pair(em: Any, post: Any) -> None:
+    """Refuse what are not EM and the posterior of the same mixture.
+
+    Parameters
+    ----------
+    em : GaussianMixture
+    post : BayesianGaussianMixture
+
+    Raises
+    ------
+    TypeError
+        If the first is no EM fit or the second no posterior.
+    sklearn.exceptions.NotFittedError
+        If one of them is not fitted.
+    ValueError
+        If they differ in components, features or covariance_type.
+
+    Warns
+    -----
+    ConvergenceWarning
+        If the posterior's components cannot be told apart.
+    """
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.utils.validation import check_is_fitted
 
@@ -177,8 +198,20 @@ def _feature_names(em: Any, post: Any) -> list[str]:
     return feature_names(em if getattr(post, "feature_names_in_", None) is None else post)
 
 
-def _posterior_order(em: Any, post: Any, kind: CovarianceStructure) -> np.ndarray:
-    """Order (K,) of EM's components that matches the posterior's."""
+def posterior_order(em: Any, post: Any, kind: CovarianceStructure) -> np.ndarray:
+    """Order of EM's components that matches the posterior's.
+
+    Parameters
+    ----------
+    em : GaussianMixture
+    post : BayesianGaussianMixture
+    kind : CovarianceStructure
+        Of both.
+
+    Returns
+    -------
+    ndarray of int of shape (K,)
+    """
     from bayesgmm.inference.relabel import relabel
 
     K, D = em.means_.shape

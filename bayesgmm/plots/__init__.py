@@ -12,6 +12,8 @@ matplotlib ``Figure`` (``trace`` and ``rank``: ArviZ's ``PlotCollection``), read
   :func:`modes`
 - EM at work (``keep_history=True``): :func:`em_steps`, :func:`animate_em`; what the structures can do: :func:`structures`
 - a posterior: :func:`forest`, :func:`posterior`, :func:`trace`, :func:`rank`, :func:`predictive_check`
+- an :class:`bayesgmm.AnomalyDetector`: :func:`anomaly_density`, :func:`ranked_scores`, :func:`flagged_share`; it or a fit:
+  :func:`assignment`
 - the choice of K: :func:`selection`, :func:`number_of_components`
 
 ``ax=`` draws a figure of one panel into axes of yours and returns their figure; ``figsize=`` (inches) sets the size of a new one.
@@ -21,6 +23,7 @@ New figures are pyplot's, so that ``plt.show()`` shows them: ``plt.close(figure)
 
 from __future__ import annotations
 
+from bayesgmm.plots.anomalies import anomaly_density, assignment, flagged_share, ranked_scores
 from bayesgmm.plots.assignments import responsibilities, soft_and_hard
 from bayesgmm.plots.chains import rank, trace
 from bayesgmm.plots.checks import coclustering, predictive_check
@@ -33,11 +36,14 @@ from bayesgmm.plots.shapes import ellipses, mixture, structures
 
 __all__ = [
     "animate_em",
+    "anomaly_density",
+    "assignment",
     "class_probability",
     "coclustering",
     "density",
     "ellipses",
     "em_steps",
+    "flagged_share",
     "forest",
     "mixture",
     "modes",
@@ -45,6 +51,7 @@ __all__ = [
     "posterior",
     "predictive_check",
     "rank",
+    "ranked_scores",
     "responsibilities",
     "selection",
     "soft_and_hard",

@@ -76,7 +76,7 @@ def responsibilities(
     view = fitted(fit, X, need_rows=True, what="responsibilities")
     if view.n_features == 1:
         return _along_one_feature(view, ax, figsize)
-    pair, remark = _pair(view, features)
+    pair, remark = view.plane(features)
     r = view.responsibilities
     uncertainty = 1 - r.max(axis=1)
     with canvas(ax, figsize, (6.4, 5.2)) as c:
@@ -122,13 +122,6 @@ def _source(view: Fitted) -> str:
     if not view.identified:
         return "responsibilities at the mode (components are not identified)"
     return f"responsibilities (mean of {view.n_averaged:,} draws)"
-
-
-def _pair(view: Fitted, features: Sequence[int | str] | None) -> tuple[list[int], str]:
-    pair, remark = view.separating(features, 2)
-    if len(pair) != 2:
-        raise ValueError(f"rows are shown in the plane of two features; got {features!r}")
-    return pair, remark
 
 
 def _along_one_feature(view: Fitted, ax: Axes | None, figsize: tuple[float, float] | None) -> Figure:
@@ -229,7 +222,7 @@ def soft_and_hard(
                 ax.set_xlabel(label(view.names[0]))
             remark = ""
         else:
-            pair, remark = _pair(view, features)
+            pair, remark = view.plane(features)
             x, y = view.rows[:, pair[0]], view.rows[:, pair[1]]
             rows.scatter(left, x, y, palette(view.n_components)[hard])
             rows.scatter(right, x, y, blend(r))

@@ -15,7 +15,6 @@ from numpy.typing import ArrayLike
 from bayesgmm.core import kernel
 from bayesgmm.core.parameters import MixtureParameters
 from bayesgmm.plots import rows
-from bayesgmm.plots.assignments import _pair
 from bayesgmm.plots.densities import component_curve, curve_grid
 from bayesgmm.plots.fitted import Fitted, check_fit, evenly_spaced, fitted, marginal_parameters
 from bayesgmm.plots.shapes import LEVELS, crowded, draw_ellipses, plane_limits
@@ -90,7 +89,7 @@ def em_steps(
     view = fitted(fit, X)
     last = len(history) - 1
     steps = _steps(iterations, last)
-    pair, remark = ([0], "") if view.n_features == 1 else _pair(view, features)
+    pair, remark = ([0], "") if view.n_features == 1 else view.plane(features)
     n_panels = len(steps) + 1
     columns = min(3, n_panels)
     n_rows = -(-n_panels // columns)
@@ -228,7 +227,7 @@ def animate_em(
     whole = fitted(fit, X)
     kept = evenly_spaced(len(whole.rows), ANIMATION_ROWS)
     view = Fitted(fit, whole.names, whole.rows[kept], whole.typical, None, True)
-    pair, _ = ([0], "") if view.n_features == 1 else _pair(view, features)
+    pair, _ = ([0], "") if view.n_features == 1 else view.plane(features)
     steps = frames(len(history) - 1)
     with canvas(None, figsize, figsize, 2, 1, gridspec_kw={"height_ratios": [3.4, 1]}) as c:
         part = "" if len(kept) == len(whole.rows) else f" ({len(kept):,} shown)"

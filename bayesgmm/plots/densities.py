@@ -251,7 +251,7 @@ def surface_panel(ax: Axes, view: Fitted, pair: Sequence[int], simulated: FloatA
     two = marginal_parameters(view.typical, pair)
     if view.X is not None:
         rows.scatter(ax, view.X[:, pair[0]], view.X[:, pair[1]], alpha=0.45)
-    x, y = (_plane_axis(two, axis, _span(view, simulated, feature)) for axis, feature in enumerate(pair))
+    x, y = (plane_axis(two, axis, _span(view, simulated, feature)) for axis, feature in enumerate(pair))
     points = np.column_stack([part.ravel() for part in np.meshgrid(x, y)])
     height = np.exp(kernel.posterior_predictive(points, *draws, with_responsibilities=False)[0]).reshape(len(y), len(x))
     wanted = np.unique(region_heights(np.ascontiguousarray(simulated[:, pair]), draws))
@@ -282,7 +282,8 @@ def _span(view: Fitted, simulated: FloatArray, feature: int) -> FloatArray:
     return ends if view.X is None else np.append(ends, [view.X[:, feature].min(), view.X[:, feature].max()])
 
 
-def _plane_axis(parameters: MixtureParameters, axis: int, values: FloatArray) -> FloatArray:
+def plane_axis(parameters: MixtureParameters, axis: int, values: FloatArray) -> FloatArray:
+    """Points along an axis that holds the values: even ones, and closer ones where a component is narrow."""
     one = marginal_parameters(parameters, [axis])
     even = curve_grid(one, values, GRID)
     deviations = 1 / one.precision_factors[:, 0, 0]

@@ -139,6 +139,19 @@ class Fitted:
         why = "those in which the components differ most" if self.n_components > 1 else "the first ones"
         return best, f"{most} of {D} features: {why}"
 
+    def plane(self, features: Sequence[int | str] | None) -> tuple[list[int], str]:
+        """Positions of the two features of a plane, and a remark where there are more; see :meth:`separating`.
+
+        Raises
+        ------
+        ValueError
+            If they are not two, or a feature is unknown.
+        """
+        pair, remark = self.separating(features, 2)
+        if len(pair) != 2:
+            raise ValueError(f"rows are shown in the plane of two features; got {features!r}")
+        return pair, remark
+
     def positions(self, features: Sequence[int | str]) -> list[int]:
         """Positions of features given by position or name.
 

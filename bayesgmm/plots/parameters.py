@@ -183,10 +183,10 @@ def _marked(post: Any, em: Any) -> tuple[str, MixtureParameters]:
     """EM's value in words, and its parameters in the posterior's order."""
     if em is None:
         return "mode found by EM", post.map_
-    from bayesgmm.comparison import _check_pair, _posterior_order
+    from bayesgmm.comparison import check_pair, posterior_order
 
-    _check_pair(em, post)
-    order = _posterior_order(em, post, structure(em.covariance_type))
+    check_pair(em, post)
+    order = posterior_order(em, post, structure(em.covariance_type))
     return "EM fit", MixtureParameters(em.weights_[order], em.means_[order], em._parameters.precision_factors[order])
 
 
