@@ -50,7 +50,7 @@ def draw(left, right, fit, X):
         left.plot(grid, height, color=shade, label=f"mean {mean:g}, standard deviation {sd:g}")
         inside = np.abs(grid - mean) <= sd
         left.fill_between(grid[inside], height[inside], color=shade, alpha=0.25, linewidth=0)
-    left.set(xlabel="x", ylabel="density (per unit of x)")
+    left.set(xlabel="x", ylabel="density per unit of x")
     left.set_title("Three Gaussians, each of area 1\nshaded: one standard deviation about the mean, 68 % of it")
     left.set_ylim(0, 1.45)
     left.legend(loc="upper right")

@@ -27,7 +27,7 @@ def main() -> None:
     values, source = truth.sample(600)
     X = pd.DataFrame(values, columns=["x1", "x2"])
     posterior = BayesianGaussianMixture(n_components=3, method="laplace", random_state=0, progressbar=False)
-    detector = AnomalyDetector(posterior, false_alarm=0.01, random_state=0).fit(X)
+    detector = AnomalyDetector(posterior, false_alarm=0.01, n_draws=400, random_state=0).fit(X)
     name = component_of(source, detector.estimator_.predict(X))
 
     asked = pd.DataFrame({"x1": [0.0, 1.6, 9.0], "x2": [0.0, 0.3, -5.0]})
@@ -57,7 +57,7 @@ def component_of(source, guess):
 
 
 def draw_map(ax, detector, X, found):
-    x, y = np.meshgrid(np.linspace(-4, 8, 320), np.linspace(-4, 7.5, 320))
+    x, y = np.meshgrid(np.linspace(-4, 8, 240), np.linspace(-4, 7.5, 240))
     answer = detector.assign(pd.DataFrame({"x1": x.ravel(), "x2": y.ravel()}), min_responsibility=LIMIT)
     code = answer["component"].mask(answer["reason"] == "ambiguous", -1).mask(answer["reason"] == "far", -2)
     shades = ListedColormap(["white", "0.75", *COLOURS[:3]])
