@@ -1,7 +1,8 @@
 """How many components? Criteria ask different questions, so they may disagree.
 
 AIC, WAIC and LOO ask what predicts new rows best; BIC and the evidence ask which K is most probable; labels of some rows ask
-how well components stand for known classes. Differences smaller than their errors decide nothing.
+how well components stand for known classes. Differences smaller than their errors decide
+nothing, and flags say which numbers cannot be relied on.
 """
 
 import sys
@@ -28,12 +29,13 @@ def main() -> None:
     labels = np.where(np.arange(300) % 3 == 0, source, -1)  # every third row is labelled; -1 is unknown
     found = select(
         X,
-        range(1, 5),
+        range(1, 6),
         "full",
         method="laplace",
         y=labels,
         criteria=["aic", "bic", "waic", "loo", "evidence", "accuracy"],
         sensitivity=False,
+        loo_refits=0,
         random_state=0,
         progressbar=False,
     )

@@ -21,7 +21,7 @@ PRIORS = {"uniform": "uniform", "Poisson(1)": ("poisson", 1.0), "Poisson(3)": ("
 def main() -> None:
     X = (load_galaxies() / 1000).rename(columns={"velocity": "velocity (1000 km/s)"})
     found = select(
-        X, range(2, 8), "full", method="nuts", chains=2, draws=1000, criteria=["aic", "bic", "icl", "evidence"], sensitivity=False,
+        X, range(3, 8), "full", method="nuts", chains=2, draws=800, criteria=["aic", "bic", "icl", "evidence"], sensitivity=False,
         random_state=0, progressbar=False,
     )  # fmt: skip
     table = found.table.droplevel(0)
@@ -31,7 +31,7 @@ def main() -> None:
         {K: float(value) for K, value in table[name].items()} for name in ("log_evidence", "log_evidence_se")
     )
     shares = {words: posterior_over_components(evidence, prior, errors) for words, prior in PRIORS.items()}
-    print("\np(K | data), by the prior on K (2 to 7):")
+    print("\np(K | data), by the prior on K (3 to 7):")
     for words, posterior in shares.items():
         print(
             f"  {words:10s} "
@@ -50,10 +50,11 @@ def draw(left, middle, right, X, found, shares):
     ks = np.array(sorted({K for _, K in found.fits}))
     for place, (shade, (words, posterior)) in enumerate(zip(COLOURS, shares.items(), strict=False)):
         at = ks + 0.26 * (place - 1)
-        middle.bar(at, posterior.probabilities, width=0.24, color=shade, label=f"{words} prior")
-    middle.set(
-        xlabel="components K", ylabel="p(K | data)", title="How many? It depends on what was held probable before"
-    )
+        p = posterior.probabilities
+        middle.bar(at, p, width=0.24, color=shade, label=f"{words} prior")
+        middle.errorbar(at, p, [p - posterior.lower, posterior.upper - p], fmt="none", ecolor="black", elinewidth=1)
+    middle.set(xlabel="components K", ylabel="p(K | data)")
+    middle.set_title("How many? It depends on the prior on K\n(bars: 90 % Monte Carlo intervals)")
     middle.legend()
     grid = np.linspace(7, 37, 400)
     rows = X.iloc[:1].loc[[0] * len(grid)].assign(**{X.columns[0]: grid})
