@@ -129,7 +129,7 @@ def _curve_figure(
     with canvas(ax, figsize) as c:
         cut = curve_panel(c.ax, view, feature)
         name = label(view.names[feature])
-        c.ax.set(xlabel=name, ylabel="density" if len(name) > 30 else f"density (per unit of {name})")
+        c.ax.set(xlabel=name, ylabel="density" if len(name) > 30 else f"density per unit of {name}")
         c.title(view.described, _band_note(view), "a narrower component's peak is cut off" if cut else "", remark)
         c.legend(_handles(view, band=True))
         return c.figure

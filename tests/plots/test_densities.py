@@ -21,7 +21,7 @@ def test_curve_is_the_predictive_density(post1):
     x, y = line(ax, "density")
     np.testing.assert_allclose(y, np.exp(post1.score_samples(pd.DataFrame({"feature a": x}))), rtol=1e-10)
     assert ax.get_xlabel() == "feature a"
-    assert ax.get_ylabel() == "density (per unit of feature a)"
+    assert ax.get_ylabel() == "density per unit of feature a"
 
 
 def test_band_holds_its_share_of_the_draws_at_each_point(post1):

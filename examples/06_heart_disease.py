@@ -1,10 +1,10 @@
 """A binary problem: is it the disease, given age? A mixture for each class, Bayes' rule, and how sure that is.
 
-    python examples/heart_disease.py SAheart.csv --out heart_disease.png
+    python examples/06_heart_disease.py SAheart.csv --out heart_disease.png
 
 reads the South African heart disease data of Hastie, Tibshirani & Friedman, The Elements of Statistical Learning (columns age, chd and
-more). Without a CSV it takes scikit-learn's breast-cancer data. One feature first, then several. Writes heart_disease.png and
-heart_disease_several.png beside this file (or where told).
+more). Without a CSV it takes scikit-learn's breast-cancer data. One feature first, then several. Writes 06_heart_disease.png and
+06_heart_disease_several.png beside this file (or where told).
 """
 
 from __future__ import annotations
