@@ -206,6 +206,14 @@ class AnomalyDetector(OutlierMixin, BaseEstimator):
         self._rng = rng
         self._tail = PredictiveTail.simulate(*self._draws, int(self.n_simulated), rng, self._edges)
 
+    def _html_repr(self) -> str:
+        """What notebooks show: the threshold and the mixture; scikit-learn's parameters where it is not fitted."""
+        if not hasattr(self, "offset_"):
+            return str(super()._html_repr())
+        from bayesgmm.report.notebook import detector_fragment
+
+        return detector_fragment(self)
+
     @property
     def _bayesian(self) -> bool:
         return hasattr(self.estimator_, "_draws")

@@ -9,6 +9,7 @@ from __future__ import annotations
 import _thread
 import argparse
 import csv
+import json
 import logging
 import math
 import os
@@ -122,7 +123,7 @@ def build_parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
         help="fit a mixture to a table",
         description="Fit a Gaussian mixture to the numeric columns of a table and write the results into a folder: "
-        "posterior.nc, fit.json, summary.csv, assignments.csv and mixture.png.",
+        "posterior.nc, fit.json, summary.csv, assignments.csv, mixture.png and report.html.",
         epilog="Exit codes: 0 done; 1 the data or the run is at fault; 2 wrong usage; 3 done, but the convergence "
         "diagnostics failed (the results are written and marked); 130 interrupted.",
     )
@@ -153,7 +154,7 @@ def build_parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
         help="compare numbers of components and covariance structures",
         description="Fit mixtures over numbers of components and covariance structures to the numeric columns of a table, and put "
-        "all criteria side by side: selection.csv, selection.png, and every fit in models/. A run that was stopped goes on when the "
+        "all criteria side by side: selection.csv, selection.png, report.html, and every fit in models/. A run that was stopped goes on when the "
         "same command is given again.",
         epilog="Exit codes: 0 done; 1 the data or the run is at fault; 2 wrong usage; 3 done, but a criterion picks a model whose "
         "convergence diagnostics failed (the results are written and marked); 130 interrupted (what is finished is kept).",
@@ -211,6 +212,22 @@ def build_parser() -> argparse.ArgumentParser:
     )
     demo.add_argument("--out", default="bayesgmm-demo", metavar="DIR", help="default: bayesgmm-demo")
     demo.set_defaults(parser=demo, run=_demo)
+
+    report = commands.add_parser(
+        "report",
+        parents=[common],
+        allow_abbrev=False,
+        help="write a report on a folder of results",
+        description="Write one HTML file, with verdict, tables and figures, on a folder that bayesgmm fit, demo or select has written.",
+        epilog="Exit codes: 0 done; 1 the folder or the file is at fault; 2 wrong usage; 3 done, but the convergence diagnostics failed (the "
+        "report says so at its top); 130 interrupted.",
+    )
+    report.add_argument("folder", metavar="DIR", help="folder of results")
+    report.add_argument("--out", metavar="FILE", help="default: report.html in DIR, in the place of the report that stands there")
+    report.add_argument(
+        "--data", metavar="DATA", help="the table that was fitted, for fits by EM alone, which hold no rows; others need none"
+    )
+    report.set_defaults(parser=report, run=_report)
     return parser
 
 
@@ -417,6 +434,17 @@ def _select(arguments: argparse.Namespace) -> int:
     if outcome.selection.interrupted:
         return INTERRUPTED
     return NOT_CONVERGED if outcome.selection.doubtful else DONE
+
+
+def _report(arguments: argparse.Namespace) -> int:
+    from bayesgmm import results
+
+    written = results.report(arguments.folder, arguments.out, arguments.data, arguments.force)
+    if arguments.json:
+        print(json.dumps({"out": str(written.path), "level": written.level, "verdict": written.verdict}))
+    elif not arguments.quiet:
+        print(f"{written.verdict}\n\n{written.path}")
+    return NOT_CONVERGED if written.level == "bad" else DONE
 
 
 def _fit(arguments: argparse.Namespace) -> int:

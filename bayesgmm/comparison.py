@@ -225,7 +225,7 @@ def _row(name: str, value: float, se: float, draws: FloatArray, ci_prob: float) 
     tail = (1 - ci_prob) / 2
     lower, median, upper = (float(q) for q in np.quantile(draws, [tail, 0.5, 1 - tail]))
     sd = float(np.std(draws, ddof=1))
-    em_lower, em_upper = _interval(name, value, se, float(ndtri(1 - tail)))
+    em_lower, em_upper = em_interval(name, value, se, float(ndtri(1 - tail)))
     with np.errstate(divide="ignore"):
         shift = 0.0 if median == value else float(np.float64(median - value) / sd)
     ratio = sd / se if se > 0 else np.nan
@@ -244,7 +244,7 @@ def _row(name: str, value: float, se: float, draws: FloatArray, ci_prob: float) 
     }
 
 
-def _interval(name: str, value: float, se: float, z: float) -> tuple[float, float]:
+def em_interval(name: str, value: float, se: float, z: float) -> tuple[float, float]:
     """EM's interval, symmetric on the scale on which the parameter has no bounds."""
     if se == 0:
         return value, value

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -34,6 +35,27 @@ def data_hash(X: FloatArray, sample_weight: FloatArray | None = None) -> str:
     if sample_weight is not None:
         digest.update(np.ascontiguousarray(sample_weight).data)
     return digest.hexdigest()
+
+
+def provenance(source: str, columns: Sequence[str], notes: Sequence[str], X: FloatArray) -> dict[str, Any]:
+    """Where the rows of a fit come from, for its report.
+
+    Parameters
+    ----------
+    source : str
+        A path, or words.
+    columns : sequence of str
+        That were read.
+    notes : sequence of str
+        What the reader decided or left out.
+    X : ndarray of shape (N, D)
+
+    Returns
+    -------
+    dict
+        With the hash of the rows, by which it is known whether they are still those.
+    """
+    return {"source": source, "columns": list(columns), "notes": list(notes), "data_hash": data_hash(X)}
 
 
 def save(estimator: GaussianMixture | BayesianGaussianMixture, path: str | Path) -> Path:
@@ -68,6 +90,7 @@ def save(estimator: GaussianMixture | BayesianGaussianMixture, path: str | Path)
         "feature_names": None if names is None else [str(n) for n in names],
         "prior": _prior_to_json(getattr(estimator, "prior_", None)),
         "modes": [_mode_to_json(mode) for mode in getattr(estimator, "modes_", ())],
+        "provenance": getattr(estimator, "_provenance", None),
     }
     if manifest["estimator"] == "GaussianMixture":
         manifest["fit"] = _plain(
@@ -144,6 +167,8 @@ def load(path: str | Path) -> GaussianMixture | BayesianGaussianMixture:
         if manifest["feature_names"] is not None:
             estimator.feature_names_in_ = np.array(manifest["feature_names"], dtype=object)
         estimator.prior_ = prior
+        if manifest.get("provenance") is not None:
+            estimator._provenance = manifest["provenance"]
         estimator.modes_ = tuple(_mode_from_json(mode, kind) for mode in manifest["modes"])
         if "fit" in manifest:
             fit = manifest["fit"]

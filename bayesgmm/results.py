@@ -10,7 +10,7 @@ import sys
 import time
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +19,7 @@ import numpy as np
 
 from bayesgmm.exceptions import DataError, SamplingInterrupted
 from bayesgmm.io import Table, atomic_path, write_csv, write_text
+from bayesgmm.report.blocks import number
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -30,11 +31,13 @@ __all__ = [
     "OUTPUTS",
     "Outcome",
     "SelectionOutcome",
+    "Reported",
     "fit",
     "print_outcome",
     "print_selection",
     "print_selection_task",
     "print_task",
+    "report",
     "select",
     "selection_to_json",
     "to_json",
@@ -42,7 +45,7 @@ __all__ = [
     "write_selection",
 ]
 
-OUTPUTS = ("posterior.nc", "fit.json", "summary.csv", "assignments.csv", "mixture.png", "WARNING.txt")
+OUTPUTS = ("posterior.nc", "fit.json", "summary.csv", "assignments.csv", "mixture.png", "report.html", "WARNING.txt")
 
 _PACKAGE = os.path.dirname(os.path.abspath(__file__))
 _SHOWN_ROWS = 30
@@ -132,6 +135,8 @@ def fit(table: Table, method: str, options: dict[str, Any], progressbar: bool = 
     SamplingInterrupted
         Where the user stopped it and no draws were complete.
     """
+    from bayesgmm.persistence import provenance
+
     started = time.perf_counter()
     interrupted = None
     with warnings.catch_warnings(record=True) as caught:
@@ -150,6 +155,7 @@ def fit(table: Table, method: str, options: dict[str, Any], progressbar: bool = 
             if stop.estimator is None:
                 raise
             estimator, interrupted = stop.estimator, str(stop)
+    estimator._provenance = provenance(table.source, table.columns, table.notes, table.values)
     return Outcome(estimator, table, method, time.perf_counter() - started, _messages(caught), interrupted)
 
 
@@ -193,6 +199,7 @@ def write(outcome: Outcome, folder: Path) -> list[str]:
             write_csv(folder / "summary.csv", outcome.summary)
             write_csv(folder / "assignments.csv", _assignments(outcome))
             _write_figure(outcome, folder / "mixture.png")
+            _write_report(outcome, folder / "report.html")
             if outcome.interrupted or not outcome.converged:
                 write_text(folder / "WARNING.txt", "\n".join((outcome.verdict, *outcome.problems)) + "\n")
     except OSError as error:
@@ -226,6 +233,101 @@ def _write_figure(outcome: Outcome, path: Path) -> None:
     figure = mixture(outcome.estimator, outcome.table.to_frame())
     with atomic_path(path) as temporary:
         figure.savefig(temporary, dpi=150)
+
+
+def _write_report(outcome: Outcome, path: Path) -> None:
+    from bayesgmm.report.page import fit_page, write_report
+
+    rows = (outcome.table.to_frame(),) if outcome.method == "em" else ()
+    write_report(fit_page(outcome.estimator, *rows), path)
+
+
+@dataclass(frozen=True)
+class Reported:
+    """A report that was written.
+
+    Attributes
+    ----------
+    path : Path
+    level : {"good", "plain", "caution", "bad"}
+        Of its verdict; "bad" where diagnostics failed.
+    verdict : str
+    """
+
+    path: Path
+    level: str
+    verdict: str
+
+
+def report(folder: str | Path, out: str | Path | None = None, data: str | None = None, force: bool = False) -> Reported:
+    """Write the report on a folder of results.
+
+    Parameters
+    ----------
+    folder : path
+        Written by :func:`write` or :func:`write_selection`.
+    out : path, optional
+        The file. Default: ``report.html`` in the folder; a report that stands there is replaced.
+    data : str, optional
+        Table with the rows of a fit by EM, which does not hold them.
+    force : bool, default False
+        Whether a file that is there is replaced, whatever it is.
+
+    Returns
+    -------
+    Reported
+
+    Raises
+    ------
+    DataError
+        If the folder holds no results or damaged ones, or ``data`` are not those of the fit.
+    FileExistsError
+        If the file exists and must not be replaced.
+    OSError
+        If it cannot be written.
+    """
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from bayesgmm.persistence import MANIFEST as FIT
+    from bayesgmm.persistence import load
+    from bayesgmm.report.page import check_target, fit_page, is_report, selection_page, write_report
+    from bayesgmm.selection_files import load_selection
+    from bayesgmm.sweep import MANIFEST as SELECTION
+
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise DataError(f"{folder} is not a folder: name one that bayesgmm fit, demo or select has written")
+    target = folder / "report.html" if out is None else Path(out)
+    force = force or (out is None and is_report(target))
+    check_target(target, force)
+    if (folder / SELECTION).exists():
+        selection = load_selection(folder)
+        page = selection_page(selection, _given_rows(data, selection.provenance, selection.method == "em"))
+    elif (folder / FIT).exists():
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            fitted = load(folder)
+        noted = getattr(fitted, "_provenance", None)
+        page = fit_page(fitted, _given_rows(data, noted, not hasattr(fitted, "_draws")))
+    else:
+        raise DataError(f"{folder} holds no results: neither {FIT} nor {SELECTION} is there")
+    return Reported(write_report(page, target, force), page.verdict.level, str(page.verdict))
+
+
+def _given_rows(data: str | None, noted: Any, needed: bool) -> Any:
+    """The rows that the user named, if they are those of the fit."""
+    if data is None:
+        return None
+    if not needed:
+        raise DataError("a posterior holds its own rows: leave --data out")
+    from bayesgmm.io import read_table
+    from bayesgmm.persistence import data_hash
+
+    table = read_table(data, None if noted is None else noted.get("columns"))
+    if noted is not None and data_hash(table.values) != noted["data_hash"]:
+        raise DataError(f"{data} does not hold the rows that the mixture was fitted to: their hash is another")
+    return table.to_frame()
 
 
 def to_json(outcome: Outcome, path: Path, files: list[str]) -> str:
@@ -333,16 +435,7 @@ def print_outcome(outcome: Outcome, path: Path, files: list[str]) -> None:
 
 
 def _cell(value: Any) -> str:
-    """Four significant digits, without an exponent where the number can be read without one."""
-    if not isinstance(value, float | np.floating):
-        return str(value)
-    number = float(value)
-    if not math.isfinite(number):
-        return "" if math.isnan(number) else str(number)
-    if number != 0 and not 1e-3 <= abs(number) < 1e7:
-        return f"{number:.3e}"
-    digits = 3 if number == 0 else max(0, 3 - math.floor(math.log10(abs(number))))
-    return f"{number:.{digits}f}"
+    return number(value) if isinstance(value, float | np.floating) else str(value)
 
 
 @dataclass(frozen=True, eq=False)
@@ -395,12 +488,15 @@ def select(table: Table, options: dict[str, Any], progressbar: bool = False) -> 
     DataError
         Where no model could be fitted.
     """
+    from bayesgmm.persistence import provenance
     from bayesgmm.selection import select as run
 
     started = time.perf_counter()
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("default")
         selection = run(table.to_frame(), progressbar=progressbar, **options)
+    origin = provenance(table.source, table.columns, table.notes, table.values)
+    selection = replace(selection, provenance=origin)
     if not selection.picks and not selection.interrupted:
         raise DataError(selection.summary())
     return SelectionOutcome(selection, table, time.perf_counter() - started, _messages(caught))
@@ -428,6 +524,8 @@ def write_selection(outcome: SelectionOutcome, path: str | Path) -> list[str]:
     import matplotlib
 
     matplotlib.use("Agg")
+    from bayesgmm.report.page import selection_page, write_report
+    from bayesgmm.selection_files import keep
     from bayesgmm.sweep import MODELS, OUTPUTS
 
     folder, selection = Path(path), outcome.selection
@@ -437,6 +535,9 @@ def write_selection(outcome: SelectionOutcome, path: str | Path) -> list[str]:
             write_csv(folder / "selection.csv", selection.table.reset_index())
             with atomic_path(folder / "selection.png") as temporary:
                 selection.plot().savefig(temporary, dpi=150)
+            keep(selection, folder)
+            rows = outcome.table.to_frame() if selection.method == "em" else None
+            write_report(selection_page(selection, rows), folder / "report.html", overwrite=True)
             if outcome.problems:
                 write_text(folder / "WARNING.txt", "\n".join(outcome.problems) + "\n")
             else:

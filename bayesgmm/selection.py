@@ -94,6 +94,8 @@ class Selection:
         their names in ``elpds``: ``probability``, its Monte Carlo standard ``error``, ``log_evidence``, ``pareto_k`` of the draws
         that were reweighted (above 0.7 they do not reach that prior), ``refitted``: from a new fit. The precision of the prior on the
         means (κ₀, or B₀⁻¹) is multiplied by 0.1 and 10, the scale of the covariances (Λ₀, or that of C₀⁻¹) by ½ and 2.
+    provenance : mapping or None
+        Where the command read the rows: ``source``, ``columns``, ``notes`` of the reader, ``data_hash``.
     """
 
     table: pd.DataFrame
@@ -106,6 +108,7 @@ class Selection:
     interrupted: str | None = None
     notes: tuple[str, ...] = field(default_factory=tuple)
     sensitivity: pd.DataFrame | None = None
+    provenance: Mapping[str, Any] | None = None
 
     def ranking(self, criterion: str) -> list[Key]:
         """Models by a criterion, best first.
@@ -360,6 +363,53 @@ class Selection:
 
         return selection(self)
 
+    def report(
+        self,
+        path: str | Path,
+        X: ArrayLike | None = None,
+        *,
+        sample_weight: ArrayLike | None = None,
+        overwrite: bool = False,
+    ) -> Path:
+        """Write a report of the comparison, and of the model that it picks: one HTML file that needs no network.
+
+        That model is picked by LOO; without it by BIC, then by the first other criterion that there is.
+
+        Parameters
+        ----------
+        path : path
+            The file; its folder must exist.
+        X : array-like of shape (N, D), optional
+            Rows, with ``method="em"``, whose fits do not keep them; without them the report has no figures of rows, no assignment and no
+            anomalies, and says so. Posteriors hold their own.
+        sample_weight : array-like of shape (N,), optional
+            Frequency weights that go with ``X``.
+        overwrite : bool, default False
+            Whether a file that is there is replaced.
+
+        Returns
+        -------
+        pathlib.Path
+
+        Raises
+        ------
+        FileExistsError
+            If the file exists and ``overwrite`` is not set, or it is a folder.
+        OSError
+            If it cannot be written.
+        ValueError
+            If X does not have the features of the fits.
+        """
+        from bayesgmm.report.page import check_target, selection_page, write_report
+
+        check_target(path, overwrite)
+        return write_report(selection_page(self, X, sample_weight), path, overwrite)
+
+    def _repr_html_(self) -> str:
+        from bayesgmm.report.notebook import selection_fragment
+
+        return selection_fragment(self)
+
     def __str__(self) -> str:
         return "\n".join([self.summary(), *(f"- {note}" for note in self.notes)])
 
@@ -502,7 +552,12 @@ def select(
     _pass_on(caught)
     if interrupted is not None and not any(set(steps(plan)) <= m.done or "failed" in m.flags for m in models.values()):
         raise KeyboardInterrupt(interrupted)
-    return _selection(plan, models, interrupted)
+    found = _selection(plan, models, interrupted)
+    if folder is not None:
+        from bayesgmm.selection_files import keep
+
+        keep(found, folder.path)
+    return found
 
 
 def _pass_on(caught: Sequence[warnings.WarningMessage]) -> None:

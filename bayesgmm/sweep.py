@@ -34,7 +34,7 @@ Key = tuple[str, int]
 """Covariance structure and number of components: ``("full", 2)``."""
 
 MANIFEST, MODELS, ROW, POINTWISE = "selection.json", "models", "row.json", "pointwise.npz"
-OUTPUTS = (MANIFEST, "selection.csv", "selection.png", "WARNING.txt")
+OUTPUTS = (MANIFEST, "selection.csv", "selection.png", "report.html", "WARNING.txt")
 FORMAT, FORMAT_VERSION = "bayesgmm selection", 1
 
 SHORT_PASS, LONG_PASS = 5e5, 3e7
@@ -271,41 +271,46 @@ class Folder:
         write_text(folder / ROW, json.dumps(_plain(row), indent=1) + "\n")
 
     def load(self, model: Model) -> bool:
-        """Read a model that was finished before into ``model``; False where there is none.
-
-        Raises
-        ------
-        DataError
-            If its files are truncated or altered.
-        """
-        from bayesgmm.persistence import load
-
-        folder = self.path / MODELS / model.name
-        if not (folder / ROW).exists():
-            return False
-        try:
-            row = json.loads((folder / ROW).read_text(encoding="utf-8"))
-            model.values = {str(k): v for k, v in row["values"].items()}
-            model.done, model.flags, model.reasons = set(row["done"]), list(row["flags"]), dict(row["reasons"])
-            n_samples, model.varied = row["n_samples"], dict(row.get("varied", {}))
-        except (ValueError, KeyError, TypeError) as error:
-            raise DataError(f"{folder / ROW} is truncated or altered ({error}): remove its folder") from None
-        if (folder / "em").exists():
-            model.em = load(folder / "em")
-        if (folder / "posterior").exists():
-            model.posterior = load(folder / "posterior")
-        if "loo" in model.done:
-            if (folder / POINTWISE).exists():
-                model.elpd = _stored_elpd(folder / POINTWISE, model, n_samples)
-            else:
-                model.done.discard("loo")
-        return True
+        """As :func:`load_model`."""
+        return load_model(self.path, model)
 
 
 def _differing(group: str, ours: Any, theirs: Any) -> list[str]:
     if isinstance(ours, dict) and isinstance(theirs, dict) and group.endswith("options"):
         return [name for name in {*ours, *theirs} if ours.get(name) != theirs.get(name)]
     return [] if ours == theirs else [group]
+
+
+def load_model(path: str | Path, model: Model) -> bool:
+    """Read a model that was finished before into ``model``; False where there is none.
+
+    Raises
+    ------
+    DataError
+        If its files are truncated or altered.
+    """
+    from bayesgmm.persistence import load
+
+    folder = Path(path) / MODELS / model.name
+    if not (folder / ROW).exists():
+        return False
+    try:
+        row = json.loads((folder / ROW).read_text(encoding="utf-8"))
+        model.values = {str(k): v for k, v in row["values"].items()}
+        model.done, model.flags, model.reasons = set(row["done"]), list(row["flags"]), dict(row["reasons"])
+        n_samples, model.varied = row["n_samples"], dict(row.get("varied", {}))
+    except (ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{folder / ROW} is truncated or altered ({error}): remove its folder") from None
+    if (folder / "em").exists():
+        model.em = load(folder / "em")
+    if (folder / "posterior").exists():
+        model.posterior = load(folder / "posterior")
+    if "loo" in model.done:
+        if (folder / POINTWISE).exists():
+            model.elpd = _stored_elpd(folder / POINTWISE, model, n_samples)
+        else:
+            model.done.discard("loo")
+    return True
 
 
 def read_manifest(path: str | Path) -> dict[str, Any]:

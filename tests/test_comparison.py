@@ -11,7 +11,7 @@ from scipy import stats
 from sklearn.exceptions import ConvergenceWarning, NotFittedError
 
 from bayesgmm import BayesianGaussianMixture, GaussianMixture, compare
-from bayesgmm.comparison import _interval
+from bayesgmm.comparison import em_interval
 from bayesgmm.core.covariance import structure
 from bayesgmm.datasets import load_faithful
 from bayesgmm.inference.posterior import PosteriorDraws
@@ -206,19 +206,19 @@ def test_column_names_and_other_standard_errors():
 
 def test_intervals_stay_in_range():
     z = stats.norm.ppf(0.95)
-    assert _interval("means[0, a]", 1.0, 2.0, z) == pytest.approx((1 - 2 * z, 1 + 2 * z))
+    assert em_interval("means[0, a]", 1.0, 2.0, z) == pytest.approx((1 - 2 * z, 1 + 2 * z))
     for name, value, bounds in (
         ("weights[0]", 0.02, (0.0, 1.0)),
         ("standard_deviations[0, a]", 0.1, (0.0, np.inf)),
         ("correlations[0, a:b]", 0.99, (-1.0, 1.0)),
     ):
         # To first order all are value ± z · se; where nothing is known they are the whole range.
-        assert _interval(name, value, 1e-6, z) == pytest.approx((value - z * 1e-6, value + z * 1e-6), rel=1e-6)
-        assert _interval(name, value, np.inf, z) == pytest.approx(bounds)
-        lower, upper = _interval(name, value, 0.5, z)
+        assert em_interval(name, value, 1e-6, z) == pytest.approx((value - z * 1e-6, value + z * 1e-6), rel=1e-6)
+        assert em_interval(name, value, np.inf, z) == pytest.approx(bounds)
+        lower, upper = em_interval(name, value, 0.5, z)
         assert bounds[0] <= lower < value < upper <= bounds[1]
-    assert _interval("weights[0]", 1.0, 0.0, z) == (1.0, 1.0)
-    assert _interval("weights[0]", 0.0, np.inf, z) == (0.0, 1.0)
+    assert em_interval("weights[0]", 1.0, 0.0, z) == (1.0, 1.0)
+    assert em_interval("weights[0]", 0.0, np.inf, z) == (0.0, 1.0)
 
 
 def test_pairs_that_cannot_be_compared():

@@ -702,6 +702,55 @@ class GaussianMixture(DensityMixin, BaseEstimator):
 
         return save(self, path)
 
+    def report(
+        self,
+        path: str | Path,
+        X: ArrayLike | None = None,
+        *,
+        sample_weight: ArrayLike | None = None,
+        overwrite: bool = False,
+    ) -> Path:
+        """Write a report of the fit: one HTML file with verdict, tables and figures that needs no network.
+
+        Parameters
+        ----------
+        path : path
+            The file; its folder must exist.
+        X : array-like of shape (N, D), optional
+            The data of the fit, which holds no rows itself. Without them the report has no standard errors, assignment and anomalies,
+            and says so.
+        sample_weight : array-like of shape (N,), optional
+            Frequency weights that go with ``X``.
+        overwrite : bool, default False
+            Whether a file that is there is replaced.
+
+        Returns
+        -------
+        pathlib.Path
+
+        Raises
+        ------
+        FileExistsError
+            If the file exists and ``overwrite`` is not set, or it is a folder.
+        OSError
+            If it cannot be written.
+        ValueError
+            If X does not have the fit's features, or weights come without X.
+        """
+        check_is_fitted(self)
+        from bayesgmm.report.page import check_target, fit_page, write_report
+
+        check_target(path, overwrite)
+        return write_report(fit_page(self, X, sample_weight), path, overwrite)
+
+    def _html_repr(self) -> str:
+        """What notebooks show: weights, means and verdict of a fit; scikit-learn's parameters of one that is not fitted."""
+        if not self.__sklearn_is_fitted__():
+            return str(super()._html_repr())
+        from bayesgmm.report.notebook import fit_fragment
+
+        return fit_fragment(self)
+
     def __sklearn_is_fitted__(self) -> bool:
         return hasattr(self, "_parameters")
 
