@@ -154,7 +154,8 @@ def build_parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
         help="compare numbers of components and covariance structures",
         description="Fit mixtures over numbers of components and covariance structures to the numeric columns of a table, and put "
-        "all criteria side by side: selection.csv, selection.png, report.html, and every fit in models/. A run that was stopped goes on when the "
+        "all criteria side by side: selection.csv, selection.png, report.html, and every fit in "
+        "models/. A run that was stopped goes on when the "
         "same command is given again.",
         epilog="Exit codes: 0 done; 1 the data or the run is at fault; 2 wrong usage; 3 done, but a criterion picks a model whose "
         "convergence diagnostics failed (the results are written and marked); 130 interrupted (what is finished is kept).",
@@ -223,9 +224,13 @@ def build_parser() -> argparse.ArgumentParser:
         "report says so at its top); 130 interrupted.",
     )
     report.add_argument("folder", metavar="DIR", help="folder of results")
-    report.add_argument("--out", metavar="FILE", help="default: report.html in DIR, in the place of the report that stands there")
     report.add_argument(
-        "--data", metavar="DATA", help="the table that was fitted, for fits by EM alone, which hold no rows; others need none"
+        "--out", metavar="FILE", help="default: report.html in DIR, in the place of the report that stands there"
+    )
+    report.add_argument(
+        "--data",
+        metavar="DATA",
+        help="the table that was fitted, for fits by EM alone, which hold no rows; others need none",
     )
     report.set_defaults(parser=report, run=_report)
     return parser

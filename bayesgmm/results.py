@@ -670,6 +670,8 @@ def _selection_columns(selection: Selection) -> list[tuple[str, list[str]]]:
     """Titles and cells of what is shown; columns without anything in them are left out."""
     import pandas as pd
 
+    from bayesgmm.tabulation import criterion_text
+
     table = selection.table
     picked: dict[Any, list[str]] = {}
     for name, key in selection.picks.items():
@@ -677,7 +679,7 @@ def _selection_columns(selection: Selection) -> list[tuple[str, list[str]]]:
     columns = [("covariance", [str(kind) for kind, _ in table.index]), ("K", [str(K) for _, K in table.index])]
     for name in _SHOWN_COLUMNS:
         if table[name].notna().any():
-            cells = ["–" if value is pd.NA else _selection_cell(name, value) for value in table[name]]
+            cells = ["–" if value is pd.NA else criterion_text(name, value) for value in table[name]]
             columns.append((_SHORT_TITLES.get(name, name), cells))
     columns.append(("picked by", [", ".join(picked.get(key, ())) for key in table.index]))
     columns.append(("flags", [str(flags) for flags in table["flags"]]))
@@ -699,15 +701,3 @@ def _blocks(columns: list[tuple[str, list[str]]], width: int) -> list[list[tuple
             blocks.append(list(front))
         blocks[-1].append(column)
     return blocks
-
-
-_DIGITS = {
-    "n_parameters": 0,
-    **dict.fromkeys(("weight", "probability", "max_rhat", "accuracy", "log_loss", "ari"), 3),
-    **dict.fromkeys(("max_pareto_k", "log_evidence_se"), 2),
-}
-
-
-def _selection_cell(name: str, value: Any) -> str:
-    """Tenths of a nat are what criteria are compared in."""
-    return f"{float(value):.{_DIGITS.get(name, 1)}f}"

@@ -80,7 +80,9 @@ def load_selection(path: str | Path) -> Selection:
 
     manifest = read_manifest(path)
     if RESULT not in manifest:
-        raise DataError(f"{path} holds a selection that is not finished: give the select command again, it goes on from there")
+        raise DataError(
+            f"{path} holds a selection that is not finished: give the select command again, it goes on from there"
+        )
     try:
         found = manifest[RESULT]
         method = manifest["settings"]["method"]

@@ -98,6 +98,18 @@ CRITERIA_COLUMNS = {
 """Columns that are filled only where their criterion was asked for."""
 
 
+_DECIMALS = {
+    "n_parameters": 0,
+    **dict.fromkeys(("weight", "probability", "max_rhat", "accuracy", "log_loss", "ari"), 3),
+    **dict.fromkeys(("max_pareto_k", "log_evidence_se"), 2),
+}
+
+
+def criterion_text(name: str, value: float) -> str:
+    """A value of a column as text; tenths of a nat are what criteria are compared in."""
+    return f"{float(value):.{_DECIMALS.get(name, 1)}f}"
+
+
 def in_words(key: Key) -> str:
     """Name a model: ``K = 2 (full)``."""
     return f"K = {key[1]} ({key[0]})"

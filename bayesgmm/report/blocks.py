@@ -39,6 +39,18 @@ def number(value: Any) -> str:
     return f"{value:.{digits}f}"
 
 
+def rounded(value: float, error: float) -> Said:
+    """A number with as many decimals as two digits of its error take: more would say nothing."""
+    value, error = float(value), float(error)
+    if not (math.isfinite(error) and error > 0 and math.isfinite(value)):
+        return Said(value, spelled(value))
+    decimals = max(0, 1 - math.floor(math.log10(error)))
+    if decimals > 6 or abs(value) >= 1e7:
+        return Said(value, spelled(value))
+    text = f"{value:,.{decimals}f}"
+    return Said(value, (text if text.strip("-0.,") else text.removeprefix("-")).replace("-", "−"))
+
+
 def percent(share: float) -> Said:
     """A share in per cent with one decimal; what only rounds to none or all is said as "< 0.1 %" or "> 99.9 %"."""
     share = float(share)

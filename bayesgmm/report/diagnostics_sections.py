@@ -8,7 +8,17 @@ import numpy as np
 
 from bayesgmm.core.hierarchical import HierarchicalPrior
 from bayesgmm.core.priors import ConjugatePrior
-from bayesgmm.report.blocks import Block, Bullets, Paragraph, Section, Table, number, percent, sentence, spelled
+from bayesgmm.report.blocks import (
+    Block,
+    Bullets,
+    Paragraph,
+    Section,
+    Table,
+    percent,
+    rounded,
+    sentence,
+    spelled,
+)
 from bayesgmm.report.facts import FitFacts
 from bayesgmm.report.verdicts import counted
 
@@ -54,7 +64,7 @@ def _of_posterior(facts: FitFacts) -> list[Block]:
         rows.append(
             line(
                 "Pareto k̂",
-                k,
+                None if k is None else rounded(k, 0.1),
                 f"≤ {limits.PARETO_K_LIMIT}",
                 k is not None and k <= limits.PARETO_K_LIMIT,
                 "how far the normal approximations are from the posterior: above the limit reweighting cannot mend them",
@@ -65,7 +75,7 @@ def _of_posterior(facts: FitFacts) -> list[Block]:
         rows += [
             line(
                 "largest R-hat",
-                found.r_hat,
+                rounded(found.r_hat, 0.01),
                 f"≤ {limits.R_HAT_LIMIT}",
                 found.r_hat <= limits.R_HAT_LIMIT,
                 "whether chains that began in different places tell the same: 1 where they do",
@@ -73,14 +83,14 @@ def _of_posterior(facts: FitFacts) -> list[Block]:
             line(
                 "smallest bulk ESS",
                 round(found.ess_bulk),
-                f"≥ {number(target).rstrip('0').rstrip('.')}",
+                f"≥ {target:.0f}" if target > 0 else "none asked for",
                 found.ess_bulk >= target,
                 "independent draws that the draws are worth, for a parameter's middle",
             ),
             line(
                 "smallest tail ESS",
                 round(found.ess_tail),
-                f"≥ {number(target).rstrip('0').rstrip('.')}",
+                f"≥ {target:.0f}" if target > 0 else "none asked for",
                 found.ess_tail >= target,
                 "the same for the ends of a 90 % interval",
             ),
@@ -97,7 +107,7 @@ def _of_posterior(facts: FitFacts) -> list[Block]:
             rows.append(
                 line(
                     "smallest E-BFMI",
-                    lowest,
+                    rounded(lowest, 0.1),
                     f"≥ {limits.E_BFMI_LIMIT}",
                     lowest >= limits.E_BFMI_LIMIT,
                     "whether the sampler moves freely between the posterior's middle and its tails",
@@ -133,7 +143,10 @@ def _convergence(facts: FitFacts) -> list[Block]:
     columns = ["quantity", "R-hat", "bulk ESS", "tail ESS"]
 
     def lines(table: Any) -> list[list[Any]]:
-        return [[str(name), *(row[c] for c in ("r_hat", "ess_bulk", "ess_tail"))] for name, row in table.iterrows()]
+        return [
+            [str(name), rounded(row["r_hat"], 0.01), *(_count(row[c]) for c in ("ess_bulk", "ess_tail"))]
+            for name, row in table.iterrows()
+        ]
 
     worst = found.parameters.sort_values("r_hat", ascending=False, kind="stable").head(SHOWN_WORST)
     return [
@@ -141,7 +154,8 @@ def _convergence(facts: FitFacts) -> list[Block]:
             "What does not depend on the names of the components",
             columns,
             lines(found.invariants),
-            "These converge first: if they do not, nothing can be used; if they alone do, densities, co-clustering and tail probabilities can.",
+            "These converge first: if they do not, nothing can be used; if they alone do, densities, "
+            "co-clustering and tail probabilities can.",
         ),
         Table(
             "The parameters that converged worst",
@@ -152,6 +166,10 @@ def _convergence(facts: FitFacts) -> list[Block]:
     ]
 
 
+def _count(value: float) -> int | None:
+    return None if np.isnan(value) else round(value)
+
+
 def _modes(facts: FitFacts) -> list[Block]:
     modes = getattr(facts.fit, "modes_", ())
     if not modes:
@@ -160,16 +178,33 @@ def _modes(facts: FitFacts) -> list[Block]:
     for m, mode in enumerate(modes[:SHOWN_MODES]):
         below = (mode.objective - modes[0].objective) * float(mode.run.counts.sum())
         rows.append(
-            [m, below, mode.n_starts, float(mode.smallest_count), float(mode.smallest_eigenvalue), "near-singular" if mode.spurious else ""]
+            [
+                m,
+                below,
+                mode.n_starts,
+                float(mode.smallest_count),
+                float(mode.smallest_eigenvalue),
+                "near-singular" if mode.spurious else "",
+            ]
         )
     more = len(modes) - SHOWN_MODES
-    note = "Different optima are different explanations of the same rows. Relative to the best, in nats (differences of the objective, summed over rows)."
+    note = (
+        "Different optima are different explanations of the same rows. Relative to the best, in nats "
+        "(differences of the objective, summed over rows)."
+    )
     chains = facts.fit.diagnostics_.chain_modes if facts.is_posterior else ()
     if chains:
         note += " Chains stayed nearest to: " + ", ".join(f"chain {c} to {m}" for c, m in enumerate(chains)) + "."
     if more > 0:
         note += f" {more} more are not shown."
-    columns = ["optimum", "nats to the best", "starts that ended there", "rows in its smallest component", "smallest relative eigenvalue", ""]
+    columns = [
+        "optimum",
+        "nats to the best",
+        "starts that ended there",
+        "rows in its smallest component",
+        "smallest relative eigenvalue",
+        "",
+    ]
     return [Table("Optima that EM found", columns, rows, note)]
 
 
@@ -191,21 +226,41 @@ def prior_section(facts: FitFacts) -> Section:
 
 def _conjugate(prior: ConjugatePrior) -> list[list[Any]]:
     return [
-        ["α", "weight_concentration", _value(prior.weight_concentration), "weights ~ Dirichlet(α); 1 is uniform over all weights"],
+        [
+            "α",
+            "weight_concentration",
+            _value(prior.weight_concentration),
+            "weights ~ Dirichlet(α); 1 is uniform over all weights",
+        ],
         ["m₀", "mean_prior", _value(prior.mean_prior), "centre of the means, in the units of the data"],
         ["κ₀", "mean_precision", _value(prior.mean_precision), "the prior on a mean counts as this many rows"],
-        ["ν₀", "degrees_of_freedom", _value(prior.degrees_of_freedom), "covariance ~ inverse-Wishart(ν₀, Λ₀): larger holds it closer to Λ₀"],
+        [
+            "ν₀",
+            "degrees_of_freedom",
+            _value(prior.degrees_of_freedom),
+            "covariance ~ inverse-Wishart(ν₀, Λ₀): larger holds it closer to Λ₀",
+        ],
         ["Λ₀", "scale", _value(prior.scale), "scale of the covariances within components, in squared units"],
     ]
 
 
 def _hierarchical(prior: HierarchicalPrior) -> list[list[Any]]:
     return [
-        ["α", "weight_concentration", _value(prior.weight_concentration), "weights ~ Dirichlet(α); 1 is uniform over all weights"],
+        [
+            "α",
+            "weight_concentration",
+            _value(prior.weight_concentration),
+            "weights ~ Dirichlet(α); 1 is uniform over all weights",
+        ],
         ["b₀", "mean_prior", _value(prior.mean_prior), "centre of the means, in the units of the data"],
         ["B₀", "mean_covariance", _value(prior.mean_covariance), "covariance of the means, in squared units"],
         ["c₀", "precision_shape", _value(prior.precision_shape), "covariance⁻¹ given C₀ ~ Wishart(c₀, C₀)"],
-        ["g₀", "hyper_shape", _value(prior.hyper_shape), "C₀ ~ Wishart(g₀, G₀): the scale of the covariances is itself random"],
+        [
+            "g₀",
+            "hyper_shape",
+            _value(prior.hyper_shape),
+            "C₀ ~ Wishart(g₀, G₀): the scale of the covariances is itself random",
+        ],
         ["G₀", "hyper_rate", _value(prior.hyper_rate), "in squared units of the data"],
     ]
 

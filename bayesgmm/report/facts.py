@@ -70,9 +70,7 @@ class Component:
         if self.lower is None or self.upper is None or self.weight.value == 1:
             return f"component {self.index} has a weight of {self.weight}"
         low = self.lower.text.removesuffix(" %")
-        return (
-            f"component {self.index} has a weight of {self.weight} ({100 * CI_PROB:.0f} % interval {low} to {self.upper})"
-        )
+        return f"component {self.index} has a weight of {self.weight} ({100 * CI_PROB:.0f} % interval {low} to {self.upper})"
 
 
 @dataclass(frozen=True, eq=False)
@@ -255,11 +253,11 @@ class FitFacts:
         for k in range(self.K):
             line = self.summary.loc[f"weights[{k}]"]
             weight = percent(line["mean" if self.is_posterior else "em"])
-            ends = (None, None) if lower is None else (percent(line[lower]), percent(line[upper]))
-            counts = (None, None)
+            low, high = (None, None) if lower is None else (percent(line[lower]), percent(line[upper]))
+            rows, unsure = None, None
             if self._rows_by_component is not None:
-                counts = (int(self._rows_by_component[0][k]), int(self._rows_by_component[1][k]))
-            out.append(Component(k, weight, *ends, *counts))
+                rows, unsure = (int(counts[k]) for counts in self._rows_by_component)
+            out.append(Component(k, weight, low, high, rows, unsure))
         return out
 
     @property

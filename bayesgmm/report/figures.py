@@ -44,7 +44,8 @@ def inline(name: str, draw: Callable[[], Any], alt: str, caption: str) -> Block:
         before = set(plt.get_fignums())
         try:
             drawn = draw()
-            figure = drawn if hasattr(drawn, "savefig") else drawn.get_viz("figure")
+            figure = drawn if hasattr(drawn, "get_size_inches") else drawn.get_viz("figure")
+            figure = figure.item() if hasattr(figure, "item") else figure
             width, height = (round(96 * inches) for inches in figure.get_size_inches())
             return Figure(name, encoded(figure), alt, caption, width, height)
         except (ValueError, ArithmeticError, np.linalg.LinAlgError) as error:

@@ -2,14 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
 import numpy as np
 
 from bayesgmm.core.covariance import structure
-from bayesgmm.report.blocks import Block, Bullets, Paragraph, Section, Table, number, percent, sentence, spelled
+from bayesgmm.report.blocks import (
+    Block,
+    Bullets,
+    Paragraph,
+    Section,
+    Table,
+    number,
+    percent,
+    rounded,
+    sentence,
+    spelled,
+)
 from bayesgmm.report.facts import CI_PROB, DISCOVERY_RATE, FALSE_ALARM, LEFT_OUT_ROWS, SURE, FitFacts
 from bayesgmm.report.figures import inline
 from bayesgmm.report.verdicts import anomaly_sentences, assignment_sentences, counted
@@ -18,6 +29,9 @@ SHOWN_PARAMETERS = 120
 """Lines of a table of parameters."""
 
 SHOWN_DATA_FEATURES = 40
+
+FIGURE_FEATURES = 4
+"""Features that density and ellipses show at most."""
 
 COCLUSTERED_ROWS = 2000
 """Rows up to which the map of co-clustering is shown."""
@@ -34,7 +48,8 @@ def doubt(facts: FitFacts) -> list[Block]:
     text = NOT_TRUSTED
     if not facts.identified:
         text += (
-            " The components cannot be told apart from draw to draw, so that what is said of one component is the mode's or an average over "
+            " The components cannot be told apart from draw to draw, so that what is said of one component "
+            "is the mode's or an average over "
             "components of different kinds."
         )
     return [Paragraph(text, "caution")]
@@ -57,9 +72,10 @@ def data_section(facts: FitFacts, provenance: Mapping[str, Any] | None) -> Secti
             if zero := int((v == 0).sum()):
                 text += f" {counted(zero, 'row')} of weight 0 did not count."
         blocks.append(Paragraph(text))
-    dropped = "No row was dropped: tables with missing or infinite values are refused, and not mended."
     notes = [sentence(str(note)) for note in (provenance or {}).get("notes", ())]
-    blocks.append(Bullets([dropped, *notes]))
+    if facts.X is not None:
+        notes.insert(0, "No row was dropped: tables with missing or infinite values are refused, and not mended.")
+    blocks += [Bullets(notes)] if notes else []
     if facts.X is not None:
         blocks.append(_features(facts))
     return Section("data", "Data", blocks)
@@ -115,6 +131,12 @@ def _spread_name(facts: FitFacts, k: int, j: int) -> str:
     return _name("standard_deviations", *(where[d] for d in dims))
 
 
+def _rounded(facts: FitFacts, line: Any, columns: Sequence[Any]) -> list[Any]:
+    """A line of the summary, each number with the digits that its error leaves."""
+    error = line["sd"] if facts.is_posterior else line.get("standard_error", np.nan)
+    return [rounded(line[c], error) for c in columns]
+
+
 def _places(facts: FitFacts) -> Table:
     """Mean and standard deviation of each feature in each component."""
     low, high = facts.interval_columns
@@ -124,9 +146,8 @@ def _places(facts: FitFacts) -> Table:
         for k in range(facts.K):
             mean = facts.summary.loc[_name("means", k, facts.names[j])]
             spread = facts.summary.loc[_spread_name(facts, k, j)]
-            ends = [] if low is None else [mean[low], mean[high]]
-            rows.append([facts.names[j], k, mean[estimate], *ends, spread[estimate]])
-            rows[-1] += [] if low is None else [spread[low], spread[high]]
+            columns_of = [estimate, *([] if low is None else [low, high])]
+            rows.append([facts.names[j], k, *_rounded(facts, mean, columns_of), *_rounded(facts, spread, columns_of)])
     columns = ["feature", "component", "mean"]
     columns += ["from", "to", "standard deviation", "from", "to"] if low is not None else ["standard deviation"]
     note = f"From … to: {INTERVAL}. " if low is not None else ""
@@ -145,7 +166,9 @@ def _kept(facts: FitFacts, names: Any) -> list[str]:
 
     def shows(name: str) -> bool:
         inside = name.partition("[")[2].removesuffix("]")
-        return not any(inside == h or h in inside.split(", ") or h in inside.rpartition(", ")[2].split(":") for h in hidden)
+        return not any(
+            inside == h or h in inside.split(", ") or h in inside.rpartition(", ")[2].split(":") for h in hidden
+        )
 
     return [name for name in names if shows(name)]
 
@@ -162,15 +185,28 @@ def _em_beside(facts: FitFacts) -> list[Block]:
     left = _left_over(facts, len(table), len(kept))
     ends = [f"{INTERVAL}: from", "to"]
     if compared is None:
-        rows = [[p, *(table.loc[p, c] for c in ("map", "median", "sd", low, high, "r_hat"))] for p in kept]
+        rows = [
+            [
+                p,
+                *_rounded(facts, table.loc[p], ("map", "median", "sd", low, high)),
+                rounded(table.loc[p, "r_hat"], 0.01),
+            ]
+            for p in kept
+        ]
         note = (
             "EM: the mode under the posterior's prior. The maximum of the likelihood is not beside it, because EM finds no sound one from "
             "here, or there are too many parameters for its standard errors." + left
         )
         columns = ["parameter", "EM", "posterior median", "sd", *ends, "R-hat"]
         return [Table("EM beside the posterior", columns, rows, note)]
-    what = ("em", "em_se", "posterior_median", "posterior_sd", "lower", "upper", "shift", "parts")
-    rows = [[p, *(compared.loc[p, c] for c in what)] for p in kept]
+    rows = []
+    for p in kept:
+        line = compared.loc[p]
+        of_em = [rounded(line[c], min(line["em_se"], line["posterior_sd"])) for c in ("em", "em_se")]
+        of_posterior = [
+            rounded(line[c], line["posterior_sd"]) for c in ("posterior_median", "posterior_sd", "lower", "upper")
+        ]
+        rows.append([p, *of_em, *of_posterior, rounded(line["shift"], 0.1), line["parts"]])
     part = int((compared["parts"] != "").sum())
     said = (
         f"EM and the posterior part in {part} of {counted(len(compared), 'parameter')}."
@@ -182,7 +218,8 @@ def _em_beside(facts: FitFacts) -> list[Block]:
     notes = [sentence(str(n)) for n in compared.attrs.get("notes", ())]
     note = (
         "EM: maximum of the likelihood, ± standard error by the observed information, climbed to from the posterior's mode. Shift: median "
-        "less EM, in posterior standard deviations. They part in location where that is above 0.5 or EM lies outside the interval, in spread "
+        "less EM, in posterior standard deviations. They part in location where that is above 0.5 or EM "
+        "lies outside the interval, in spread "
         "where the posterior standard deviation is not within 0.67 to 1.5 standard errors." + left
     )
     columns = ["parameter", "EM", "± se", "posterior median", "sd", *ends, "shift", "they part in"]
@@ -199,8 +236,12 @@ def _em_alone(facts: FitFacts) -> list[Block]:
     kept = _kept(facts, table.index)[:SHOWN_PARAMETERS]
     columns = [c for c in ("em", "standard_error", "lower", "upper") if c in table]
     titles = {"em": "EM", "standard_error": "± se", "lower": f"{INTERVAL}: from", "upper": "to"}
-    rows = [[p, *(table.loc[p, c] for c in columns)] for p in kept]
-    note = "Standard errors by the observed information." if "standard_error" in table else "No standard errors without rows."
+    rows = [[p, *_rounded(facts, table.loc[p], columns)] for p in kept]
+    note = (
+        "Standard errors by the observed information."
+        if "standard_error" in table
+        else "No standard errors without rows."
+    )
     note += " There is no posterior to stand beside them." + _left_over(facts, len(table), len(kept))
     notes = [sentence(str(n)) for n in table.attrs.get("notes", ())]
     return [
@@ -225,7 +266,7 @@ def figures_section(facts: FitFacts) -> Section:
             partial(plots.density, fit, X),
             f"The fitted density of {features}{rows}: {what}.",
             "The fitted density. One feature: a curve with its components; two: lines that enclose 25, 50, 75 and 95 % of the mixture; "
-            "more: a matrix of pairs.",
+            "more: a matrix of pairs." + _of_these(facts, FIGURE_FEATURES),
         )
     )
     if facts.D > 1:
@@ -234,7 +275,9 @@ def figures_section(facts: FitFacts) -> Section:
                 "ellipses",
                 partial(plots.ellipses, fit, X),
                 f"Ellipses of the components in {features}{rows}: {what}.{uncertainty}",
-                "Each component as the ellipses that hold given shares of it." + uncertainty,
+                "Each component as the ellipses that hold given shares of it."
+                + uncertainty
+                + _of_these(facts, FIGURE_FEATURES),
             )
         )
     if facts.X is not None and facts.K > 1:
@@ -244,7 +287,8 @@ def figures_section(facts: FitFacts) -> Section:
                 partial(plots.responsibilities, fit, X),
                 f"Rows coloured by the probabilities of their components; {spelled(facts.n_unsure)} of {spelled(len(facts.X))} are below "
                 f"{100 * SURE:.0f} %.",
-                "Which component each row comes from: colours are mixed by probability, and unsure rows are larger.",
+                "Which component each row comes from: colours are mixed by probability, and unsure rows are larger (many rows: bins)."
+                + _of_these(facts, 2),
             )
         )
     if facts.is_posterior:
@@ -276,7 +320,8 @@ def _posterior_figures(facts: FitFacts) -> list[Block]:
             "predictive_check",
             partial(plots.predictive_check, fit),
             "Histogram of each feature beside the band of histograms that the posterior would give.",
-            "Would this posterior give such data? Most points should lie in the band; a pattern of points outside it is what the mixture misses.",
+            "Would this posterior give such data? Most points should lie in the band; a pattern of points "
+            "outside it is what the mixture misses.",
         ),
     ]
     if not facts.identified and len(fit._X) <= COCLUSTERED_ROWS:
@@ -293,11 +338,19 @@ def _posterior_figures(facts: FitFacts) -> list[Block]:
             inline(
                 "rank",
                 partial(plots.rank, fit),
-                "Ranks of each chain's draws among all draws, less even ones; chains that agree stay inside the grey band.",
-                "Chains that disagree leave the band; see Diagnostics.",
+                "Ranks of each chain's draws among all draws, less even ones; chains that agree stay near zero.",
+                "Chains that agree stay near zero, those that sit elsewhere leave it; see Diagnostics.",
             )
         )
     return blocks
+
+
+def _of_these(facts: FitFacts, most: int) -> str:
+    """Which features a figure of some shows."""
+    if most >= facts.D:
+        return ""
+    chosen = facts.view.separating(None, most)[0]
+    return f" Shown are {most} of {facts.D} features: {', '.join(f'“{facts.names[j]}”' for j in chosen)}."
 
 
 def _features_in_words(facts: FitFacts) -> str:
@@ -316,21 +369,26 @@ def rows_section(facts: FitFacts) -> Section:
         blocks.append(Paragraph(" ".join((*assignment_sentences(facts), *anomaly_sentences(facts)))))
     posterior = facts.is_posterior
     columns = ["row", "log density", "tail probability", *(["anomaly probability"] if posterior else []), "kind"]
-    columns += ["nearest component", "Mahalanobis distance", *(["from", "to"] if posterior else []), "features that contribute"]
+    columns += [
+        "nearest component",
+        "features that contribute",
+        "Mahalanobis distance",
+        *([INTERVAL] if posterior else []),
+    ]
     lines = []
     for _, r in found.top.iterrows():
         line = [int(r["row"]), r["log_density"], r["tail_probability"]]
         line += [percent(r["anomaly_probability"])] if posterior else []
-        line += [str(r["kind"]), int(r["nearest_component"]), r["mahalanobis"]]
-        line += [r["lower"], r["upper"]] if posterior else []
-        lines.append([*line, str(r["features"]).replace("(-", "(−")])
+        line += [str(r["kind"]), int(r["nearest_component"]), str(r["features"]).replace("(-", "(−"), r["mahalanobis"]]
+        lines.append([*line, *([f"{spelled(r['lower'])} to {spelled(r['upper'])}"] if posterior else [])])
     note = (
         "Rows are counted from 1. Tail probability: of a density as low as this or lower, under the model. "
         f"Far: below the threshold, log density {spelled(found.log_threshold)}; {100 * FALSE_ALARM:.0f} % of the model's own rows are. "
     )
     if posterior:
-        note += f"Anomaly probability: that the row's density is below the threshold, over {spelled(found.n_draws)} draws. From … to: {INTERVAL} "
-        note += "of the distance. "
+        note += (
+            f"Anomaly probability: that the row's density is below the threshold, over {spelled(found.n_draws)} draws. "
+        )
         note += (
             "Each row is left out of the posterior that judges it. "
             if found.left_out
@@ -343,8 +401,16 @@ def rows_section(facts: FitFacts) -> Section:
             "Thresholds",
             ["how", "rows", "expected of a right model"],
             [
-                [f"below the density that {100 * FALSE_ALARM:.0f} % of the model's own rows fall below", found.flagged, found.expected],
-                [f"anomalies at a false-discovery rate of {100 * DISCOVERY_RATE:.0f} % (Benjamini & Hochberg)", found.discoveries, None],
+                [
+                    f"below the density that {100 * FALSE_ALARM:.0f} % of the model's own rows fall below",
+                    found.flagged,
+                    found.expected,
+                ],
+                [
+                    f"anomalies at a false-discovery rate of {100 * DISCOVERY_RATE:.0f} % (Benjamini & Hochberg)",
+                    found.discoveries,
+                    None,
+                ],
             ],
         )
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from bayesgmm.report.blocks import Table, Verdict, number, percent, sentence
+from bayesgmm.report.facts import FitFacts
 from bayesgmm.report.page import environment
 from bayesgmm.report.verdicts import summary_line
 
@@ -37,9 +38,7 @@ def fit_fragment(fit: Any) -> str:
 
 def _fit_verdict(fit: Any) -> Verdict:
     posterior = hasattr(fit, "_draws")
-    ok = bool(fit.diagnostics_.ok) if posterior else bool(fit.converged_)
-    if not posterior and getattr(fit, "modes_", ()):
-        ok = ok and not fit.modes_[0].spurious
+    ok = FitFacts(fit, None).ok
     problems = [sentence(text) for text in fit.diagnostics_.problems] if posterior else []
     return Verdict("good" if ok and posterior else "plain" if ok else "bad", summary_line(fit), problems)
 
@@ -50,9 +49,12 @@ def _components(fit: Any, K: int, D: int) -> Table:
     names = feature_names(fit)[:MOST_FEATURES]
     estimate = "EM"
     if hasattr(fit, "_draws"):
-        estimate = "posterior mean" if fit.diagnostics_.labels_identified else "mode; the components cannot be told apart"
+        estimate = (
+            "posterior mean" if fit.diagnostics_.labels_identified else "mode; the components cannot be told apart"
+        )
     rows = [
-        [k, percent(fit.weights_[k]), *(float(x) for x in fit.means_[k, :MOST_FEATURES])] for k in range(min(K, MOST_COMPONENTS))
+        [k, percent(fit.weights_[k]), *(float(x) for x in fit.means_[k, :MOST_FEATURES])]
+        for k in range(min(K, MOST_COMPONENTS))
     ]
     left = [f"{K - MOST_COMPONENTS} more components"] if K > MOST_COMPONENTS else []
     left += [f"{D - MOST_FEATURES} more features"] if D > MOST_FEATURES else []
@@ -81,7 +83,9 @@ def selection_fragment(selection: Selection) -> str:
     doubtful = [sentence(text) for text in selection.doubtful]
     bad = bool(doubtful) or not selection.picks
     if bad:
-        verdict = Verdict("bad", "A fit that is picked is not to be trusted yet." if doubtful else selection.summary(), doubtful)
+        verdict = Verdict(
+            "bad", "A fit that is picked is not to be trusted yet." if doubtful else selection.summary(), doubtful
+        )
     else:
         level = "caution" if selection.interrupted else "plain"
         extra = [sentence(selection.interrupted)] if selection.interrupted else []

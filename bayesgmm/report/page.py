@@ -72,11 +72,17 @@ def check_target(path: str | os.PathLike[str], overwrite: bool) -> Path:
     """
     target = Path(path)
     if target.is_dir():
-        raise FileExistsError(f"cannot write the report to {target}: it is a folder; name a file, such as {target / 'report.html'}")
+        raise FileExistsError(
+            f"cannot write the report to {target}: it is a folder; name a file, such as {target / 'report.html'}"
+        )
     if os.path.lexists(target) and not overwrite:
-        raise FileExistsError(f"{target} exists; name another file, or use overwrite=True (--force at the command line)")
+        raise FileExistsError(
+            f"{target} exists; name another file, or use overwrite=True (--force at the command line)"
+        )
     if not target.absolute().parent.is_dir():
-        raise FileNotFoundError(f"cannot write the report to {target}: the folder {target.absolute().parent} does not exist")
+        raise FileNotFoundError(
+            f"cannot write the report to {target}: the folder {target.absolute().parent} does not exist"
+        )
     return target
 
 
@@ -145,7 +151,12 @@ def selection_page(selection: Selection, X: Any = None, sample_weight: Any = Non
             sections = [own[0], *sections, *own[1:]]
     n_models = counted(len(selection.table), "model")
     title = "How many components" + (f": {_base(provenance)}" if provenance else "")
-    return Page(title, f"{n_models} of {counted(selection.n_rows, 'row')} compared, by {_METHODS[selection.method]}", verdict, sections)
+    return Page(
+        title,
+        f"{n_models} of {counted(selection.n_rows, 'row')} compared, by {_METHODS[selection.method]}",
+        verdict,
+        sections,
+    )
 
 
 _METHODS = {"em": "EM", "laplace": "EM and a Laplace approximation", "nuts": "EM and NUTS"}

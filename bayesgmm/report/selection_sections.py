@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from bayesgmm.report.blocks import Block, Bullets, Paragraph, Section, Table, percent, sentence
+from bayesgmm.report.blocks import Block, Bullets, Paragraph, Said, Section, Table, percent, sentence
 from bayesgmm.report.figures import inline
 from bayesgmm.report.verdicts import chances_of_components, judge_of
 
@@ -39,9 +39,11 @@ TITLES = {
 """Columns of a selection that are shown, in this order."""
 
 MEANINGS = {
-    "em": "AIC, AICc, BIC and ICL judge EM's maximum of the likelihood; smaller is better. BIC asks which model is true, AIC which predicts best, "
+    "em": "AIC, AICc, BIC and ICL judge EM's maximum of the likelihood; smaller is better. BIC asks which "
+    "model is true, AIC which predicts best, "
     "ICL which has clear groups.",
-    "posterior": "elpd (WAIC, LOO) estimates how well new rows would be predicted, in nats; larger is better. The evidence is the probability of "
+    "posterior": "elpd (WAIC, LOO) estimates how well new rows would be predicted, in nats; larger is better. "
+    "The evidence is the probability of "
     "the data under a model, its prior included; p(model | data) follows from it.",
     "labels": "Accuracy, log loss and adjusted Rand index say how well the components predict the classes that are known, cross-validated.",
 }
@@ -62,10 +64,14 @@ def choice_section(selection: Selection, ok: bool) -> Section:
     blocks: list[Block] = []
     if not ok:
         blocks.append(
-            Paragraph("A fit that is picked failed its diagnostics: what the criteria say of it below is no result.", "caution")
+            Paragraph(
+                "A fit that is picked failed its diagnostics: what the criteria say of it below is no result.",
+                "caution",
+            )
         )
-        blocks += [Bullets([sentence(text) for text in selection.doubtful])] if selection.doubtful else []
-    blocks.append(Paragraph(selection.summary()))
+    else:
+        blocks.append(Paragraph(selection.summary()))
+    blocks += [Bullets([sentence(text) for text in selection.doubtful])] if selection.doubtful else []
     judge = judge_of(selection)
     if judge is not None:
         title = CRITERIA[judge].title
@@ -96,7 +102,9 @@ def choice_section(selection: Selection, ok: bool) -> Section:
     blocks.append(Bullets([*notes, *(sentence(note) for note in selection.notes)]))
     if len(chances) > 1:
         rows = [[K, percent(p)] for K, p in sorted(chances.items())]
-        blocks.append(Table("The number of components, given the data", ["K", "p(K | data)"], rows, "Summed over structures."))
+        blocks.append(
+            Table("The number of components, given the data", ["K", "p(K | data)"], rows, "Summed over structures.")
+        )
     if selection.sensitivity is not None:
         blocks.append(_sensitivity(selection))
     return Section("choice", "How many components", blocks)
@@ -104,7 +112,7 @@ def choice_section(selection: Selection, ok: bool) -> Section:
 
 def models_table(selection: Selection) -> Table:
     """One line a model: its criteria, what picks it, and what speaks against it."""
-    from bayesgmm.tabulation import CRITERIA
+    from bayesgmm.tabulation import CRITERIA, criterion_text
 
     table = selection.table
     picked: dict[Any, list[str]] = {}
@@ -117,7 +125,12 @@ def models_table(selection: Selection) -> Table:
         for name in shown:
             value = table.loc[(kind, K), name]
             missing = value != value or str(value) == "<NA>"
-            line.append(None if missing else percent(value) if name in SHARES else _number(name, value))
+            if missing:
+                line.append(None)
+            elif name in SHARES:
+                line.append(percent(value))
+            else:
+                line.append(Said(float(value), criterion_text(name, value).replace("-", "−")))
         rows.append([*line, ", ".join(picked.get((kind, K), ())), str(table.loc[(kind, K), "flags"] or "")])
     return Table(
         "All models",
@@ -125,10 +138,6 @@ def models_table(selection: Selection) -> Table:
         rows,
         "Flags speak against a fit or a number of its line.",
     )
-
-
-def _number(name: str, value: Any) -> Any:
-    return int(value) if name == "n_parameters" else float(value)
 
 
 def _sensitivity(selection: Selection) -> Table:

@@ -61,7 +61,12 @@ def settings_section(facts: FitFacts, provenance: Mapping[str, Any] | None, code
         weights = " and their weights" if facts.sample_weight is not None else ""
         blocks.append(Code(found, f"SHA-256 of the rows{weights}"))
     blocks.append(Table("Versions with which this report was written", ["what", "version"], versions()))
-    blocks.append(Code(code or fit_code(fit, provenance, facts.sample_weight is not None), "Code that makes this fit and this report"))
+    blocks.append(
+        Code(
+            code or fit_code(fit, provenance, facts.sample_weight is not None),
+            "Code that makes this fit and this report",
+        )
+    )
     return Section("settings", "Settings and how to reproduce this", blocks)
 
 

@@ -121,9 +121,9 @@ def assignment_sentences(facts: FitFacts) -> list[str]:
     if facts.X is None or facts.K == 1 or facts.n_unsure is None:
         return []
     n, unsure = len(facts.X), facts.n_unsure
+    rest = f"for {counted(unsure, 'row')} none has" if unsure else "there is no other row"
     return [
-        f"{spelled(n - unsure)} of {counted(n, 'row')} belong to one component with a probability of at least {100 * SURE:.0f} %, "
-        f"{spelled(unsure)} to none with that."
+        f"For {spelled(n - unsure)} of {counted(n, 'row')} one component has a probability of at least {100 * SURE:.0f} %; {rest}."
     ]
 
 
@@ -132,7 +132,11 @@ def anomaly_sentences(facts: FitFacts) -> list[str]:
     found = facts.anomalies
     if found is None:
         return []
-    count = "No row lies" if found.flagged == 0 else f"{counted(found.flagged, 'row')} {'lies' if found.flagged == 1 else 'lie'}"
+    count = (
+        "No row lies"
+        if found.flagged == 0
+        else f"{counted(found.flagged, 'row')} {'lies' if found.flagged == 1 else 'lie'}"
+    )
     anomalies = {0: "no row is an anomaly", 1: "1 row is an anomaly"}.get(
         found.discoveries, f"{spelled(found.discoveries)} rows are anomalies"
     )
@@ -146,7 +150,8 @@ def _was_set(facts: FitFacts, number_was_set: bool) -> list[str]:
     if not number_was_set:
         return []
     return [
-        f"The number of components was set to {facts.K}; this fit does not say whether another would do better. bayesgmm select compares them."
+        f"The number of components was set to {facts.K}; this fit does not say whether another would do "
+        f"better. bayesgmm select compares them."
     ]
 
 
@@ -180,29 +185,31 @@ def selection_verdict(selection: Selection, facts: FitFacts | None) -> Verdict:
     judge = judge_of(selection)
     if judge is None or facts is None:
         return Verdict("bad", "No model could be judged", (selection.summary(),))
+    from bayesgmm.tabulation import CRITERIA, in_words
+
     doubtful = [sentence(text) for text in selection.doubtful]
-    if doubtful or not facts.ok:
+    ours = in_words(selection.best(judge))
+    if not facts.ok or any(text.startswith(f"{ours} ") for text in selection.doubtful):
         own = () if facts.ok else _bad(facts).sentences[:-1]
         return Verdict(
             "bad",
             "The number of components cannot be settled yet: a fit that is picked failed its diagnostics",
             (*doubtful, *own, "What follows is shown to find out why; it is no result."),
         )
-    from bayesgmm.tabulation import CRITERIA, in_words
-
     own_verdict = fit_verdict(facts, number_was_set=False)
     numbers = sorted({K for _, K in selection.picks.values()})
     agree = len(numbers) == 1
     level = own_verdict.level if agree or own_verdict.level == "plain" else "caution"
     title = CRITERIA[judge].title
-    headline = f"{title[:1].upper()}{title[1:]} picks {in_words(selection.best(judge))}"
+    headline = f"{title[:1].upper()}{title[1:]} picks {ours}"
     if len(selection.picks) > 1:
         headline += (
             ", and so does every other criterion the number of components"
             if agree
             else f"; criteria differ between {numbers[0]} and {numbers[-1]} components"
         )
-    sentences = [selection.summary()]
+    sentences = [selection.summary(), *doubtful]
+    level = "caution" if doubtful else level
     chances = chances_of_components(selection)
     if len(chances) > 1:
         said = ", ".join(f"{percent(p)} for K = {K}" for K, p in sorted(chances.items()) if p >= 0.0005)
