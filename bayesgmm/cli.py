@@ -220,8 +220,8 @@ def build_parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
         help="write a report on a folder of results",
         description="Write one HTML file, with verdict, tables and figures, on a folder that bayesgmm fit, demo or select has written.",
-        epilog="Exit codes: 0 done; 1 the folder or the file is at fault; 2 wrong usage; 3 done, but the convergence diagnostics failed (the "
-        "report says so at its top); 130 interrupted.",
+        epilog="Exit codes: 0 done; 1 the folder or the file is at fault; 2 wrong usage; 3 done, but the convergence diagnostics "
+        "failed (the report says so at its top); 130 interrupted.",
     )
     report.add_argument("folder", metavar="DIR", help="folder of results")
     report.add_argument(

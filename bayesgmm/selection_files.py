@@ -123,6 +123,8 @@ def _plain(value: Any) -> Any:
 def _table(keys: list[Key], columns: dict[str, Any]) -> pd.DataFrame:
     import pandas as pd
 
+    if any(len(column["values"]) != len(keys) for column in columns.values()):
+        raise ValueError("a column of the table has not one value for each model")
     index = pd.MultiIndex.from_tuples(keys, names=["covariance_type", "n_components"])
     return pd.DataFrame({name: pd.array(c["values"], dtype=c["dtype"]) for name, c in columns.items()}, index=index)
 
