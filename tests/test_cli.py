@@ -19,7 +19,7 @@ from bayesgmm.cli import main
 from bayesgmm.exceptions import DataError, SamplingInterrupted
 from bayesgmm.results import OUTPUTS
 
-WRITTEN = ["assignments.csv", "fit.json", "mixture.png", "posterior.nc", "summary.csv"]
+WRITTEN = ["assignments.csv", "fit.json", "mixture.png", "posterior.nc", "report.html", "summary.csv"]
 
 
 class MadeUpMixture:
@@ -73,6 +73,10 @@ def mixture(monkeypatch):
     plots = types.ModuleType("bayesgmm.plots")
     plots.mixture = lambda estimator, X: SimpleNamespace(savefig=lambda path, dpi: path.write_bytes(b"png"))
     monkeypatch.setitem(sys.modules, "bayesgmm.plots", plots)
+    report = types.ModuleType("bayesgmm.report.page")
+    report.fit_page = lambda estimator, *rows: "<p>report"
+    report.write_report = lambda page, path: path.write_text(page)
+    monkeypatch.setitem(sys.modules, "bayesgmm.report.page", report)
     return fresh
 
 

@@ -58,7 +58,7 @@ def test_demo_agrees_with_scikit_learn_and_passes_its_diagnostics(demo, peer):
 
 def test_demo_can_be_loaded_and_tells_what_its_files_tell(demo):
     out, _ = demo
-    assert sorted(os.listdir(out)) == ["assignments.csv", "fit.json", "mixture.png", "posterior.nc", "summary.csv"]
+    assert sorted(os.listdir(out)) == ["assignments.csv", "fit.json", "mixture.png", "posterior.nc", "report.html", "summary.csv"]
     assert (out / "mixture.png").read_bytes().startswith(PNG_SIGNATURE)
     post = bayesgmm.load(out)
     assignments = pd.read_csv(out / "assignments.csv")
@@ -76,7 +76,7 @@ def test_em_agrees_with_scikit_learn_and_scipy(tmp_path, peer, capsys):
     load_faithful().to_csv(data, index=False)
     assert main(["fit", str(data), "-k", "2", "--method", "em", "--out", str(tmp_path / "em"), "--json"]) == 0
     result = json.loads(capsys.readouterr().out)
-    assert result["files"] == ["assignments.csv", "fit.json", "mixture.png", "summary.csv"]
+    assert result["files"] == ["assignments.csv", "fit.json", "mixture.png", "report.html", "summary.csv"]
     weights, means, covariances = peer
     order = np.argsort(-np.array(result["weights"]))
     # both stop when the mean log-likelihood changes by 1e-6 or less; EM's steps are then about 1e-4 of a standard error

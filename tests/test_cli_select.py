@@ -13,7 +13,7 @@ import bayesgmm
 from bayesgmm import results, select, sweep
 from bayesgmm.cli import main
 
-WRITTEN = ["models", "selection.csv", "selection.json", "selection.png"]
+WRITTEN = ["models", "report.html", "selection.csv", "selection.json", "selection.png"]
 
 
 @pytest.fixture(scope="module")

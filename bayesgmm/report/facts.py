@@ -157,11 +157,21 @@ class FitFacts:
         return not self.is_posterior or bool(self.fit.diagnostics_.labels_identified)
 
     @cached_property
+    def table(self) -> Any:
+        """The rows with the names that the fit knows them by."""
+        names = getattr(self.fit, "feature_names_in_", None)
+        if names is None or self.X is None:
+            return self.X
+        import pandas as pd
+
+        return pd.DataFrame(self.X, columns=names)
+
+    @cached_property
     def view(self) -> Fitted:
         """The fit as figures see it."""
         from bayesgmm.plots.fitted import fitted
 
-        return fitted(self.fit, None if self.is_posterior else self.X)
+        return fitted(self.fit, None if self.is_posterior else self.table)
 
     @cached_property
     def shown(self) -> list[int]:
@@ -191,7 +201,7 @@ class FitFacts:
 
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            errors = self.fit.standard_errors(self.X, sample_weight=self.sample_weight)
+            errors = self.fit.standard_errors(self.table, sample_weight=self.sample_weight)
         by_name = errors.by_name(self.names)
         z = float(ndtri((1 + CI_PROB) / 2))
         table["standard_error"] = [by_name[name] for name in table.index]
@@ -280,8 +290,8 @@ class FitFacts:
 
         from bayesgmm.anomaly import AnomalyDetector
 
-        X = self.X
-        left_out = self.is_posterior and len(X) <= LEFT_OUT_ROWS
+        X, rows = self.table, self.X
+        left_out = self.is_posterior and len(rows) <= LEFT_OUT_ROWS
         detector = AnomalyDetector(
             FrozenEstimator(self.fit),
             false_alarm=FALSE_ALARM,
@@ -295,7 +305,7 @@ class FitFacts:
             table = detector.table(None if left_out else X)
             density = table["log_density"].to_numpy()
             chosen = np.argsort(density, kind="stable")[:TOP_ROWS]
-            explained = detector.explain(np.ascontiguousarray(X[chosen]), ci_prob=CI_PROB)
+            explained = detector.explain(X.iloc[chosen] if hasattr(X, "iloc") else rows[chosen], ci_prob=CI_PROB)
         top = pd.concat([table.iloc[chosen].reset_index(drop=True), explained], axis=1)
         top.insert(0, "row", chosen + 1)
         adjusted = false_discovery_control(table["tail_probability"].to_numpy(), method="bh")

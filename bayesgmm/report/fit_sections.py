@@ -254,7 +254,7 @@ def figures_section(facts: FitFacts) -> Section:
     """The figures of a fit."""
     from bayesgmm import plots
 
-    fit, X = facts.fit, None if facts.is_posterior else facts.X
+    fit, X = facts.fit, None if facts.is_posterior else facts.table
     what = f"{counted(facts.K, 'component')}, covariance {fit.covariance_type}"
     features = _features_in_words(facts)
     uncertainty = " A band or thin lines show the posterior's spread." if facts.is_posterior else ""

@@ -112,6 +112,8 @@ def choice_section(selection: Selection, ok: bool) -> Section:
 
 def models_table(selection: Selection) -> Table:
     """One line a model: its criteria, what picks it, and what speaks against it."""
+    import pandas as pd
+
     from bayesgmm.tabulation import CRITERIA, criterion_text
 
     table = selection.table
@@ -124,8 +126,7 @@ def models_table(selection: Selection) -> Table:
         line: list[Any] = [str(kind), int(K)]
         for name in shown:
             value = table.loc[(kind, K), name]
-            missing = value != value or str(value) == "<NA>"
-            if missing:
+            if pd.isna(value):
                 line.append(None)
             elif name in SHARES:
                 line.append(percent(value))
