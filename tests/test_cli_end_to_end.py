@@ -58,7 +58,14 @@ def test_demo_agrees_with_scikit_learn_and_passes_its_diagnostics(demo, peer):
 
 def test_demo_can_be_loaded_and_tells_what_its_files_tell(demo):
     out, _ = demo
-    assert sorted(os.listdir(out)) == ["assignments.csv", "fit.json", "mixture.png", "posterior.nc", "report.html", "summary.csv"]
+    assert sorted(os.listdir(out)) == [
+        "assignments.csv",
+        "fit.json",
+        "mixture.png",
+        "posterior.nc",
+        "report.html",
+        "summary.csv",
+    ]
     assert (out / "mixture.png").read_bytes().startswith(PNG_SIGNATURE)
     post = bayesgmm.load(out)
     assignments = pd.read_csv(out / "assignments.csv")

@@ -12,8 +12,12 @@ import pytest
 
 from tests.report.conftest import NAMES
 
-BROWSER = next((found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))), None)
-pytestmark = pytest.mark.skipif(BROWSER is None, reason="no chromium is installed: the report is not looked at in a browser")
+BROWSER = next(
+    (found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))), None
+)
+pytestmark = pytest.mark.skipif(
+    BROWSER is None, reason="no chromium is installed: the report is not looked at in a browser"
+)
 
 WIDTHS = (1280, 390)
 

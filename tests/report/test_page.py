@@ -164,7 +164,9 @@ def test_many_features_are_limited_and_named():
     read = Reader(render(page))
     # the components differ in these six features and no other
     named = "“f3”, “f17”, “f18”, “f19”, “f20”, “f29”"
-    assert any(f"6 of 30 features are shown, those in which the components differ most: {named}" in p for p in read.paragraphs)
+    assert any(
+        f"6 of 30 features are shown, those in which the components differ most: {named}" in p for p in read.paragraphs
+    )
     assert {row[0] for row in read.tables["Where the components lie"][1:]} == {"f3", "f17", "f18", "f19", "f20", "f29"}
     assert len(read.tables["EM's estimates"]) == 1 + 2 + 2 * 6 * 2
     density = next(block for block in figures(page) if block.name == "density")
@@ -194,7 +196,10 @@ def test_weights_are_told(table):
 
 def test_the_code_makes_the_same_fit(table, post, page):
     code = next(
-        block.text for section in page.sections for block in section.blocks if getattr(block, "title", "").startswith("Code that makes")
+        block.text
+        for section in page.sections
+        for block in section.blocks
+        if getattr(block, "title", "").startswith("Code that makes")
     )
     lines = [line for line in code.splitlines() if not line.startswith(("X =", "fit.report"))]
     space = {"X": table}

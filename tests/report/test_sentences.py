@@ -135,13 +135,31 @@ def test_em_that_failed_is_not_reported_as_a_result(table, spurious, monkeypatch
 
 @pytest.mark.parametrize(
     ("value", "error", "text"),
-    [(4.2895, 0.0314, "4.290"), (-0.0001, 0.05, "0.000"), (-54.48, 1.0, "−54.5"), (12345.6, 250.0, "12,346"), (1.0, 0.0, "1.000")],
+    [
+        (4.2895, 0.0314, "4.290"),
+        (-0.0001, 0.05, "0.000"),
+        (-54.48, 1.0, "−54.5"),
+        (12345.6, 250.0, "12,346"),
+        (1.0, 0.0, "1.000"),
+    ],
 )
 def test_numbers_have_the_digits_that_their_error_leaves(value, error, text):
     assert rounded(value, error).text == text
 
 
 def test_numbers_as_text():
-    assert [percent(x).text for x in (0, 0.0001, 0.6436, 0.9999, 1)] == ["0.0 %", "< 0.1 %", "64.4 %", "> 99.9 %", "100.0 %"]
-    assert [number(x) for x in (0.0, 12345.678, 0.00001234, np.nan, np.inf)] == ["0.000", "12346", "1.234e-05", "", "inf"]
+    assert [percent(x).text for x in (0, 0.0001, 0.6436, 0.9999, 1)] == [
+        "0.0 %",
+        "< 0.1 %",
+        "64.4 %",
+        "> 99.9 %",
+        "100.0 %",
+    ]
+    assert [number(x) for x in (0.0, 12345.678, 0.00001234, np.nan, np.inf)] == [
+        "0.000",
+        "12346",
+        "1.234e-05",
+        "",
+        "inf",
+    ]
     assert [spelled(x) for x in (None, -1.5, 1234567, True, "a-b")] == ["–", "−1.500", "1,234,567", "yes", "a-b"]
