@@ -53,6 +53,7 @@ def anomaly_density(
     X: ArrayLike | None = None,
     *,
     features: Sequence[int | str] | None = None,
+    row_names: Sequence[object] | None = None,
     ax: Axes | None = None,
     figsize: tuple[float, float] | None = None,
 ) -> Figure:
@@ -71,6 +72,8 @@ def anomaly_density(
         Rows to judge. Default: the fitted rows of a posterior, each left out.
     features : sequence of int or str, optional
         The two to show, by position or name. Default: those in which the components differ most.
+    row_names : sequence, optional
+        A name for each row. Default: a DataFrame's index, else positions from 0.
     ax : Axes, optional
         To draw into.
     figsize : (float, float), optional
@@ -95,7 +98,7 @@ def anomaly_density(
     Flags are the detector's, by all its draws: for millions of rows fewer (``n_draws``) save time.
     """
     _check_detector(detector)
-    view, names = _view(detector, X), _row_names(X)
+    view, names = _view(detector, X), _row_names(X) if row_names is None else row_names
     table = view.rows
     judged = detector.table(X)
     kind = judged["kind"].to_numpy()
@@ -205,6 +208,7 @@ def ranked_scores(
     X: ArrayLike | None = None,
     *,
     top: int = 30,
+    row_names: Sequence[object] | None = None,
     ax: Axes | None = None,
     figsize: tuple[float, float] | None = None,
 ) -> Figure:
@@ -218,6 +222,8 @@ def ranked_scores(
         Rows to judge; a DataFrame's index names them. Default: the fitted rows of a posterior, each left out.
     top : int, default 30
         Rows to show at most.
+    row_names : sequence, optional
+        A name for each row. Default: a DataFrame's index, else positions from 0.
     ax : Axes, optional
         To draw into.
     figsize : (float, float), optional
@@ -244,7 +250,7 @@ def ranked_scores(
     _check_detector(detector)
     if isinstance(top, bool) or not isinstance(top, int | np.integer) or top < 1:
         raise ValueError(f"top must be a whole number of rows, at least 1; got {top!r}")
-    view, names = _view(detector, X), _row_names(X)
+    view, names = _view(detector, X), _row_names(X) if row_names is None else row_names
     table = view.rows
     if X is None:
         judged = detector.table()

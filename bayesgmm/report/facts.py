@@ -279,6 +279,27 @@ class FitFacts:
             return low, high
         return ("lower", "upper") if "lower" in columns else (None, None)
 
+    @property
+    def left_out(self) -> bool:
+        """Whether each row is left out of the posterior that judges its density."""
+        return self.is_posterior and self.X is not None and len(self.X) <= LEFT_OUT_ROWS
+
+    @cached_property
+    def detector(self) -> Any:
+        """Of anomalies, around this fit."""
+        from sklearn.frozen import FrozenEstimator
+
+        from bayesgmm.anomaly import AnomalyDetector
+
+        n_rows = 1 if self.X is None else len(self.X)
+        return AnomalyDetector(
+            FrozenEstimator(self.fit),
+            false_alarm=FALSE_ALARM,
+            n_draws=max(50, min(1000, DETECTOR_WORK // n_rows)),
+            refits=0,
+            random_state=0,
+        ).fit(None)
+
     @cached_property
     def anomalies(self) -> Anomalies | None:
         """Rows of low density by :class:`bayesgmm.AnomalyDetector`; None without rows."""
@@ -286,22 +307,10 @@ class FitFacts:
             return None
         import pandas as pd
         from scipy.stats import false_discovery_control
-        from sklearn.frozen import FrozenEstimator
 
-        from bayesgmm.anomaly import AnomalyDetector
-
-        X, rows = self.table, self.X
-        left_out = self.is_posterior and len(rows) <= LEFT_OUT_ROWS
-        detector = AnomalyDetector(
-            FrozenEstimator(self.fit),
-            false_alarm=FALSE_ALARM,
-            n_draws=max(50, min(1000, DETECTOR_WORK // len(X))),
-            refits=0,
-            random_state=0,
-        )
+        X, rows, detector, left_out = self.table, self.X, self.detector, self.left_out
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            detector.fit(None)
             table = detector.table(None if left_out else X)
             density = table["log_density"].to_numpy()
             chosen = np.argsort(density, kind="stable")[:TOP_ROWS]

@@ -364,6 +364,8 @@ def rows_section(facts: FitFacts) -> Section:
     if found is None:
         text = "Rows are needed to assign them and to look for anomalies: a fit by EM holds none, and none were given."
         return Section("rows", "Assignment and anomalies", [Paragraph(text)])
+    from bayesgmm import plots
+
     blocks = doubt(facts)
     if facts.ok:
         blocks.append(Paragraph(" ".join((*assignment_sentences(facts), *anomaly_sentences(facts)))))
@@ -412,6 +414,15 @@ def rows_section(facts: FitFacts) -> Section:
                     None,
                 ],
             ],
+        )
+    )
+    X = None if facts.left_out else facts.table
+    blocks.append(
+        inline(
+            "anomaly_density",
+            partial(plots.anomaly_density, facts.detector, X, row_names=np.arange(1, found.n_rows + 1)),
+            f"The rows with the line at which the density is that of the threshold; {counted(found.flagged, 'row')} below it marked.",
+            "The rows below the threshold, where they lie." + _of_these(facts, 2),
         )
     )
     return Section("rows", "Assignment and anomalies", blocks)
