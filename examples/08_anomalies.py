@@ -56,7 +56,8 @@ def main() -> None:
             "The 16 lowest log densities, with 90 % intervals\nand tail probabilities; line: the threshold"
         )
         flagged_share(detector, ax=right)
-        right.get_legend().set_loc("lower right")
+        right.get_legend().set_frame_on(True)
+        right.get_legend().get_frame().set(facecolor="white", edgecolor="none", alpha=1)
         right.set_title("Rows that a threshold flags, and how many it would flag\nif all came from the model")
     c.figure.savefig(sys.argv[1] if len(sys.argv) > 1 else Path(__file__).with_suffix(".png"), dpi=120)
 
