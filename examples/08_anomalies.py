@@ -9,12 +9,10 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from matplotlib.lines import Line2D
 
 from bayesgmm import AnomalyDetector, BayesianGaussianMixture, GaussianMixture
-from bayesgmm.plots.style import COLOURS, canvas
-
-KINDS = {"ok": ("o", "0.6"), "far": ("X", COLOURS[1]), "small component": ("D", COLOURS[3])}
+from bayesgmm.plots import anomaly_density, flagged_share, ranked_scores
+from bayesgmm.plots.style import canvas
 
 
 def rows() -> tuple[pd.DataFrame, np.ndarray]:
@@ -47,43 +45,21 @@ def main() -> None:
         f"\nDiscoveries at a false-discovery rate of 5 %: {found.sum()}, of which {right} are not of the large groups."
     )
 
-    with canvas(figsize=(12, 5), columns=2) as c:
-        draw(*c.axes[0], detector, X, table)
+    with canvas(figsize=(14, 5.2), columns=3) as c:
+        left, middle, right = c.axes[0]
+        anomaly_density(detector, ax=left)
+        left.set_title(
+            "The threshold as a contour; rows beyond it are far,\nthose of a small component are dense, but few"
+        )
+        ranked_scores(detector, top=16, ax=middle)
+        middle.set_title(
+            "The 16 lowest log densities, with 90 % intervals\nand tail probabilities; line: the threshold"
+        )
+        flagged_share(detector, ax=right)
+        right.get_legend().set_frame_on(True)
+        right.get_legend().get_frame().set(facecolor="white", edgecolor="none", alpha=1)
+        right.set_title("Rows that a threshold flags, and how many it would flag\nif all came from the model")
     c.figure.savefig(sys.argv[1] if len(sys.argv) > 1 else Path(__file__).with_suffix(".png"), dpi=120)
-
-
-def draw(left, right, detector, X, table):
-    x, y = X.to_numpy().T
-    across, up = np.meshgrid(np.linspace(x.min() - 2, x.max() + 2, 160), np.linspace(y.min() - 0.4, y.max() + 0.4, 160))
-    grid = pd.DataFrame({X.columns[0]: across.ravel(), X.columns[1]: up.ravel()})
-    height = detector.score_samples(grid).reshape(across.shape)
-    left.contour(across, up, height, levels=[detector.offset_], colors="black", linestyles="solid", linewidths=1.6)
-    handles = [Line2D([], [], color="black", label="threshold")]
-    order = np.argsort(table["tail_probability"].to_numpy())
-    for kind, (marker, shade) in KINDS.items():
-        those = (table["kind"] == kind).to_numpy()
-        style = {"marker": marker, "color": shade, "linestyle": "", "markersize": 4 if kind == "ok" else 7}
-        left.plot(x[those], y[those], alpha=0.8, markeredgewidth=0, **style)
-        rank = np.flatnonzero(those[order]) + 1
-        right.plot(rank, table["anomaly_probability"].to_numpy()[order][those[order]], clip_on=False, **style)
-        handles.append(Line2D([], [], label=f"{kind}: {those.sum()} rows", **style))
-    left.set(
-        xlabel=X.columns[0],
-        ylabel=X.columns[1],
-        title="Far: beyond the threshold. Small component: dense, but few rows",
-    )
-    right.set(
-        xscale="log",
-        ylim=(-0.03, 1.03),
-        xlabel="rank by tail probability",
-        ylabel="probability that the density is below the threshold",
-    )
-    right.set_title("How sure that a row is far: near 0 or 1 for most, between them in doubt")
-    c_legend(left, handles)
-
-
-def c_legend(ax, handles):
-    ax.figure.legend(handles=handles, loc="outside lower center", ncols=4)
 
 
 if __name__ == "__main__":

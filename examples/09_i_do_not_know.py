@@ -12,7 +12,8 @@ import pandas as pd
 from matplotlib.colors import ListedColormap
 
 from bayesgmm import AnomalyDetector, BayesianGaussianMixture, GaussianMixture
-from bayesgmm.plots.style import COLOURS, canvas, component_handles
+from bayesgmm.plots import assignment
+from bayesgmm.plots.style import COLOURS, canvas
 
 LIMIT = 0.9
 
@@ -45,9 +46,8 @@ def main() -> None:
         )
 
     with canvas(figsize=(12, 5), columns=2) as c:
-        draw_map(c.axes[0, 0], detector, X, found)
+        draw_map(c.axes[0, 0], detector, X)
         draw_errors(c.axes[0, 1], everyone["probability"].to_numpy(), wrong)
-        c.legend(component_handles(detector.estimator_.weights_))
     c.figure.savefig(sys.argv[1] if len(sys.argv) > 1 else Path(__file__).with_suffix(".png"), dpi=120)
 
 
@@ -56,7 +56,7 @@ def component_of(source, guess):
     return pd.crosstab(source, guess).idxmax(axis=1).to_numpy()[source]
 
 
-def draw_map(ax, detector, X, found):
+def draw_map(ax, detector, X):
     x, y = np.meshgrid(np.linspace(-4, 8, 240), np.linspace(-4, 7.5, 240))
     answer = detector.assign(pd.DataFrame({"x1": x.ravel(), "x2": y.ravel()}), min_responsibility=LIMIT)
     code = answer["component"].mask(answer["reason"] == "ambiguous", -1).mask(answer["reason"] == "far", -2)
@@ -64,12 +64,9 @@ def draw_map(ax, detector, X, found):
     ax.pcolormesh(
         x, y, code.to_numpy().reshape(x.shape) + 2, cmap=shades, vmin=-0.5, vmax=4.5, alpha=0.45, rasterized=True
     )
-    for k, shade in zip((-1, 0, 1, 2), ("0.2", *COLOURS), strict=False):
-        those = (found["component"] == k).to_numpy()
-        ax.plot(*X[those].to_numpy().T, "x" if k < 0 else "o", color=shade, markersize=5 if k < 0 else 3)
+    assignment(detector, X, min_responsibility=LIMIT, ax=ax)
     ax.set(xlim=(-4, 8), ylim=(-4, 7.5), xlabel="$x_1$", ylabel="$x_2$")
-    limit = f"none above {100 * LIMIT:.0f} %"
-    ax.set_title(f"Colours: the answer. Grey: ambiguous ({limit}); white: far\n×: rows without a label")
+    ax.set_title("Where the answer is a component; grey: ambiguous; white: far")
 
 
 def draw_errors(ax, probability, wrong):
