@@ -426,7 +426,7 @@ def rows_section(facts: FitFacts) -> Section:
     blocks.append(
         inline(
             "anomaly_density",
-            partial(plots.anomaly_density, facts.detector, X, row_names=np.arange(1, found.n_rows + 1)),
+            partial(plots.anomaly_density, facts.detector, X, row_names=range(1, found.n_rows + 1)),
             f"The rows with the line at which the density is that of the threshold; {counted(found.flagged, 'row')} below it marked.",
             "The rows below the threshold, where they lie." + _of_these(facts, 2),
         )
