@@ -38,6 +38,9 @@ COCLUSTERED_ROWS = 2000
 
 INTERVAL = f"{100 * CI_PROB:.0f} % interval"
 
+INTERVAL_WIDTH = 3.3
+"""Standard deviations that a 90 % interval is wide."""
+
 NOT_TRUSTED = "The diagnostics of this fit failed: the numbers of this section are no results."
 
 
@@ -381,8 +384,11 @@ def rows_section(facts: FitFacts) -> Section:
     for _, r in found.top.iterrows():
         line = [int(r["row"]), r["log_density"], r["tail_probability"]]
         line += [percent(r["anomaly_probability"])] if posterior else []
-        line += [str(r["kind"]), int(r["nearest_component"]), str(r["features"]).replace("(-", "(−"), r["mahalanobis"]]
-        lines.append([*line, *([f"{spelled(r['lower'])} to {spelled(r['upper'])}"] if posterior else [])])
+        error = (r["upper"] - r["lower"]) / INTERVAL_WIDTH if posterior else np.nan
+        line += [str(r["kind"]), int(r["nearest_component"]), str(r["features"]).replace("(-", "(−")]
+        line += [rounded(r["mahalanobis"], error)]
+        line += [f"{rounded(r['lower'], error)} to {rounded(r['upper'], error)}"] if posterior else []
+        lines.append(line)
     note = (
         "Rows are counted from 1. Tail probability: of a density as low as this or lower, under the model. "
         f"Far: below the threshold, log density {spelled(found.log_threshold)}; {100 * FALSE_ALARM:.0f} % of the model's own rows are. "
@@ -420,7 +426,7 @@ def rows_section(facts: FitFacts) -> Section:
     blocks.append(
         inline(
             "anomaly_density",
-            partial(plots.anomaly_density, facts.detector, X, row_names=np.arange(1, found.n_rows + 1)),
+            partial(plots.anomaly_density, facts.detector, X, row_names=range(1, found.n_rows + 1)),
             f"The rows with the line at which the density is that of the threshold; {counted(found.flagged, 'row')} below it marked.",
             "The rows below the threshold, where they lie." + _of_these(facts, 2),
         )
