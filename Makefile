@@ -2,12 +2,13 @@
 
 BIN := .venv/bin
 
-.PHONY: help demo test check bench validate environment clean
+.PHONY: help demo test check docs bench validate environment clean
 
 help:
 	@echo "make demo      fit Old Faithful and write the results to bayesgmm-demo/"
 	@echo "make test      all checks and tests"
 	@echo "make check     format, lint, docstrings and types"
+	@echo "make docs      the documentation as a site in build/docs"
 	@echo "make bench     speed and memory beside other programs"
 	@echo "make validate  coverage, criteria and evidence where the truth is known (hours)"
 	@echo "make clean     remove the environment, caches and builds"
@@ -26,6 +27,11 @@ check: environment
 test: check
 	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
 
+docs: environment
+	@bash .ci/environment docs
+	$(BIN)/python -m sphinx -q -W --keep-going docs build/docs
+	@echo "the documentation is in build/docs: open build/docs/index.html"
+
 bench: environment
 	$(BIN)/python -m benchmarks
 
@@ -33,5 +39,5 @@ validate: environment
 	$(BIN)/python -m benchmarks.validate
 
 clean:
-	rm -rf .venv build dist .mypy_cache .pytest_cache .ruff_cache
+	rm -rf .venv build dist docs/api docs/gallery .mypy_cache .pytest_cache .ruff_cache
 	find . -type d -name __pycache__ -prune -exec rm -rf {} +

@@ -86,6 +86,18 @@ class AnomalyDetector(OutlierMixin, BaseEstimator):
     ----------
     Gelman, Meng & Stern (1996), Posterior predictive assessment of model fitness via realized discrepancies, Statistica Sinica 6.
     Box (1980), Sampling and Bayes' inference in scientific modelling and robustness, JRSS A 143 (the predictive tail probability).
+
+    Examples
+    --------
+    >>> from bayesgmm import AnomalyDetector, GaussianMixture
+    >>> from bayesgmm.datasets import load_faithful
+    >>> X = load_faithful()
+    >>> detector = AnomalyDetector(GaussianMixture(2), random_state=0).fit(X)
+    >>> new = X.head(2).assign(waiting=[75, 90])
+    >>> detector.predict(new)
+    array([ 1, -1])
+    >>> detector.table(new)["kind"].tolist()
+    ['ok', 'far']
     """
 
     _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
@@ -527,6 +539,11 @@ class AnomalyDetector(OutlierMixin, BaseEstimator):
             row's component has a weight below ``small_component``, Σ_k r_nk 1(π_k < share) averaged over draws; ``kind``: "far" (log
             density below ``offset_``), "small component" (that probability above 1/2) or "ok"; ``component`` (−1 unknown),
             ``component_probability``, and ``reason``: "ok", "far" or "ambiguous".
+
+        Raises
+        ------
+        ValueError
+            If ``min_responsibility`` lies outside (0, 1], columns are missing, or X is None around a GaussianMixture.
         """
         import pandas as pd
 

@@ -87,6 +87,16 @@ def compare(
     EM's interval leans on a quadratic likelihood, the posterior's on the prior as well. Under the default priors the two
     agree where components hold many rows; they part for small components, near the boundary of the weights, and where rows
     do not say which component they come from.
+
+    Examples
+    --------
+    >>> from bayesgmm import BayesianGaussianMixture, GaussianMixture, compare
+    >>> from bayesgmm.datasets import load_faithful
+    >>> X = load_faithful()
+    >>> em = GaussianMixture(2, random_state=0).fit(X)
+    >>> post = BayesianGaussianMixture(2, method="laplace", random_state=0).fit(X)
+    >>> compare(em, post).loc["weights[0]", ["em", "em_se", "posterior_median"]].round(2).tolist()
+    [0.64, 0.03, 0.64]
     """
     import pandas as pd
 

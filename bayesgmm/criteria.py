@@ -125,7 +125,7 @@ def icl(
         Frequency weights.
     definition : {"hard", "entropy"}, default "hard"
         - "hard": BIC − 2 Σ_n v_n log max_k r_nk. The most probable label stands in for the true one; mclust's ``icl`` (with
-          the opposite sign) and :meth:`GaussianMixture.icl`.
+          the opposite sign) and :meth:`bayesgmm.GaussianMixture.icl`.
         - "entropy": BIC − 2 Σ_n v_n Σ_k r_nk log r_nk. The labels' entropy is the penalty (Biernacki et al. 2000 with
           McLachlan & Peel's 2000 approximation); never smaller than "hard".
 

@@ -104,6 +104,14 @@ def kfold(
     ----------
     Vehtari, Gelman & Gabry (2017), Practical Bayesian model evaluation using leave-one-out cross-validation and WAIC,
     Statistics and Computing 27, 1413–1432, section 2.3.
+
+    Examples
+    --------
+    >>> from bayesgmm import GaussianMixture, kfold
+    >>> from bayesgmm.datasets import load_faithful
+    >>> X = load_faithful()
+    >>> [round(kfold(GaussianMixture(K, random_state=0), X, 5, random_state=0).elpd, -1) for K in (1, 2)]
+    [-1290.0, -1140.0]
     """
     from arviz_stats.utils import ELPDDataLOOKFold
 

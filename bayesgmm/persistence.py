@@ -76,6 +76,19 @@ def save(estimator: GaussianMixture | BayesianGaussianMixture, path: str | Path)
     ------
     OSError
         If the folder cannot be written.
+
+    Examples
+    --------
+    >>> from tempfile import TemporaryDirectory
+    >>> from bayesgmm import GaussianMixture, load, save
+    >>> from bayesgmm.datasets import load_faithful
+    >>> X = load_faithful()
+    >>> em = GaussianMixture(2, random_state=0).fit(X)
+    >>> with TemporaryDirectory() as folder:
+    ...     path = save(em, folder)
+    ...     again = load(folder)
+    >>> bool((again.predict(X) == em.predict(X)).all())
+    True
     """
     folder = Path(path)
     folder.mkdir(parents=True, exist_ok=True)
@@ -156,6 +169,17 @@ def load(path: str | Path) -> GaussianMixture | BayesianGaussianMixture:
     ------
     DataError
         If a file is missing, truncated or altered, or the format is newer than this version reads.
+
+    Examples
+    --------
+    >>> from tempfile import TemporaryDirectory
+    >>> from bayesgmm import GaussianMixture, load
+    >>> from bayesgmm.datasets import load_faithful
+    >>> with TemporaryDirectory() as folder:
+    ...     path = GaussianMixture(2, random_state=0).fit(load_faithful()).save(folder)
+    ...     em = load(folder)
+    >>> em.weights_.round(2)
+    array([0.64, 0.36])
     """
     folder = Path(path)
     manifest = _read_manifest(folder)

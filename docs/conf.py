@@ -38,6 +38,7 @@ numpydoc_class_members_toctree = False
 # every reference of ours has to lead somewhere
 nitpicky = True
 
+html_math_renderer = "mathml"
 html_theme = "furo"
 html_title = f"bayesgmm {version}"
 html_static_path = ["static"]

@@ -49,12 +49,12 @@ class BootstrapReplicates:
 
     @property
     def standard_deviations(self) -> FloatArray:
-        """Standard deviations (B, ...), of the shape that :class:`StandardErrors` has."""
+        """Standard deviations (B, ...), of the shape that :class:`bayesgmm.core.information.StandardErrors` has."""
         return self._free.drop_shared(self._free.deviations(self.covariances))
 
     @property
     def correlations(self) -> FloatArray | None:
-        """Correlations (B, ...), of the shape that :class:`StandardErrors` has; None where the structure has none."""
+        """Correlations (B, ...), shaped like :class:`bayesgmm.core.information.StandardErrors`; None where the structure has none."""
         free = self._free
         if not free.symmetric or free.n_features == 1:
             return None

@@ -184,7 +184,7 @@ class Problem:
         return MixtureParameters(weights, new_means, self.kind.factors(packed, K, D)), packed
 
     def initial_assignment(self, method: str, n_components: int, rng: np.random.Generator) -> np.ndarray:
-        """Labels (N,) or responsibilities (N, K) to start from, by a method of :mod:`bayesgmm.core.seeding`."""
+        """Labels (N,) or responsibilities (N, K) to start from, by a method of ``bayesgmm.core.seeding``."""
         return seeding.initial_assignment(method, self.X, n_components, self.sample_weight, rng)
 
     def badly_fitted(self, parameters: MixtureParameters, lost: BoolArray, rng: np.random.Generator) -> IntArray:
@@ -387,7 +387,7 @@ def start_from_responsibilities(problem: Problem, resp: FloatArray) -> tuple[Mix
 def start(
     problem: Problem, n_components: int, method: str, rng: np.random.Generator
 ) -> tuple[MixtureParameters, FloatArray]:
-    """Parameters of a start by a method of :mod:`bayesgmm.core.seeding`."""
+    """Parameters of a start by a method of ``bayesgmm.core.seeding``."""
     assignment = problem.initial_assignment(method, n_components, rng)
     if assignment.ndim == 1:
         return start_from_labels(problem, assignment.astype(np.int32, copy=False), n_components)
@@ -433,7 +433,7 @@ def fit(
         Absolute change of the objective (per unit of weight) at which a climb ends.
     max_iter : int, default 1000
     n_init : int, default 10
-        Number of starts, mixed over the methods of :mod:`bayesgmm.core.seeding`.
+        Number of starts, mixed over the methods of ``bayesgmm.core.seeding``.
     init_params : str, default "kmeans"
         Method of the first start.
     rng : numpy.random.Generator
@@ -538,8 +538,8 @@ def race(
 ) -> EMFit:
     """Climb from several starts, going on at each stage with the most promising optima alone.
 
-    All starts are climbed to a loose tolerance (:data:`RACE`), the best six to a tighter one, and ``n_kept`` of the best two are
-    climbed to the end, accelerated (:func:`accelerate`). :func:`fit` climbs every distinct optimum to the end: more certain of the
+    All starts are climbed to a loose tolerance (``RACE``), the best six to a tighter one, and ``n_kept`` of the best two are
+    climbed to the end, accelerated (``accelerate``). :func:`fit` climbs every distinct optimum to the end: more certain of the
     best and of the others, and several times as long where there are more components than the data carry.
 
     Parameters
@@ -550,7 +550,7 @@ def race(
     n_kept : int, default 1
         Optima climbed to the end; more are where those are near-singular and others are left.
     callback : callable, optional
-        As for :func:`climb`; what it raises ends the race.
+        As for ``climb``; what it raises ends the race.
     rehearsal : Problem, optional
         The same with some of the rows, which the starts were made from: the first stage is run there, and its best six begin on
         all rows.

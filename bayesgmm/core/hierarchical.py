@@ -57,6 +57,16 @@ class HierarchicalPrior(MixturePrior):
     Bayesian Analysis 16, 1279–1307, section 4.
     Richardson, S. & Green, P. J. (1997). On Bayesian analysis of mixtures with an unknown number of components. Journal of the Royal
     Statistical Society B 59, 731–792, section 2.4.
+
+    Examples
+    --------
+    >>> from bayesgmm import HierarchicalPrior
+    >>> from bayesgmm.datasets import load_faithful
+    >>> prior = HierarchicalPrior().resolve(load_faithful(), n_components=2)
+    >>> prior.precision_shape
+    3.0
+    >>> prior.mean_prior
+    array([ 4., 76.])
     """
 
     weight_concentration: float | ArrayLike = 1.0
@@ -205,7 +215,22 @@ class HierarchicalPrior(MixturePrior):
         return factors_from_covariances(_matrix(self.mean_covariance, "mean_covariance"))
 
     def rate_factor(self, covariance_type: str) -> FloatArray:
-        """L, lower (D, D), with L Lᵀ the part of G₀ that the structure uses."""
+        """Factor of the part of G₀ that a covariance structure uses.
+
+        Parameters
+        ----------
+        covariance_type : {"full", "tied", "diag", "spherical"}
+
+        Returns
+        -------
+        ndarray of shape (D, D)
+            L, lower triangular, with L Lᵀ that part of G₀.
+
+        Raises
+        ------
+        ValueError
+            If values still wait for the data.
+        """
         self._resolved()
         rate = _matrix(self.hyper_rate, "hyper_rate")
         name = structure(covariance_type).name
@@ -215,7 +240,18 @@ class HierarchicalPrior(MixturePrior):
         return np.diag((inverses if name == "diag" else np.full(len(rate), inverses.mean())) ** -0.5)
 
     def constants(self) -> dict[str, tuple[FloatArray, tuple[str, ...]]]:
-        """The resolved values by name, with their dims."""
+        """The resolved values by name, with their dims.
+
+        Returns
+        -------
+        dict of str to (ndarray, tuple of str)
+            Dims are those of the PyMC model: "component", "feature", "feature_bis".
+
+        Raises
+        ------
+        ValueError
+            If values still wait for the data.
+        """
         self._resolved()
         return {
             "weight_concentration": (self.resolved_concentration, ("component",)),

@@ -120,6 +120,16 @@ class ConjugatePrior(MixturePrior):
     ----------
     Fraley & Raftery (2007), Bayesian regularization for normal mixture estimation and model-based clustering,
     Journal of Classification 24, 155–181.
+
+    Examples
+    --------
+    >>> from bayesgmm import ConjugatePrior
+    >>> from bayesgmm.datasets import load_faithful
+    >>> prior = ConjugatePrior(mean_precision=0.05).resolve(load_faithful(), n_components=2)
+    >>> prior.degrees_of_freedom
+    4.0
+    >>> prior.mean_prior.round(2)
+    array([ 3.49, 70.9 ])
     """
 
     weight_concentration: float | ArrayLike = 1.0
@@ -237,7 +247,13 @@ class ConjugatePrior(MixturePrior):
         )
 
     def at_least_uniform(self) -> ConjugatePrior:
-        """Return this prior with α raised to 1 where it is below, so that a mode in (π, μ, Σ) exists."""
+        """Raise α to 1 where it is below, so that a mode in (π, μ, Σ) exists.
+
+        Returns
+        -------
+        ConjugatePrior
+            This prior but for α.
+        """
         return replace(self, weight_concentration=np.maximum(self.resolved_concentration, 1.0))
 
     @property
@@ -246,7 +262,18 @@ class ConjugatePrior(MixturePrior):
         return self
 
     def constants(self) -> dict[str, tuple[FloatArray, tuple[str, ...]]]:
-        """The resolved values by name, with their dims."""
+        """The resolved values by name, with their dims.
+
+        Returns
+        -------
+        dict of str to (ndarray, tuple of str)
+            Dims are those of the PyMC model: "component", "feature", "feature_bis".
+
+        Raises
+        ------
+        ValueError
+            If values still wait for the data.
+        """
         return {
             "weight_concentration": (self.resolved_concentration, ("component",)),
             "mean_prior": (self.resolved_mean, ("feature",)),

@@ -188,7 +188,7 @@ class PredictiveTail:
         n_rows : int
         rng : numpy.random.Generator
         edges : ndarray of shape (B + 1,), optional
-            Batches of draws, for the errors; see :func:`bayesgmm.core.kernel.predictive_averages`.
+            Batches of draws, for the errors; see ``bayesgmm.core.kernel.predictive_averages``.
         """
         rows, importance = simulate(weights, means, precision_factors, n_rows, rng)
         found = kernel.predictive_averages(

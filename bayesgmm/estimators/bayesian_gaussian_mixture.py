@@ -124,6 +124,20 @@ class BayesianGaussianMixture(DensityMixin, BaseEstimator):
     ----------
     Frühwirth-Schnatter (2006), Finite Mixture and Markov Switching Models, Springer, sections 3.5 and 6.3.
     Hoffman & Gelman (2014), The No-U-Turn sampler, JMLR 15, 1593–1623.
+
+    Examples
+    --------
+    >>> from bayesgmm import BayesianGaussianMixture
+    >>> from bayesgmm.datasets import load_faithful
+    >>> X = load_faithful()
+    >>> post = BayesianGaussianMixture(n_components=2, random_state=0, progressbar=False).fit(X)
+    >>> post.diagnostics_.ok
+    True
+    >>> post.summary()["median"].head(2).round(2).tolist()
+    [0.64, 0.36]
+    >>> post.predict_proba(X.head(2)).round(2)
+    array([[1., 0.],
+           [0., 1.]])
     """
 
     _parameter_constraints: ClassVar[dict[str, list[Any]]] = {

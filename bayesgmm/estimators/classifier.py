@@ -151,6 +151,17 @@ class MixtureClassifier(ClassifierMixin, BaseEstimator):
     Statistical Association 97, 611–631.
     Nigam, K., McCallum, A. K., Thrun, S. & Mitchell, T. (2000). Text classification from labeled and unlabeled documents using EM.
     Machine Learning 39, 103–134.
+
+    Examples
+    --------
+    >>> from sklearn.datasets import load_iris
+    >>> from bayesgmm import MixtureClassifier
+    >>> X, y = load_iris(return_X_y=True)
+    >>> classifier = MixtureClassifier(random_state=0).fit(X, y)
+    >>> classifier.predict(X[[0, 60, 140]])
+    array([0, 1, 2])
+    >>> round(classifier.score(X, y), 2)
+    0.98
     """
 
     _parameter_constraints: ClassVar[dict[str, Any]] = {

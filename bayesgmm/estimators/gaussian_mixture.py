@@ -121,6 +121,20 @@ class GaussianMixture(DensityMixin, BaseEstimator):
     ----------
     Dempster, Laird & Rubin (1977), Maximum likelihood from incomplete data via the EM algorithm, JRSS B 39, 1–38.
     Fraley & Raftery (2007), Bayesian regularization for normal mixture estimation, Journal of Classification 24, 155–181.
+
+    Examples
+    --------
+    >>> from bayesgmm import GaussianMixture
+    >>> from bayesgmm.datasets import load_faithful
+    >>> X = load_faithful()
+    >>> em = GaussianMixture(n_components=2, random_state=0).fit(X)
+    >>> em.means_.round(2)
+    array([[ 4.29, 79.97],
+           [ 2.04, 54.48]])
+    >>> em.predict(X.head(2))
+    array([0, 1])
+    >>> round(em.bic(X), 1)
+    2322.2
     """
 
     _parameter_constraints: ClassVar[dict[str, list[Any]]] = {

@@ -123,8 +123,13 @@ def relabel(
 
     Examples
     --------
-    >>> permutations = relabel(weights, means, covariances, reference=(mode.weights, mode.means, mode.covariances))
-    >>> relabelled = np.take_along_axis(means, permutations[:, :, None], axis=1)
+    >>> weights = np.array([[0.3, 0.7], [0.7, 0.3]])
+    >>> means = np.array([[[0.0], [5.0]], [[5.1], [0.1]]])
+    >>> permutations = relabel(weights, means, np.ones((2, 2, 1, 1)), (weights[0], means[0], np.ones((2, 1, 1))))
+    >>> permutations.tolist()
+    [[0, 1], [1, 0]]
+    >>> np.take_along_axis(means, permutations[:, :, None], axis=1)[:, :, 0].tolist()
+    [[0.0, 5.0], [0.1, 5.1]]
     """
     draws = _checked(weights, means, covariances, covariance_type, "")
     if reference is None:

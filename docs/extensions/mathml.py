@@ -20,5 +20,4 @@ def block(writer: Any, node: nodes.math_block) -> None:
 
 def setup(app: Any) -> dict[str, Any]:
     app.add_html_math_renderer("mathml", (inline, None), (block, None))
-    app.config.html_math_renderer = "mathml"
     return {"parallel_read_safe": True}
