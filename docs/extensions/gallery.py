@@ -12,6 +12,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,8 +38,8 @@ def code_of_package() -> str:
     return digest.hexdigest()
 
 
-def run(script: Path, package: str) -> tuple[str, Path]:
-    """What a script prints, and its figure."""
+def run(script: Path, package: str) -> tuple[str, list[Path]]:
+    """What a script prints, and its figures: the one that was asked for first."""
     key = hashlib.sha256(script.read_bytes() + package.encode()).hexdigest()[:16]
     folder = CACHE / f"{script.stem}-{key}"
     printed, figure = folder / "printed.txt", folder / "figure.png"
@@ -55,17 +56,20 @@ def run(script: Path, package: str) -> tuple[str, Path]:
         if done.returncode != 0 or not figure.exists():
             raise RuntimeError(f"{script.name} failed:\n{done.stderr[-2000:]}")
         printed.write_text(done.stdout.replace(str(folder) + os.sep, ""), encoding="utf-8")
-    return printed.read_text(encoding="utf-8"), figure
+    others = sorted({*folder.glob("*.png"), *folder.glob("*.gif")} - {figure})
+    return printed.read_text(encoding="utf-8"), [figure, *others]
 
 
-def page(script: Path, printed: str) -> tuple[str, str]:
+def page(script: Path, printed: str, figures: Sequence[str]) -> tuple[str, str]:
     """Title and text of a script's page."""
     source = script.read_text(encoding="utf-8")
     said = ast.get_docstring(ast.parse(source)) or script.stem
     title, _, rest = said.partition("\n\n")
     title = title.replace("\n", " ").rstrip(".")
     code = source.split('"""', 2)[2].lstrip()
-    parts = [f"# {title}", "", dedented(rest), "", f"```{{image}} {script.stem}.png", f":alt: {title}", "```", ""]
+    parts = [f"# {title}", "", dedented(rest), ""]
+    for name in figures:
+        parts += [f"```{{image}} {name}", f":alt: {title}", "```", ""]
     if printed.strip():
         parts += ["## What it prints", "", "```text", printed.rstrip(), "```", ""]
     parts += ["## Code", "", f"`examples/{script.name}`", "", "```python", code.rstrip(), "```", ""]
@@ -89,23 +93,25 @@ def write(path: Path, text: str) -> None:
 
 def build(app: Any) -> None:
     PAGES.mkdir(exist_ok=True)
-    package, cards, names = code_of_package(), [], []
+    package, cards, names, kept = code_of_package(), [], [], {"index.md"}
     for script in sorted((ROOT / "examples").glob("*.py")):
         if script.stem.startswith("_"):
             continue
-        printed, figure = run(script, package)
-        title, text = page(script, printed)
+        printed, figures = run(script, package)
+        targets = [PAGES / figure.name.replace("figure", script.stem, 1) for figure in figures]
+        title, text = page(script, printed, [target.name for target in targets])
         write(PAGES / f"{script.stem}.md", text)
-        target = PAGES / f"{script.stem}.png"
-        if not target.exists() or target.read_bytes() != figure.read_bytes():
-            shutil.copyfile(figure, target)
+        for figure, target in zip(figures, targets, strict=True):
+            if not target.exists() or target.read_bytes() != figure.read_bytes():
+                shutil.copyfile(figure, target)
         names.append(script.stem)
+        kept |= {target.name for target in targets} | {f"{script.stem}.md"}
         cards.append(
             f'<a href="{script.stem}.html"><img src="../_images/{script.stem}.png" alt="" loading="lazy">'
             f"<span>{html.escape(title)}</span></a>"
         )
     for old in PAGES.iterdir():
-        if old.stem not in {*names, "index"}:
+        if old.name not in kept:
             old.unlink()
     intro = "Every figure and every line of output here was made by the script beside it when this site was built."
     listing = ["# Gallery", "", intro, "", "```{raw} html", '<div class="gallery">', *cards, "</div>", "```", ""]
