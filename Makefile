@@ -25,6 +25,7 @@ check: environment
 	$(BIN)/mypy
 
 test: check
+	@$(BIN)/python .ci/compile.py
 	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
 
 docs: environment

@@ -36,9 +36,9 @@ def main() -> None:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ConvergenceWarning)
             post.fit(X)
-        seconds += [middle - start, time.process_time() - middle]
+            seconds += [middle - start, time.process_time() - middle]
+            tables.append(by_place(compare(em, post)))
         doubtful += not post.diagnostics_.ok
-        tables.append(by_place(compare(em, post)))
     every = pd.concat(tables, keys=range(SAMPLES), names=["sample"])
     found = {way: summarised(every, *columns) for way, columns in WAYS.items()}
     print(

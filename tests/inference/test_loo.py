@@ -324,7 +324,7 @@ def test_resampled_draws_count_once():
     post = SimpleNamespace(
         method="laplace", _draws=PosteriorDraws(np.ones((4, 100, 1)), draws, np.ones((4, 100, 1, 1, 1)))
     )
-    assert loo_module._efficiency(post, 1) == pytest.approx(0.25)
+    assert loo_module.relative_efficiency_of(post, 1) == pytest.approx(0.25)
 
 
 def test_a_refit_that_is_interrupted_or_fails(one_normal, monkeypatch):
