@@ -15,7 +15,7 @@ from sklearn.frozen import FrozenEstimator
 from sklearn.utils._param_validation import Interval
 from sklearn.utils.validation import check_is_fitted
 
-from bayesgmm.assignment import assign_rows, log_threshold, reasons, tell_unidentified
+from bayesgmm.assignment import UNKNOWN, assign_rows, log_threshold, reasons, tell_unidentified
 from bayesgmm.core import kernel
 from bayesgmm.core.parameters import FloatArray
 from bayesgmm.core.tails import PredictiveTail, batch_error, draw_quantiles, mean_over_batches
@@ -596,7 +596,7 @@ class AnomalyDetector(OutlierMixin, BaseEstimator):
         small = frame["small_component_probability"].to_numpy() > 0.5
         frame["kind"] = np.where(density < self.offset_, "far", np.where(small, "small component", "ok")).astype(object)
         frame["reason"] = reasons(density, probability, self.offset_, min_responsibility)
-        frame["component"] = np.where(frame["reason"] == "ok", frame["component"], -1)
+        frame["component"] = np.where(frame["reason"] == "ok", frame["component"], UNKNOWN)
         return frame
 
     def explain(self, X: ArrayLike | None = None, *, ci_prob: float = 0.9, top: int = 3) -> pd.DataFrame:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from bayesgmm.assignment import UNKNOWN
 from bayesgmm.estimators.validation import LARGEST_SCALE
 from bayesgmm.exceptions import DataError
 from bayesgmm.formats import default_names
@@ -38,7 +39,6 @@ __all__ = [
 ]
 
 DEFAULT_RESPONSIBILITY, DEFAULT_DRAWS = 0.9, 100
-UNKNOWN = -1
 
 
 @dataclass(frozen=True, eq=False)
