@@ -1,0 +1,170 @@
+"""Rows that never stand in memory together: sums over blocks of them, wherever the blocks lie.
+
+Whatever a fit needs of the data is a sum over rows (``kernel.accumulate``). So data of any size, in files or on the workers of a
+cluster, are one thing to a fit: something that calls a function on each of its blocks and adds up what comes back. Parameters
+travel to the rows; rows go nowhere.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bayesgmm.core import kernel
+from bayesgmm.core.parameters import FloatArray, MixtureParameters, SufficientStatistics
+
+
+class Addable(Protocol):
+    """What tasks return: sums of blocks add up to the sum over all rows."""
+
+    def __add__(self, other: Any) -> Any:
+        """Sum of both."""
+
+
+Task = Callable[[FloatArray, FloatArray | None, int], Any]
+"""Called as ``task(X, v, block)``: rows (n, D), C-contiguous float64 or float32, their weights (n,) or None for 1, and the number of
+the block in the table, from 0. It can be pickled, leaves no trace, and gives the same for the same rows."""
+
+
+class RowBlocks(Protocol):
+    """A table of any length.
+
+    Attributes
+    ----------
+    n_features : int
+        D.
+    """
+
+    n_features: int
+
+    def total(self, task: Task) -> Any:
+        """Sum of ``task(X, v, block)`` over all blocks, added in an order that depends on the table alone.
+
+        Raises
+        ------
+        bayesgmm.DataError
+            If a block cannot be read, or has no finite number somewhere: file, block and row are named.
+        """
+
+
+@dataclass(frozen=True)
+class Accumulate:
+    """The one pass at given parameters, on each block."""
+
+    parameters: MixtureParameters
+    n_threads: int | None = None
+
+    def __call__(self, X: FloatArray, v: FloatArray | None, block: int) -> SufficientStatistics:
+        """Sums of the rows of a block."""
+        return kernel.accumulate(X, self.parameters, v, self.n_threads)
+
+
+@dataclass(frozen=True)
+class LogLikelihoods:
+    """Σ_n v_n log p(x_n) under each of S parameter sets, one load of each block."""
+
+    parameters: Sequence[MixtureParameters]
+    n_threads: int | None = None
+
+    def __call__(self, X: FloatArray, v: FloatArray | None, block: int) -> FloatArray:
+        """Of the rows of a block: an array (S,)."""
+        return np.array([kernel.accumulate(X, each, v, self.n_threads).log_likelihood for each in self.parameters])
+
+
+@dataclass(frozen=True, eq=False)
+class Moments:
+    """Number, weight, mean, scatter and range of rows.
+
+    Parameters
+    ----------
+    n_rows : int
+        Rows, those of weight 0 too.
+    weight : float
+        Σ v_n.
+    mean : ndarray of shape (D,)
+    scatter : ndarray of shape (D, D)
+        Σ v_n (x_n − mean)(x_n − mean)ᵀ.
+    low, high : ndarray of shape (D,)
+    """
+
+    n_rows: int
+    weight: float
+    mean: FloatArray
+    scatter: FloatArray
+    low: FloatArray
+    high: FloatArray
+
+    def __add__(self, other: Moments) -> Moments:
+        """Of the rows of both, without cancellation (Chan, Golub & LeVeque 1983)."""
+        weight = self.weight + other.weight
+        share = other.weight / weight if weight > 0 else 0.0
+        apart = other.mean - self.mean
+        return Moments(
+            self.n_rows + other.n_rows,
+            weight,
+            self.mean + share * apart,
+            self.scatter + other.scatter + self.weight * share * np.outer(apart, apart),
+            np.minimum(self.low, other.low),
+            np.maximum(self.high, other.high),
+        )
+
+
+def moments(X: FloatArray, v: FloatArray | None, block: int) -> Moments:
+    """Task: the moments of a block."""
+    D = X.shape[1]
+    weight = float(len(X)) if v is None else float(v.sum())
+    if not weight > 0:
+        zero = np.zeros(D)
+        return Moments(len(X), 0.0, zero, np.zeros((D, D)), np.full(D, np.inf), np.full(D, -np.inf))
+    rows = X.astype(np.float64, copy=False)
+    mean = np.average(rows, axis=0, weights=v)
+    centred = rows - mean
+    scatter = (centred if v is None else centred * v[:, None]).T @ centred
+    return Moments(len(X), weight, mean, scatter, rows.min(axis=0), rows.max(axis=0))
+
+
+@dataclass(frozen=True, eq=False)
+class Subsample:
+    """At most ``size`` rows drawn without replacement: those of the smallest keys.
+
+    Parameters
+    ----------
+    size : int
+    rows : ndarray of shape (n, D)
+    weights : ndarray of shape (n,)
+    keys : ndarray of shape (n,)
+        Uniform numbers that the seed and the row's place give; ascending.
+    """
+
+    size: int
+    rows: FloatArray
+    weights: FloatArray
+    keys: FloatArray
+
+    def __add__(self, other: Subsample) -> Subsample:
+        """From the rows of both."""
+        keys = np.concatenate([self.keys, other.keys])
+        chosen = np.argsort(keys, kind="stable")[: self.size]
+        rows, weights = np.concatenate([self.rows, other.rows]), np.concatenate([self.weights, other.weights])
+        return replace(self, rows=rows[chosen], weights=weights[chosen], keys=keys[chosen])
+
+
+@dataclass(frozen=True)
+class Draw:
+    """Task: a subsample of the rows of positive weight, the same for the same seed and blocks."""
+
+    size: int
+    seed: int
+
+    def __call__(self, X: FloatArray, v: FloatArray | None, block: int) -> Subsample:
+        """From the rows of a block."""
+        weights: NDArray[np.float64] = np.ones(len(X)) if v is None else v
+        keys = np.random.default_rng([self.seed, block]).random(len(X))
+        keys[weights <= 0] = 2.0
+        chosen = np.argsort(keys, kind="stable")[: self.size]
+        chosen = chosen[keys[chosen] < 2.0]
+        return Subsample(self.size, X[chosen].astype(np.float64), weights[chosen], keys[chosen])
