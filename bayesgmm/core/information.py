@@ -298,7 +298,8 @@ def standard_errors(
             "method='bootstrap', or a simpler covariance_type"
         )
     coordinates = _Coordinates(problem, parameters, problem.e_step(parameters).counts)
-    grams, meat = _score_moments(problem, coordinates)
+    sums = problem.total(_SumScores(coordinates, problem.n_threads))
+    grams, meat = sums.grams, sums.meat
     observed, expected, gradient, slope = _information(problem, coordinates, grams, meat)
 
     kept = np.flatnonzero(coordinates.kept)
@@ -337,32 +338,50 @@ def _inverse_root(information: FloatArray) -> tuple[FloatArray, FloatArray]:
     return solve_triangular(lower, identity, lower=True).T, identity[:, :0]
 
 
-def _score_moments(problem: em.Problem, coordinates: _Coordinates) -> tuple[FloatArray, FloatArray]:
-    """Σ_n v_n r_nk a aᵀ with a = (1, score of component k) for every k, and Σ_n v_n s_n s_nᵀ, in blocks of rows."""
-    parameters, free = coordinates.parameters, coordinates.free
-    K, D = parameters.n_components, parameters.n_features
-    grams = np.zeros((K, 1 + D + free.size, 1 + D + free.size))
-    meat = np.zeros((coordinates.size, coordinates.size))
-    rows = max(64, min(8192, BLOCK_ELEMENTS // max(1, coordinates.size)))
-    for start in range(0, len(problem.X), rows):
-        X = problem.X[start : start + rows]
-        r = kernel.responsibilities(X, parameters, problem.n_threads)[0]
-        root = None if problem.sample_weight is None else np.sqrt(problem.sample_weight[start : start + rows])
-        scores = np.zeros((len(X), coordinates.size))
-        scores[:, : coordinates.n_weights] = r @ coordinates.log_weight_gradient
-        for k in map(int, np.flatnonzero(coordinates.active)):
-            member = np.flatnonzero(r[:, k] > kernel.NEGLIGIBLE)
-            z = (X[member] - parameters.means[k]) @ parameters.precision_factors[k]
-            own = np.hstack([np.ones((len(z), 1)), z, free.squares(z)])
-            share = r[member, k, None]
-            scores[:, coordinates.mean_slots(k)][member] = share * own[:, 1 : 1 + D]
-            scores[:, coordinates.covariance_slots(k)][member] += share * own[:, 1 + D :]
-            own *= np.sqrt(share) if root is None else np.sqrt(share) * root[member, None]
-            grams[k] += own.T @ own
-        if root is not None:
-            scores *= root[:, None]
-        meat += scores.T @ scores
-    return grams, meat
+@dataclass(frozen=True, eq=False)
+class _ScoreMoments:
+    """Σ_n v_n r_nk a aᵀ with a = (1, score of component k) for every k, and Σ_n v_n s_n s_nᵀ."""
+
+    grams: FloatArray
+    meat: FloatArray
+
+    def __add__(self, other: _ScoreMoments) -> _ScoreMoments:
+        return _ScoreMoments(self.grams + other.grams, self.meat + other.meat)
+
+
+@dataclass(frozen=True, eq=False)
+class _SumScores:
+    """Task: the moments of the scores of some rows, a few thousand at a time."""
+
+    coordinates: _Coordinates
+    n_threads: int | None
+
+    def __call__(self, table: FloatArray, v: FloatArray | None, block: int) -> _ScoreMoments:
+        coordinates = self.coordinates
+        parameters, free = coordinates.parameters, coordinates.free
+        K, D = parameters.n_components, parameters.n_features
+        grams = np.zeros((K, 1 + D + free.size, 1 + D + free.size))
+        meat = np.zeros((coordinates.size, coordinates.size))
+        rows = max(64, min(8192, BLOCK_ELEMENTS // max(1, coordinates.size)))
+        for start in range(0, len(table), rows):
+            X = table[start : start + rows]
+            r = kernel.responsibilities(X, parameters, self.n_threads)[0]
+            root = None if v is None else np.sqrt(v[start : start + rows])
+            scores = np.zeros((len(X), coordinates.size))
+            scores[:, : coordinates.n_weights] = r @ coordinates.log_weight_gradient
+            for k in map(int, np.flatnonzero(coordinates.active)):
+                member = np.flatnonzero(r[:, k] > kernel.NEGLIGIBLE)
+                z = (X[member] - parameters.means[k]) @ parameters.precision_factors[k]
+                own = np.hstack([np.ones((len(z), 1)), z, free.squares(z)])
+                share = r[member, k, None]
+                scores[:, coordinates.mean_slots(k)][member] = share * own[:, 1 : 1 + D]
+                scores[:, coordinates.covariance_slots(k)][member] += share * own[:, 1 + D :]
+                own *= np.sqrt(share) if root is None else np.sqrt(share) * root[member, None]
+                grams[k] += own.T @ own
+            if root is not None:
+                scores *= root[:, None]
+            meat += scores.T @ scores
+        return _ScoreMoments(grams, meat)
 
 
 def _information(
