@@ -76,8 +76,8 @@ class GaussianMixture(DensityMixin, BaseEstimator):
         Starting weights. When weights, means or precisions are given there is one start.
     means_init : array-like of shape (K, D), optional
         Starting means.
-    precisions_init : array-like, optional
-        Starting precisions (inverse covariances), in the shape that ``covariance_type`` has.
+    precisions_init : array-like of shape (K, D, D), (D, D), (K, D) or (K,), optional
+        Starting precisions (inverse covariances), in the shape that full, tied, diag or spherical has.
     random_state : int, RandomState, Generator or None, default None
         Seed; an int gives the same fit every time, on any number of threads.
     warm_start : bool, default False
@@ -104,12 +104,12 @@ class GaussianMixture(DensityMixin, BaseEstimator):
     ----------
     weights_ : ndarray of shape (K,)
     means_ : ndarray of shape (K, D)
-    covariances_ : ndarray
-        (K, D, D) full, (D, D) tied, (K, D) diag, (K,) spherical.
-    precisions_ : ndarray
-        Inverse covariances, same shape.
-    precisions_cholesky_ : ndarray
-        Upper triangular C with Σ⁻¹ = C Cᵀ, same shape, as scikit-learn has it.
+    covariances_ : ndarray of shape (K, D, D), (D, D), (K, D) or (K,)
+        Of full, tied, diag and spherical.
+    precisions_ : ndarray of the shape of covariances_
+        Inverse covariances.
+    precisions_cholesky_ : ndarray of the shape of covariances_
+        Upper triangular C with Σ⁻¹ = C Cᵀ, as scikit-learn has it.
     converged_ : bool
     n_iter_ : int
         Iterations of the best start: passes over the data, those of rejected extrapolations too.
@@ -127,7 +127,7 @@ class GaussianMixture(DensityMixin, BaseEstimator):
     history_ : tuple of MixtureParameters
         With ``keep_history``: the parameters at the start and after every iteration.
     n_features_in_ : int
-    feature_names_in_ : ndarray of str
+    feature_names_in_ : ndarray of str of shape (D,)
         When the table has column names.
 
     References
@@ -238,8 +238,8 @@ class GaussianMixture(DensityMixin, BaseEstimator):
         weights : array-like of shape (K,)
             On the simplex.
         means : array-like of shape (K, D)
-        covariances : array-like
-            In the shape that ``covariance_type`` has.
+        covariances : array-like of shape (K, D, D), (D, D), (K, D) or (K,)
+            In the shape that full, tied, diag or spherical has.
         covariance_type : {"full", "tied", "diag", "spherical"}, default "full"
         **parameters
             Further constructor parameters, such as ``random_state``.
