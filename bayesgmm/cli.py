@@ -454,10 +454,10 @@ def _report(arguments: argparse.Namespace) -> int:
 
 def _fit(arguments: argparse.Namespace) -> int:
     options = _sampling_options(arguments, arguments.method)
-    from bayesgmm.io import OutputFolder, read_table
-    from bayesgmm.results import OUTPUTS
+    from bayesgmm.io import read_table
+    from bayesgmm.results import fit_folder
 
-    output = OutputFolder(arguments.out, force=arguments.force, outputs=OUTPUTS)
+    output = fit_folder(arguments.out, arguments.force)
     table = read_table(arguments.data, arguments.columns)
     options |= {
         "n_components": arguments.components,
@@ -511,10 +511,10 @@ def _demo(arguments: argparse.Namespace) -> int:
     import numpy as np
 
     from bayesgmm.datasets import load_faithful
-    from bayesgmm.io import OutputFolder, Table
-    from bayesgmm.results import OUTPUTS
+    from bayesgmm.io import Table
+    from bayesgmm.results import fit_folder
 
-    output = OutputFolder(arguments.out, force=arguments.force, outputs=OUTPUTS, reuse=True)
+    output = fit_folder(arguments.out, arguments.force, reuse=True)
     faithful = load_faithful()
     values = np.ascontiguousarray(faithful.to_numpy(dtype=np.float64))
     table = Table(values, tuple(faithful.columns), "Old Faithful", np.arange(1, len(values) + 1))

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from bayesgmm.exceptions import DataError, SamplingInterrupted
-from bayesgmm.io import Table, atomic_path, write_csv, write_text
+from bayesgmm.io import OutputFolder, Table, atomic_path, write_csv, write_text
 from bayesgmm.report.blocks import number
 
 if TYPE_CHECKING:
@@ -33,6 +33,7 @@ __all__ = [
     "SelectionOutcome",
     "Reported",
     "fit",
+    "fit_folder",
     "print_outcome",
     "print_selection",
     "print_selection_task",
@@ -110,6 +111,19 @@ class Outcome:
     def notes(self) -> tuple[str, ...]:
         """What is worth knowing and speaks against nothing."""
         return () if self.method == "em" else tuple(self.estimator.diagnostics_.notes)
+
+
+def fit_folder(path: str, force: bool, reuse: bool = False) -> OutputFolder:
+    """Folder of a fit and its tables, in which one that was there can be loaded until the new one can.
+
+    Raises
+    ------
+    FileExistsError
+        As :class:`bayesgmm.io.OutputFolder`.
+    """
+    from bayesgmm.persistence import MANIFEST, previous_kept
+
+    return OutputFolder(path, force, OUTPUTS, reuse, guard=previous_kept, last=MANIFEST)
 
 
 def fit(table: Table, method: str, options: dict[str, Any], progressbar: bool = False) -> Outcome:
