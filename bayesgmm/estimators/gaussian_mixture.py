@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 import warnings
 from collections.abc import Callable
+from functools import partial
 from numbers import Integral, Real
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self
@@ -17,10 +18,12 @@ from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils.validation import check_is_fitted
 
 from bayesgmm import criteria
-from bayesgmm.core import em, kernel
+from bayesgmm.core import blocked, em, kernel
+from bayesgmm.core.blocks import Accumulate, Gather, RowBlocks
 from bayesgmm.core.covariance import STRUCTURES, CovarianceStructure, structure
 from bayesgmm.core.parameters import FloatArray, MixtureParameters
 from bayesgmm.core.priors import ConjugatePrior
+from bayesgmm.estimators.blockwise import check_survey, row_blocks
 from bayesgmm.estimators.validation import (
     Labels,
     check_parameter_arrays,
@@ -87,7 +90,10 @@ class GaussianMixture(DensityMixin, BaseEstimator):
         None is maximum likelihood. "default" is ``ConjugatePrior.fraley_raftery``, made to regularise EM; a
         :class:`ConjugatePrior` is resolved on the data. The fit is then the mode in (π, μ, Σ).
     keep_history : bool, default False
-        Keep the parameters of every iteration of the best start in ``history_``.
+        Keep the parameters of every iteration of the best start in ``history_``. All iterations are plain steps of EM then.
+    acceleration : {"squarem", None}, default "squarem"
+        "squarem" finishes a fit by extrapolated steps of EM (Varadhan & Roland 2008), none of which lowers the objective: a third
+        of the passes where components overlap. None, and ``tol=0``, is plain EM to the end.
 
     Attributes
     ----------
@@ -101,14 +107,16 @@ class GaussianMixture(DensityMixin, BaseEstimator):
         Upper triangular C with Σ⁻¹ = C Cᵀ, same shape, as scikit-learn has it.
     converged_ : bool
     n_iter_ : int
-        Iterations of the best start.
+        Iterations of the best start: passes over the data, those of rejected extrapolations too.
+    initialised_on_ : int
+        Number of rows that the starts were made from and first climbed on: all, but for rows in blocks.
     lower_bound_ : float
         Mean log-likelihood per row at the fitted parameters (plus log prior per row under a prior).
     lower_bounds_ : list of float
         That at the start and after every iteration of the best start.
     modes_ : tuple of Mode
         Distinct optima, best first: objective, how many starts reached each, smallest component, smallest relative eigenvalue, and
-        whether it is a spurious near-singular one.
+        whether it is a spurious near-singular one. Of rows in blocks: those that were followed on all rows.
     prior_ : ConjugatePrior or None
         The prior with its resolved values.
     history_ : tuple of MixtureParameters
@@ -121,6 +129,8 @@ class GaussianMixture(DensityMixin, BaseEstimator):
     ----------
     Dempster, Laird & Rubin (1977), Maximum likelihood from incomplete data via the EM algorithm, JRSS B 39, 1–38.
     Fraley & Raftery (2007), Bayesian regularization for normal mixture estimation, Journal of Classification 24, 155–181.
+    Varadhan & Roland (2008), Simple and globally convergent methods for accelerating the convergence of any EM algorithm,
+    Scandinavian Journal of Statistics 35, 335–353.
 
     Examples
     --------
@@ -154,6 +164,7 @@ class GaussianMixture(DensityMixin, BaseEstimator):
         "verbose_interval": [Interval(Integral, 1, None, closed="left")],
         "prior": [StrOptions({"default"}), ConjugatePrior, None],
         "keep_history": ["boolean"],
+        "acceleration": [StrOptions({"squarem"}), None],
     }
 
     def __init__(
@@ -175,6 +186,7 @@ class GaussianMixture(DensityMixin, BaseEstimator):
         verbose_interval: int = 10,
         prior: str | ConjugatePrior | None = None,
         keep_history: bool = False,
+        acceleration: str | None = "squarem",
     ) -> None:
         self.n_components = n_components
         self.covariance_type = covariance_type
@@ -192,6 +204,7 @@ class GaussianMixture(DensityMixin, BaseEstimator):
         self.verbose_interval = verbose_interval
         self.prior = prior
         self.keep_history = keep_history
+        self.acceleration = acceleration
 
     @classmethod
     def from_parameters(
@@ -250,12 +263,18 @@ class GaussianMixture(DensityMixin, BaseEstimator):
     ) -> Self:
         """Fit by EM from several starts.
 
+        Rows need not stand in memory: a path, or :func:`bayesgmm.open_blocks` of files, memory maps or what yields blocks, is read a
+        block at a time, once for each iteration. The starts are then made from, and first climbed on, a random sample of 100,000 rows;
+        optima that it cannot tell from its best one, three at most, are followed on all rows and stand in ``modes_``.
+
+        Interrupted (Ctrl-C), a fit keeps its last complete iteration, warns, and can be resumed with ``warm_start=True``.
+
         Parameters
         ----------
-        X : array-like of shape (N, D)
+        X : array-like of shape (N, D), path, or rows in blocks
         y : ignored
         sample_weight : array-like of shape (N,), optional
-            Frequency weights: a weight of 2 is the row twice.
+            Frequency weights: a weight of 2 is the row twice. Rows in blocks have a column of them instead.
         callback : callable, optional
             ``callback(iteration, parameters, objective)`` at the start and after every iteration of every start.
 
@@ -268,48 +287,118 @@ class GaussianMixture(DensityMixin, BaseEstimator):
         ValueError
             If the input is not a finite numeric table with at least K rows, or no start gives positive definite covariances.
         """
-        table = check_table(self, X, reset=True, min_rows=2)
-        N, D = table.shape
-        K = self.n_components
-        weights = check_weights(sample_weight, table)
-        if N < K:
-            raise ValueError(f"Expected n_samples >= n_components but got n_components = {K}, n_samples = {N}")
-        names = column_names(X, number_of_features(X))
-        reg_covar = self.reg_covar
-        self.prior_ = self._resolve_prior(table, weights)
-        if self.prior_ is None:
-            warn_degenerate(table, K, names, reg_covar)
-            distinct = n_distinct_rows(table, K)
-            if distinct < K:
-                warnings.warn(
-                    f"Number of distinct rows ({distinct}) found smaller than n_components ({K}): components coincide",
-                    ConvergenceWarning,
-                    stacklevel=2,
-                )
-                if reg_covar == 0:
-                    raise ValueError(f"{distinct} distinct rows cannot carry {K} components at reg_covar=0")
-        rng = generator(self.random_state)
-        found = em.fit(
-            table,
-            K,
-            self.covariance_type,
-            prior=self.prior_,
-            sample_weight=weights,
-            reg_covar=reg_covar,
-            tol=self.tol,
-            max_iter=self.max_iter,
-            n_init=self.n_init,
-            init_params=self.init_params,
-            rng=rng,
-            starts=self._given_starts(table, weights, rng),
-            callback=self._reporter(callback),
-            keep_history=self.keep_history,
-        )
+        kept = _Kept(self._reporter(callback))
+        try:
+            blocks = row_blocks(self, X, reset=True)
+            found = (
+                self._fit_table(X, sample_weight, kept)
+                if blocks is None
+                else self._fit_blocks(blocks, sample_weight, kept)
+            )
+        except KeyboardInterrupt:
+            if kept.parameters is None:
+                raise
+            self._keep_interrupted(kept)
+            return self
         self._keep(found)
         if self.keep_history:
             self.history_ = found.best.history
         self._warn(found)
         return self
+
+    def _fit_table(self, X: ArrayLike, sample_weight: ArrayLike | None, callback: em.Callback) -> em.EMFit:
+        table = check_table(self, X, reset=True, min_rows=2)
+        N = len(table)
+        K = self.n_components
+        weights = check_weights(sample_weight, table)
+        if N < K:
+            raise ValueError(f"Expected n_samples >= n_components but got n_components = {K}, n_samples = {N}")
+        names = column_names(X, number_of_features(X))
+        self.prior_ = self._resolve_prior(table, weights)
+        if self.prior_ is None:
+            warn_degenerate(table, K, names, self.reg_covar)
+            distinct = n_distinct_rows(table, K)
+            if distinct < K:
+                warnings.warn(
+                    f"Number of distinct rows ({distinct}) found smaller than n_components ({K}): components coincide",
+                    ConvergenceWarning,
+                    stacklevel=4,
+                )
+                if self.reg_covar == 0:
+                    raise ValueError(f"{distinct} distinct rows cannot carry {K} components at reg_covar=0")
+        rng = generator(self.random_state)
+        kind = structure(self.covariance_type)
+
+        def seeded() -> tuple[MixtureParameters, FloatArray]:
+            problem = em.Problem(table, kind, None, weights, max(self.reg_covar, 1e-12))
+            return em.start(problem, K, self.init_params, rng)
+
+        self.initialised_on_ = N
+        return em.fit(
+            table,
+            K,
+            self.covariance_type,
+            prior=self.prior_,
+            sample_weight=weights,
+            reg_covar=self.reg_covar,
+            tol=self.tol,
+            max_iter=self.max_iter,
+            n_init=self.n_init,
+            init_params=self.init_params,
+            rng=rng,
+            starts=self._given_starts(table.shape[1], seeded),
+            callback=callback,
+            keep_history=self.keep_history,
+            accelerated=self.acceleration is not None,
+        )
+
+    def _fit_blocks(self, blocks: RowBlocks, sample_weight: ArrayLike | None, callback: em.Callback) -> em.EMFit:
+        """Fit rows in blocks: from a subsample, then all of them at each step."""
+        if sample_weight is not None:
+            raise ValueError("rows in blocks have their weights beside them: open_blocks(..., weights='column')")
+        K, rng = self.n_components, generator(self.random_state)
+        seen = blocked.survey(blocks, int(rng.integers(2**32)))
+        check_survey(seen, K, feature_names(self), self.reg_covar, self.prior is not None)
+        self.prior_ = blocked.resolve_prior(self.prior, blocks, seen, K, self.covariance_type)
+        problem = blocked.problem_of(
+            blocks,
+            seen,
+            self.covariance_type,
+            self.prior_,
+            reg_covar=self.reg_covar,
+            tol=self.tol,
+            max_iter=self.max_iter,
+        )
+        starts = self._given_starts(blocks.n_features, lambda: blocked.given_start(problem, K, self.init_params, rng))
+        self.initialised_on_ = seen.moments.n_counted if starts else len(problem.X)
+        if self.verbose:
+            n_rows = seen.moments.n_rows
+            print(f"{n_rows} rows in blocks" if starts else f"Starts on {self.initialised_on_} of {n_rows} rows")
+        return blocked.fit(
+            problem,
+            K,
+            n_init=self.n_init,
+            init_params=self.init_params,
+            rng=rng,
+            starts=starts,
+            callback=callback,
+            keep_history=self.keep_history,
+            accelerated=self.acceleration is not None,
+        )
+
+    def _keep_interrupted(self, kept: _Kept) -> None:
+        """Take over the last complete iteration of a fit that was interrupted."""
+        assert kept.parameters is not None
+        kind = structure(self.covariance_type)
+        self.modes_: tuple[em.Mode, ...] = ()
+        self.converged_, self.n_iter_ = False, kept.iteration
+        self.lower_bound_, self.lower_bounds_ = kept.objective, [kept.objective]
+        self._set(kept.parameters, kind.pack(kept.parameters.covariances))
+        warnings.warn(
+            f"EM was interrupted: iteration {kept.iteration} is kept, which is no optimum; to go on from there, fit with warm_start=True",
+            ConvergenceWarning,
+            stacklevel=4,
+        )
 
     def _keep(self, found: em.EMFit) -> None:
         """Take over what EM found."""
@@ -327,22 +416,22 @@ class GaussianMixture(DensityMixin, BaseEstimator):
         return self.prior.resolve(X, self.n_components, self.covariance_type, weights)
 
     def _given_starts(
-        self, X: FloatArray, v: FloatArray | None, rng: np.random.Generator
+        self, D: int, seeded: Callable[[], tuple[MixtureParameters, FloatArray]]
     ) -> list[tuple[MixtureParameters, FloatArray]] | None:
-        kind, K, D = structure(self.covariance_type), self.n_components, X.shape[1]
+        """The start that was given, whole or in part: ``seeded`` makes the rest."""
+        kind, K = structure(self.covariance_type), self.n_components
         if self.warm_start and hasattr(self, "_parameters") and self.means_.shape == (K, D):
             return [(self._parameters, self.covariances_)]
         weights, means = check_parameter_arrays(self.weights_init, self.means_init, K, D)
         if weights is None and means is None and self.precisions_init is None:
             return None
-        problem = em.Problem(X, kind, None, v, max(self.reg_covar, 1e-12))
-        seeded, packed = em.start(problem, K, self.init_params, rng)
+        begin, packed = seeded()
         if self.precisions_init is not None:
             precisions = _checked_matrices(self.precisions_init, kind, K, D, "precisions")
             packed = kind.covariances_from_precisions(precisions)
         parameters = MixtureParameters(
-            seeded.weights if weights is None else weights,
-            seeded.means if means is None else means,
+            begin.weights if weights is None else weights,
+            begin.means if means is None else means,
             kind.factors(packed, K, D),
         )
         return [(parameters, packed)]
@@ -419,6 +508,13 @@ class GaussianMixture(DensityMixin, BaseEstimator):
         check_is_fitted(self)
         return check_table(self, X, reset=False)
 
+    def _of_rows(self, X: ArrayLike, function: Callable[..., Any]) -> Any:
+        """A function of rows and of the parameters, for a table in memory or a block of it at a time."""
+        check_is_fitted(self)
+        of_rows = partial(function, parameters=self._parameters)
+        blocks = row_blocks(self, X, reset=False)
+        return of_rows(self._table(X)) if blocks is None else blocks.total(Gather(of_rows)).values
+
     def score_samples(self, X: ArrayLike) -> FloatArray:
         """Log density of each row.
 
@@ -430,7 +526,7 @@ class GaussianMixture(DensityMixin, BaseEstimator):
         -------
         ndarray of shape (N,)
         """
-        return kernel.log_density(self._table(X), self._parameters)
+        return np.asarray(self._of_rows(X, kernel.log_density))
 
     def score(self, X: ArrayLike, y: Any = None, sample_weight: ArrayLike | None = None) -> float:
         """Mean log density of the rows.
@@ -445,10 +541,8 @@ class GaussianMixture(DensityMixin, BaseEstimator):
         -------
         float
         """
-        table = self._table(X)
-        return float(
-            np.average(kernel.log_density(table, self._parameters), weights=check_weights(sample_weight, table))
-        )
+        log_likelihood, total = self._log_likelihood(X, sample_weight)
+        return log_likelihood / total
 
     def predict_proba(self, X: ArrayLike) -> FloatArray:
         """Responsibilities: the probability of each component for each row.
@@ -461,7 +555,7 @@ class GaussianMixture(DensityMixin, BaseEstimator):
         -------
         ndarray of shape (N, K)
         """
-        return kernel.responsibilities(self._table(X), self._parameters)[0]
+        return np.asarray(self._of_rows(X, _responsibilities))
 
     def predict(self, X: ArrayLike) -> Labels:
         """Component of highest responsibility for each row.
@@ -474,7 +568,7 @@ class GaussianMixture(DensityMixin, BaseEstimator):
         -------
         ndarray of shape (N,)
         """
-        return np.argmax(self.predict_proba(X), axis=1)
+        return np.asarray(self._of_rows(X, _labels))
 
     def assign(
         self,
@@ -590,6 +684,11 @@ class GaussianMixture(DensityMixin, BaseEstimator):
         ----------
         Biernacki, Celeux & Govaert (2000), Assessing a mixture model for clustering with the integrated completed likelihood.
         """
+        check_is_fitted(self)
+        if (blocks := row_blocks(self, X, reset=False)) is not None:
+            log_likelihood, total = self._log_likelihood(X, sample_weight)
+            unclear = float(blocks.total(partial(_log_highest, parameters=self._parameters)))
+            return criteria.bic(log_likelihood, self._n_parameters(), total) - 2 * unclear
         table = self._table(X)
         v = check_weights(sample_weight, table)
         r, density = kernel.responsibilities(table, self._parameters)
@@ -597,6 +696,12 @@ class GaussianMixture(DensityMixin, BaseEstimator):
         return criteria.icl(log_likelihood, self._n_parameters(), total, r, v)
 
     def _log_likelihood(self, X: ArrayLike, sample_weight: ArrayLike | None) -> tuple[float, float]:
+        check_is_fitted(self)
+        if (blocks := row_blocks(self, X, reset=False)) is not None:
+            if sample_weight is not None:
+                raise ValueError("rows in blocks have their weights beside them: open_blocks(..., weights='column')")
+            found = blocks.total(Accumulate(self._parameters))
+            return found.log_likelihood, found.total_weight
         table = self._table(X)
         v = check_weights(sample_weight, table)
         return _summed(kernel.log_density(table, self._parameters), v)
@@ -767,6 +872,35 @@ class GaussianMixture(DensityMixin, BaseEstimator):
 
     def __sklearn_is_fitted__(self) -> bool:
         return hasattr(self, "_parameters")
+
+
+class _Kept:
+    """The best that a fit has come to so far, iteration by iteration: what is left when it is interrupted."""
+
+    def __init__(self, callback: em.Callback | None) -> None:
+        self._callback = callback
+        self.parameters: MixtureParameters | None = None
+        self.iteration, self.objective = 0, -np.inf
+
+    def __call__(self, iteration: int, parameters: MixtureParameters, objective: float) -> None:
+        if objective >= self.objective:
+            self.iteration, self.parameters, self.objective = iteration, parameters, objective
+        if self._callback is not None:
+            self._callback(iteration, parameters, objective)
+
+
+def _responsibilities(X: FloatArray, parameters: MixtureParameters) -> FloatArray:
+    return kernel.responsibilities(X, parameters)[0]
+
+
+def _labels(X: FloatArray, parameters: MixtureParameters) -> Labels:
+    return np.argmax(_responsibilities(X, parameters), axis=1)
+
+
+def _log_highest(X: FloatArray, v: FloatArray | None, block: int, parameters: MixtureParameters) -> float:
+    """Task: Σ_n v_n log max_k r_nk."""
+    highest = np.log(_responsibilities(X, parameters).max(axis=1))
+    return float(highest.sum() if v is None else v @ highest)
 
 
 def draw_rows(rng: np.random.Generator, y: Labels, means: FloatArray, precision_factors: FloatArray) -> FloatArray:

@@ -1,0 +1,112 @@
+"""Rows in blocks at the door of the estimators: what is taken for them, their features, and what a fit asks of them first."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+from sklearn.base import BaseEstimator
+from sklearn.exceptions import ConvergenceWarning
+
+from bayesgmm.core.blocked import Survey
+from bayesgmm.core.blocks import RowBlocks
+from bayesgmm.estimators.validation import LARGEST_SCALE, n_distinct_rows, warn_degenerate_columns
+
+
+def is_blockwise(X: Any) -> bool:
+    """Whether X is a table in blocks, or the path of one."""
+    return isinstance(X, str | os.PathLike | Iterator) or (hasattr(X, "total") and hasattr(X, "n_features"))
+
+
+def row_blocks(estimator: BaseEstimator, X: Any, *, reset: bool) -> RowBlocks | None:
+    """Rows in blocks, with the features of the estimator; None for a table in memory.
+
+    Parameters
+    ----------
+    estimator : BaseEstimator
+        Gets ``n_features_in_`` and ``feature_names_in_`` when ``reset``. Otherwise the columns of a path are chosen by the names of
+        the fit, and those of a table in blocks are compared with them.
+    X : object
+    reset : bool
+        True while fitting.
+
+    Returns
+    -------
+    RowBlocks or None
+
+    Raises
+    ------
+    DataError
+        If a path holds no table, or X can be iterated only once.
+    ValueError
+        If the features are not those of the fit.
+    """
+    if not is_blockwise(X):
+        return None
+    known = None if reset else getattr(estimator, "feature_names_in_", None)
+    blocks: RowBlocks = X if hasattr(X, "total") else _opened(X, known)
+    names = list(getattr(blocks, "columns", ())) if getattr(blocks, "named", False) else None
+    if reset:
+        estimator.n_features_in_ = blocks.n_features
+        if names is not None:
+            estimator.feature_names_in_ = np.array(names, dtype=object)
+        elif hasattr(estimator, "feature_names_in_"):
+            del estimator.feature_names_in_
+        return blocks
+    if blocks.n_features != estimator.n_features_in_:
+        raise ValueError(
+            f"X has {blocks.n_features} features, but {type(estimator).__name__} is expecting {estimator.n_features_in_} features "
+            "as input"
+        )
+    if names is not None and known is not None and names != list(known):
+        raise ValueError(
+            f"the features are {', '.join(map(repr, known))}, in this order, and the table has {', '.join(map(repr, names))}: "
+            "open it with columns="
+        )
+    return blocks
+
+
+def _opened(source: Any, names: Any) -> RowBlocks:
+    from bayesgmm.tables import open_blocks
+
+    table = open_blocks(source)
+    if names is None or not table.named or table.columns == tuple(names):
+        return table
+    return open_blocks(source, columns=list(names))
+
+
+def check_survey(found: Survey, n_components: int, names: list[str], reg_covar: float, has_prior: bool) -> None:
+    """Refuse rows that cannot be fitted, and warn of those that make a result doubtful, as for a table in memory.
+
+    Raises
+    ------
+    ValueError
+    """
+    m, K = found.moments, n_components
+    if m.n_counted < max(2, K):
+        raise ValueError(
+            f"Expected n_samples >= n_components but got n_components = {K}, n_samples = {m.n_counted}"
+            if m.n_counted >= 2
+            else f"Found array with {m.n_counted} sample(s) while a minimum of 2 is required"
+        )
+    largest = max(float(np.abs(m.low).max()), float(np.abs(m.high).max()))
+    if largest > LARGEST_SCALE:
+        raise ValueError(
+            f"X has values of size {largest:.1e}: their squares leave the range of float64. Rescale the columns "
+            "(divide by a typical value) and fit again"
+        )
+    if has_prior:
+        return
+    warn_degenerate_columns(m.low, m.high, np.diagonal(m.scatter) / m.weight, names, reg_covar)
+    distinct = n_distinct_rows(found.sample.rows, K)
+    if distinct < K:
+        warnings.warn(
+            f"Number of distinct rows ({distinct}) found smaller than n_components ({K}): components coincide",
+            ConvergenceWarning,
+            stacklevel=4,
+        )
+        if reg_covar == 0:
+            raise ValueError(f"{distinct} distinct rows cannot carry {K} components at reg_covar=0")
