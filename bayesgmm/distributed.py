@@ -13,7 +13,7 @@ import re
 import socket
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import CancelledError
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -63,8 +63,10 @@ class DaskBlocks:
     ----------
     n_features : int
         D.
-    names : tuple of str or None
-        Columns of a DataFrame.
+    columns : tuple of D str
+        Names of the features: x0, x1, … of an array.
+    named : bool
+        Whether they are a DataFrame's.
     n_blocks : int
         Partitions.
 
@@ -80,8 +82,9 @@ class DaskBlocks:
     """
 
     def __init__(self, X: Any, sample_weight: Any = None) -> None:
-        rows, self.names = as_array(X)
-        self.n_features, self.n_blocks = int(rows.shape[1]), int(rows.numblocks[0])
+        rows, names = as_array(X)
+        self.n_features, self.n_blocks, self.named = int(rows.shape[1]), int(rows.numblocks[0]), names is not None
+        self.columns = names or tuple(f"x{j}" for j in range(self.n_features))
         weights = None if sample_weight is None else _aligned(sample_weight, rows)
         self._rows, self._graph = rows, _optimised(rows)
         row_keys = [key for (key,) in rows.__dask_keys__()]
@@ -122,7 +125,7 @@ class DaskBlocks:
     def _run(self, client: Client | None, task: Task) -> Any:
         import cloudpickle
 
-        token, payload = uuid4().hex, cloudpickle.dumps((task, self.names))
+        token, payload = uuid4().hex, cloudpickle.dumps((task, self.columns))
         threads = _threads_of(client, self.n_blocks)
         # One node of the graph holds the parameters, so that each worker gets them once; nothing is lost with a worker.
         parameters, name = f"bayesgmm-parameters-{token}", f"bayesgmm-{_name(task)}-{token}"
@@ -160,6 +163,52 @@ class DaskBlocks:
                 ) from error
 
 
+def map_rows(X: Any, function: Callable[[FloatArray], Any], width: int | None = None, dtype: Any = np.float64) -> Any:
+    """A function of rows on each partition, when it is asked for.
+
+    Parameters
+    ----------
+    X : dask.array.Array of shape (N, D) or dask.dataframe.DataFrame
+    function : callable
+        Of rows (n, D), to an array (n,) or (n, width); it travels to each worker once.
+    width : int, optional
+        Columns of the result. Default: it has one axis.
+    dtype : dtype, default float64
+
+    Returns
+    -------
+    dask.array.Array of shape (N,) or (N, width)
+        Computing it raises a DataError where a value is no finite number.
+
+    Raises
+    ------
+    DataError
+        If X is no table of numbers.
+    """
+    import cloudpickle
+    from dask import delayed
+
+    rows, names = as_array(X)
+    columns = names or tuple(f"x{j}" for j in range(rows.shape[1]))
+    sent = delayed(pickle.loads)(
+        cloudpickle.dumps((function, columns)), dask_key_name=f"bayesgmm-parameters-{uuid4().hex}"
+    )
+    shape: dict[str, Any] = {"drop_axis": 1} if width is None else {"chunks": (rows.chunks[0], (width,))}
+    meta = np.empty((0,) * (1 if width is None else 2), dtype=dtype)
+    return rows.map_blocks(
+        _of_partition, sent, alone=rows.numblocks[0] == 1, meta=meta, name=f"bayesgmm-rows-{uuid4().hex}", **shape
+    )
+
+
+def _of_partition(
+    rows: Any, sent: tuple[Callable[[FloatArray], Any], tuple[str, ...]], alone: bool, block_id: Any = None
+) -> Any:
+    function, columns = sent
+    X = _checked(rows, None, block_id[0], columns)[0]
+    with kernel.at_most(kernel.available_threads() if alone else 1):
+        return function(X)
+
+
 class _Fault:
     """An error of a partition, handed on as a value: raised on a worker it would print a traceback there."""
 
@@ -168,12 +217,12 @@ class _Fault:
 
 
 def _on_partition(
-    task_and_names: tuple[Task, tuple[str, ...] | None], rows: Any, weights: Any, block: int, threads: int
+    task_and_columns: tuple[Task, tuple[str, ...]], rows: Any, weights: Any, block: int, threads: int
 ) -> Any:
     """Task on one partition: its value, None where there are no rows, or a fault."""
-    task, names = task_and_names
+    task, columns = task_and_columns
     try:
-        X, v = _checked(rows, weights, block, names)
+        X, v = _checked(rows, weights, block, columns)
         with kernel.at_most(threads):
             return task(X, v, block) if len(X) else None
     except DataError as error:
@@ -182,9 +231,7 @@ def _on_partition(
         return _Fault(ClusterError(f"out of memory on partition {block} ({len(rows):,} rows): {_SMALLER}"))
 
 
-def _checked(
-    rows: Any, weights: Any, block: int, names: Sequence[str] | None = None
-) -> tuple[FloatArray, FloatArray | None]:
+def _checked(rows: Any, weights: Any, block: int, columns: Sequence[str]) -> tuple[FloatArray, FloatArray | None]:
     """Rows and weights of a partition as the kernel takes them.
 
     Raises
@@ -200,9 +247,8 @@ def _checked(
         bad = np.argwhere(~np.isfinite(X))
         row, column = map(int, bad[0])
         what = "NaN" if np.isnan(X[row, column]) else "infinity"
-        name = f"x{column}" if names is None else names[column]
         raise DataError(
-            f"Input X contains {what}: partition {block}, row {row}, column {name!r} ({len(bad)} such "
+            f"Input X contains {what}: partition {block}, row {row}, column {columns[column]!r} ({len(bad)} such "
             f"value{'s' * (len(bad) > 1)} in this partition). Drop or impute these rows"
         )
     if weights is None:
@@ -257,7 +303,7 @@ def as_array(X: Any) -> tuple[Any, tuple[str, ...] | None]:
         if text:
             many = "columns" if len(text) > 1 else "column"
             raise DataError(
-                f"could not convert string to float: {many} {', '.join(map(repr, text))} not numeric; select the numeric columns"
+                f"could not convert string to float: {many} {', '.join(map(repr, text))} {'are' if len(text) > 1 else 'is'} not numeric; select the numeric columns"
             )
         names = tuple(map(str, X.columns))
         return X.map_partitions(_numbers, meta=np.empty((0, len(names)))), names

@@ -19,11 +19,11 @@ from sklearn.utils.validation import check_is_fitted
 
 from bayesgmm import criteria
 from bayesgmm.core import blocked, em, kernel
-from bayesgmm.core.blocks import Accumulate, Gather, RowBlocks
+from bayesgmm.core.blocks import Accumulate, RowBlocks
 from bayesgmm.core.covariance import STRUCTURES, CovarianceStructure, structure
 from bayesgmm.core.parameters import FloatArray, MixtureParameters
 from bayesgmm.core.priors import ConjugatePrior
-from bayesgmm.estimators.blockwise import check_survey, row_blocks
+from bayesgmm.estimators.blockwise import check_survey, of_each_row, row_blocks
 from bayesgmm.estimators.validation import (
     Labels,
     check_parameter_arrays,
@@ -289,12 +289,8 @@ class GaussianMixture(DensityMixin, BaseEstimator):
         """
         kept = _Kept(self._reporter(callback))
         try:
-            blocks = row_blocks(self, X, reset=True)
-            found = (
-                self._fit_table(X, sample_weight, kept)
-                if blocks is None
-                else self._fit_blocks(blocks, sample_weight, kept)
-            )
+            blocks = row_blocks(self, X, sample_weight, reset=True)
+            found = self._fit_table(X, sample_weight, kept) if blocks is None else self._fit_blocks(blocks, kept)
         except KeyboardInterrupt:
             if kept.parameters is None:
                 raise
@@ -352,10 +348,8 @@ class GaussianMixture(DensityMixin, BaseEstimator):
             accelerated=self.acceleration is not None,
         )
 
-    def _fit_blocks(self, blocks: RowBlocks, sample_weight: ArrayLike | None, callback: em.Callback) -> em.EMFit:
+    def _fit_blocks(self, blocks: RowBlocks, callback: em.Callback) -> em.EMFit:
         """Fit rows in blocks: from a subsample, then all of them at each step."""
-        if sample_weight is not None:
-            raise ValueError("rows in blocks have their weights beside them: open_blocks(..., weights='column')")
         K, rng = self.n_components, generator(self.random_state)
         seen = blocked.survey(blocks, int(rng.integers(2**32)))
         check_survey(seen, K, feature_names(self), self.reg_covar, self.prior is not None)
@@ -508,12 +502,12 @@ class GaussianMixture(DensityMixin, BaseEstimator):
         check_is_fitted(self)
         return check_table(self, X, reset=False)
 
-    def _of_rows(self, X: ArrayLike, function: Callable[..., Any]) -> Any:
-        """A function of rows and of the parameters, for a table in memory or a block of it at a time."""
+    def _of_rows(
+        self, X: ArrayLike, function: Callable[..., Any], width: int | None = None, dtype: Any = np.float64
+    ) -> Any:
+        """A function of rows and of the parameters."""
         check_is_fitted(self)
-        of_rows = partial(function, parameters=self._parameters)
-        blocks = row_blocks(self, X, reset=False)
-        return of_rows(self._table(X)) if blocks is None else blocks.total(Gather(of_rows)).values
+        return of_each_row(self, X, partial(function, parameters=self._parameters), width, dtype)
 
     def score_samples(self, X: ArrayLike) -> FloatArray:
         """Log density of each row.
@@ -526,7 +520,7 @@ class GaussianMixture(DensityMixin, BaseEstimator):
         -------
         ndarray of shape (N,)
         """
-        return np.asarray(self._of_rows(X, kernel.log_density))
+        return self._of_rows(X, kernel.log_density)
 
     def score(self, X: ArrayLike, y: Any = None, sample_weight: ArrayLike | None = None) -> float:
         """Mean log density of the rows.
@@ -555,7 +549,7 @@ class GaussianMixture(DensityMixin, BaseEstimator):
         -------
         ndarray of shape (N, K)
         """
-        return np.asarray(self._of_rows(X, _responsibilities))
+        return self._of_rows(X, _responsibilities, self.n_components)
 
     def predict(self, X: ArrayLike) -> Labels:
         """Component of highest responsibility for each row.
@@ -568,7 +562,7 @@ class GaussianMixture(DensityMixin, BaseEstimator):
         -------
         ndarray of shape (N,)
         """
-        return np.asarray(self._of_rows(X, _labels))
+        return self._of_rows(X, _labels, dtype=np.int64)
 
     def assign(
         self,
@@ -685,7 +679,7 @@ class GaussianMixture(DensityMixin, BaseEstimator):
         Biernacki, Celeux & Govaert (2000), Assessing a mixture model for clustering with the integrated completed likelihood.
         """
         check_is_fitted(self)
-        if (blocks := row_blocks(self, X, reset=False)) is not None:
+        if (blocks := row_blocks(self, X, sample_weight, reset=False)) is not None:
             log_likelihood, total = self._log_likelihood(X, sample_weight)
             unclear = float(blocks.total(partial(_log_highest, parameters=self._parameters)))
             return criteria.bic(log_likelihood, self._n_parameters(), total) - 2 * unclear
@@ -697,9 +691,7 @@ class GaussianMixture(DensityMixin, BaseEstimator):
 
     def _log_likelihood(self, X: ArrayLike, sample_weight: ArrayLike | None) -> tuple[float, float]:
         check_is_fitted(self)
-        if (blocks := row_blocks(self, X, reset=False)) is not None:
-            if sample_weight is not None:
-                raise ValueError("rows in blocks have their weights beside them: open_blocks(..., weights='column')")
+        if (blocks := row_blocks(self, X, sample_weight, reset=False)) is not None:
             found = blocks.total(Accumulate(self._parameters))
             return found.log_likelihood, found.total_weight
         table = self._table(X)

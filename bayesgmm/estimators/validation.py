@@ -55,7 +55,9 @@ def check_table(estimator: BaseEstimator, X: Any, *, reset: bool, min_rows: int 
             "this needs all rows in memory, not a table in blocks or the path of one: read it, or a part of it, first"
         )
     if type(X).__module__.partition(".")[0] == "dask":
-        raise TypeError("Dask collections are not read directly: call X.compute() first, or fit a sample of the rows")
+        raise TypeError(
+            "this needs all rows in memory, not a Dask collection: call X.compute() first, or give a sample of the rows"
+        )
     _refuse_text(X)
     array = validate_data(
         estimator, X, reset=reset, dtype=np.float64, order="C", ensure_all_finite=False, ensure_min_samples=min_rows
