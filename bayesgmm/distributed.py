@@ -301,10 +301,8 @@ def as_array(X: Any) -> tuple[Any, tuple[str, ...] | None]:
     if hasattr(X, "map_partitions") and X.ndim == 2:
         text = [str(name) for name, dtype in X.dtypes.items() if not _is_number(dtype)]
         if text:
-            many = "columns" if len(text) > 1 else "column"
-            raise DataError(
-                f"could not convert string to float: {many} {', '.join(map(repr, text))} {'are' if len(text) > 1 else 'is'} not numeric; select the numeric columns"
-            )
+            many = f"columns {', '.join(map(repr, text))} are" if len(text) > 1 else f"column {text[0]!r} is"
+            raise DataError(f"could not convert string to float: {many} not numeric; select the numeric columns")
         names = tuple(map(str, X.columns))
         return X.map_partitions(_numbers, meta=np.empty((0, len(names)))), names
     if not isinstance(X, da.Array):

@@ -59,12 +59,11 @@ def row_blocks(estimator: BaseEstimator, X: Any, sample_weight: Any = None, *, r
     if not is_blockwise(X):
         return None
     known = None if reset else getattr(estimator, "feature_names_in_", None)
-    if sample_weight is not None and not is_dask(X):
-        raise ValueError("rows in blocks have their weights beside them: open_blocks(..., weights='column')")
     blocks: RowBlocks
     if is_dask(X):
         blocks = DaskBlocks(X if reset else named_columns(estimator, X), sample_weight)
     else:
+        refuse_weights_of_blocks(sample_weight)
         blocks = X if hasattr(X, "total") else _opened(X, known)
     names = list(getattr(blocks, "columns", ())) if getattr(blocks, "named", False) else None
     if reset:
@@ -129,6 +128,37 @@ def of_each_row(
     if blocks is None:
         return np.asarray(function(check_table(estimator, X, reset=False)))
     return blocks.total(Gather(function)).values
+
+
+def batches(X: Any) -> Iterator[tuple[Any, FloatArray | None]]:
+    """Blocks with their weights, one after another: of a table in blocks, a path, or an iterator, which is used up."""
+    if isinstance(X, Iterator):
+        for rows in X:
+            yield rows, None
+        return
+    blocks: Any = DaskBlocks(X) if is_dask(X) else X if hasattr(X, "total") else _opened(X, None)
+    if not hasattr(blocks, "weighted_blocks"):
+        raise TypeError(
+            f"a {type(blocks).__name__} does not give its blocks one by one, as partial_fit takes them: use fit"
+        )
+    names = list(blocks.columns) if blocks.named else None
+    for rows, weights in blocks.weighted_blocks():
+        if names is not None:
+            import pandas as pd
+
+            rows = pd.DataFrame(rows, columns=names, copy=False)
+        yield rows, weights
+
+
+def refuse_weights_of_blocks(sample_weight: Any) -> None:
+    """Refuse weights that come beside rows in blocks.
+
+    Raises
+    ------
+    ValueError
+    """
+    if sample_weight is not None:
+        raise ValueError("rows in blocks have their weights beside them: open_blocks(..., weights='column')")
 
 
 def check_survey(found: Survey, n_components: int, names: list[str], reg_covar: float, has_prior: bool) -> None:

@@ -107,7 +107,7 @@ def test_a_worker_killed_in_mid_fit_does_not_show(rows, client):
 
 def test_what_is_said_of_rows_is_said_when_it_is_asked_for(rows, weights, client):
     frame = pd.DataFrame(rows, columns=["a", "b"])
-    fit = GaussianMixture(3, random_state=0).fit(frame)
+    fit = GaussianMixture(3, random_state=0, tol=1e-11).fit(frame, sample_weight=weights)
     X = dd.from_pandas(frame.assign(more=1.0), npartitions=4)[["more", "b", "a"]]
     for name in ("score_samples", "predict_proba", "predict"):
         lazily, expected = getattr(fit, name)(X), getattr(fit, name)(frame)
@@ -115,6 +115,8 @@ def test_what_is_said_of_rows_is_said_when_it_is_asked_for(rows, weights, client
         assert lazily.dtype == expected.dtype
         np.testing.assert_allclose(lazily.compute(), expected, rtol=1e-12, atol=1e-12)
     v = dd.from_pandas(pd.Series(weights), npartitions=4)
+    errors = fit.standard_errors(X, sample_weight=v), fit.standard_errors(frame, sample_weight=weights)
+    np.testing.assert_allclose(errors[0].means, errors[1].means, rtol=1e-9)
     for name in ("score", "aic", "bic", "icl"):
         found, expected = getattr(fit, name)(X, sample_weight=v), getattr(fit, name)(frame, sample_weight=weights)
         np.testing.assert_allclose(found, expected, rtol=1e-12)
@@ -138,7 +140,9 @@ def test_bad_rows_are_told_at_the_door_or_when_they_are_met(rows, client):
     with pytest.raises(ValueError, match="n_components = 5, n_samples = 3"):
         GaussianMixture(5).fit(da.from_array(rows[:3]))
     with pytest.raises(TypeError, match="compute"):
-        fit.standard_errors(X)
+        fit.bootstrap(X)
+    with pytest.raises(TypeError, match="use fit"):
+        GaussianMixture(2).partial_fit(da.from_array(rows))
 
 
 def test_log_posterior_and_gradient_are_those_in_memory(rows, weights, client):
