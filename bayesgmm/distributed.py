@@ -85,6 +85,7 @@ class DaskBlocks:
         rows, names = as_array(X)
         self.n_features, self.n_blocks, self.named = int(rows.shape[1]), int(rows.numblocks[0]), names is not None
         self.columns = names or tuple(f"x{j}" for j in range(self.n_features))
+        self.source = "the Dask collection"
         weights = None if sample_weight is None else _aligned(sample_weight, rows)
         self._rows, self._graph = rows, _optimised(rows)
         row_keys = [key for (key,) in rows.__dask_keys__()]
@@ -93,6 +94,49 @@ class DaskBlocks:
             self._graph |= _optimised(weights)
             weight_keys = weights.__dask_keys__()
         self._keys = list(zip(row_keys, weight_keys, strict=True))
+
+    @classmethod
+    def from_tables(cls, tables: Sequence[Any], *, held: bool) -> DaskBlocks:
+        """Tables in blocks as the partitions of one, each read by the worker that has it.
+
+        Parameters
+        ----------
+        tables : sequence of bayesgmm.tables.BlockTable
+            Alike in their features. Their files stand where every worker finds them.
+        held : bool
+            Read once, into the workers' memory; otherwise anew in each pass, a block at a time.
+
+        Returns
+        -------
+        DaskBlocks
+        """
+        import cloudpickle
+        import dask.array as da
+        from dask import delayed
+
+        first = tables[0]
+        parts = [
+            delayed(pickle.loads)(cloudpickle.dumps(table), dask_key_name=f"bayesgmm-table-{uuid4().hex}")
+            for table in tables
+        ]
+        if held:
+            whole = delayed(_read, pure=False)
+            arrays = [
+                da.from_delayed(
+                    whole(part, dask_key_name=f"bayesgmm-read-{uuid4().hex}"),
+                    (np.nan, first.n_features),
+                    meta=np.empty((0, 0)),
+                )
+                for part in parts
+            ]
+            out = cls(da.concatenate(arrays).persist())
+        else:
+            out = cls.__new__(cls)
+            out.n_features, out.n_blocks, out._rows = first.n_features, len(parts), parts[0]
+            out._graph = {key: node for part in parts for key, node in dict(part.__dask_graph__()).items()}
+            out._keys = [(part.key, None) for part in parts]
+        out.columns, out.named, out.source = first.columns, first.named, first.source
+        return out
 
     def total(self, task: Task) -> Any:
         """Sum of ``task(X, v, block)`` over all partitions, added by a tree in their order.
@@ -119,7 +163,7 @@ class DaskBlocks:
         if isinstance(found, _Fault):
             raise found.error
         if found is None:
-            raise DataError("the Dask collection has no rows")
+            raise DataError(f"{self.source} has no rows")
         return found
 
     def _run(self, client: Client | None, task: Task) -> Any:
@@ -222,13 +266,32 @@ def _on_partition(
     """Task on one partition: its value, None where there are no rows, or a fault."""
     task, columns = task_and_columns
     try:
+        if hasattr(rows, "weighted_blocks"):
+            with kernel.at_most(threads):
+                return _over_blocks(task, rows, block)
         X, v = _checked(rows, weights, block, columns)
         with kernel.at_most(threads):
             return task(X, v, block) if len(X) else None
     except DataError as error:
         return _Fault(error)
     except MemoryError:
-        return _Fault(ClusterError(f"out of memory on partition {block} ({len(rows):,} rows): {_SMALLER}"))
+        size = f" ({len(rows):,} rows)" if hasattr(rows, "__len__") else ""
+        return _Fault(ClusterError(f"out of memory on partition {block}{size}: {_SMALLER}"))
+
+
+def _over_blocks(task: Task, table: Any, block: int) -> Any:
+    """Sum of a task over the blocks of a table that is one partition; None where there are none."""
+    total = None
+    for number, (X, v) in enumerate(table.weighted_blocks()):
+        part = task(X, v, (block << 24) + number)
+        total = part if total is None else total + part
+    return total
+
+
+def _read(table: Any) -> FloatArray:
+    """All rows of a table in blocks."""
+    blocks = [rows for rows, _ in table.weighted_blocks()]
+    return np.concatenate(blocks) if blocks else np.empty((0, table.n_features))
 
 
 def _checked(rows: Any, weights: Any, block: int, columns: Sequence[str]) -> tuple[FloatArray, FloatArray | None]:
@@ -389,11 +452,11 @@ def _threads_of(client: Client | None, n_blocks: int) -> int:
     """Threads for each task: one, or a fair share where there are fewer partitions than threads."""
     if client is None:
         return max(1, kernel.available_threads() // n_blocks)
-    workers = _workers(client)
+    workers = workers_of(client)
     return max(1, min(min(workers), sum(workers) // n_blocks))
 
 
-def _workers(client: Client) -> list[int]:
+def workers_of(client: Client) -> list[int]:
     """Threads of each worker, once there is one.
 
     Raises
@@ -429,7 +492,7 @@ def _compute(client: Client | None, graph: dict[Any, Any], key: Any) -> Any:
             try:
                 wait(future, timeout=POLL_SECONDS)
             except TimeoutError:
-                _workers(client)
+                workers_of(client)
         return future.result()
     except KilledWorker as error:
         deaths = error.allowed_failures + 1
@@ -443,6 +506,16 @@ def _compute(client: Client | None, graph: dict[Any, Any], key: Any) -> Any:
         ) from error
     finally:
         future.release()
+
+
+def memory_of(client: Client) -> int:
+    """Bytes of memory that all workers may use together; 0 where they know no limit."""
+    limits = client.run_on_scheduler(_memory_limits)
+    return int(sum(limits)) if all(limits) else 0
+
+
+def _memory_limits(dask_scheduler: Any) -> list[int]:
+    return [worker.memory_limit or 0 for worker in dask_scheduler.workers.values()]
 
 
 def _held(key: Any) -> str:

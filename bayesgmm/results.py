@@ -169,11 +169,11 @@ def fit(table: Table | LargeTable, method: str, options: dict[str, Any], progres
 
             estimator = BayesianGaussianMixture(method=method, progressbar=progressbar, **options)
         try:
-            if isinstance(table, LargeTable):
+            if method == "em" and isinstance(table, LargeTable):
                 with progress(progressbar) as callback:
                     estimator.fit(table.blocks, callback=callback)
             else:
-                estimator.fit(table.to_frame())
+                estimator.fit(_rows(table))
             interrupted = getattr(estimator, "_interrupted", None)
         except SamplingInterrupted as stop:
             if stop.estimator is None:
