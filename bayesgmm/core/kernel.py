@@ -23,8 +23,10 @@ from __future__ import annotations
 import hashlib
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -605,8 +607,27 @@ KERNEL_VERSION = hashlib.sha256(Path(__file__).read_bytes()).hexdigest()[:16]
 """Hash of this file: part of every cache key that depends on what the kernel does."""
 
 
+_limit: ContextVar[int | None] = ContextVar("threads", default=None)
+
+
+@contextmanager
+def at_most(n_threads: int) -> Iterator[None]:
+    """Within it, passes of this thread that are not told a number of threads take no more than this."""
+    token = _limit.set(n_threads)
+    try:
+        yield
+    finally:
+        _limit.reset(token)
+
+
 def available_threads() -> int:
-    """Cores that this process may use (``BAYESGMM_NUM_THREADS`` overrides)."""
+    """Cores that this process may use (``BAYESGMM_NUM_THREADS`` overrides), no more than :func:`at_most` allows."""
+    cores = _cores()
+    limit = _limit.get()
+    return cores if limit is None else min(cores, limit)
+
+
+def _cores() -> int:
     setting = os.environ.get("BAYESGMM_NUM_THREADS", "")
     if setting.isdigit() and int(setting) > 0:
         return int(setting)

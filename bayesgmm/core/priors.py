@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -188,10 +189,31 @@ class ConjugatePrior(MixturePrior):
         Fraley & Raftery (2007), section 3.2 (the defaults of the R package mclust).
         """
         X = np.ascontiguousarray(X, dtype=float)
-        mean, covariance = weighted_covariance(
-            X, None if sample_weight is None else np.asarray(sample_weight, dtype=float)
-        )
-        D = X.shape[1]
+        v = None if sample_weight is None else np.asarray(sample_weight, dtype=float)
+        return cls.from_moments(*weighted_covariance(X, v), n_components)
+
+    @classmethod
+    def from_moments(cls, mean: FloatArray, covariance: FloatArray, n_components: int) -> ConjugatePrior:
+        """:meth:`fraley_raftery` of data with this mean (D,) and unbiased covariance (D, D).
+
+        Parameters
+        ----------
+        mean : ndarray of shape (D,)
+        covariance : ndarray of shape (D, D)
+        n_components : int
+            K.
+
+        Returns
+        -------
+        ConjugatePrior
+            Resolved.
+
+        Raises
+        ------
+        ValueError
+            If a column is constant or columns are collinear.
+        """
+        D = len(mean)
         refuse_singular(covariance, "the data")
         return cls(np.ones(n_components), mean, 0.01, D + 2.0, covariance / n_components ** (2 / D))
 
@@ -226,13 +248,41 @@ class ConjugatePrior(MixturePrior):
         """
         X = np.ascontiguousarray(X, dtype=float)
         v = None if sample_weight is None else np.asarray(sample_weight, dtype=float)
-        K, D = n_components, X.shape[1]
+        return self.resolve_with(
+            np.average(X, axis=0, weights=v),
+            n_components,
+            lambda: _within_covariance(X, n_components, covariance_type, v),
+        )
+
+    def resolve_with(
+        self, mean_of_data: FloatArray, n_components: int, within: Callable[[], FloatArray]
+    ) -> ConjugatePrior:
+        """:meth:`resolve`, for data of which the mean (D,) is known, and S_w (D, D) where it is asked for.
+
+        Parameters
+        ----------
+        mean_of_data : ndarray of shape (D,)
+        n_components : int
+            K.
+        within : callable
+            Returns S_w; called where no scale was given.
+
+        Returns
+        -------
+        ConjugatePrior
+
+        Raises
+        ------
+        ValueError
+            If a given value does not fit K or D.
+        """
+        K, D = n_components, len(mean_of_data)
         alpha, mean = self._weights_and_mean(K, D)
         nu = float(D + 2 if self.degrees_of_freedom is None else self.degrees_of_freedom)
         if nu <= D - 1:
             raise ValueError(f"degrees_of_freedom must exceed the number of features less one ({D - 1}); got {nu:g}")
         if self.scale is None:
-            scale = (D + 2) * _within_covariance(X, K, covariance_type, v)
+            scale = (D + 2) * within()
         else:
             scale = np.atleast_2d(np.asarray(self.scale, dtype=float))
             if scale.shape != (D, D):
@@ -240,7 +290,7 @@ class ConjugatePrior(MixturePrior):
         return replace(
             self,
             weight_concentration=alpha,
-            mean_prior=np.average(X, axis=0, weights=v) if mean is None else mean,
+            mean_prior=mean_of_data if mean is None else mean,
             mean_precision=float(self.mean_precision),
             degrees_of_freedom=nu,
             scale=scale,
