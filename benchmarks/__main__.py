@@ -21,7 +21,18 @@ from rich.table import Table
 
 from benchmarks.measure import Section
 
-SECTIONS = ("em", "gradient", "sampling", "process", "memory", "selection", "predictive", "partition", "score")
+SECTIONS = (
+    "roofline",
+    "em",
+    "gradient",
+    "sampling",
+    "process",
+    "memory",
+    "selection",
+    "predictive",
+    "partition",
+    "score",
+)
 WIDTH = 190
 
 

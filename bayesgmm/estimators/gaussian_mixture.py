@@ -253,6 +253,8 @@ class GaussianMixture(DensityMixin, BaseEstimator):
         Parameters
         ----------
         X : array-like of shape (N, D)
+            A C-contiguous array of float64 or float32 is not copied: float32 is read as it is, here and where rows are scored, and all
+            arithmetic is in float64, so that the fit is that of the same numbers in float64.
         y : ignored
         sample_weight : array-like of shape (N,), optional
             Frequency weights: a weight of 2 is the row twice.
@@ -268,7 +270,7 @@ class GaussianMixture(DensityMixin, BaseEstimator):
         ValueError
             If the input is not a finite numeric table with at least K rows, or no start gives positive definite covariances.
         """
-        table = check_table(self, X, reset=True, min_rows=2)
+        table = check_table(self, X, reset=True, min_rows=2, single=True)
         N, D = table.shape
         K = self.n_components
         weights = check_weights(sample_weight, table)
@@ -415,9 +417,9 @@ class GaussianMixture(DensityMixin, BaseEstimator):
         """
         return self.fit(X, y, sample_weight=sample_weight).predict(X)
 
-    def _table(self, X: ArrayLike) -> FloatArray:
+    def _table(self, X: ArrayLike, single: bool = False) -> FloatArray:
         check_is_fitted(self)
-        return check_table(self, X, reset=False)
+        return check_table(self, X, reset=False, single=single)
 
     def score_samples(self, X: ArrayLike) -> FloatArray:
         """Log density of each row.
@@ -430,7 +432,7 @@ class GaussianMixture(DensityMixin, BaseEstimator):
         -------
         ndarray of shape (N,)
         """
-        return kernel.log_density(self._table(X), self._parameters)
+        return kernel.log_density(self._table(X, single=True), self._parameters)
 
     def score(self, X: ArrayLike, y: Any = None, sample_weight: ArrayLike | None = None) -> float:
         """Mean log density of the rows.
@@ -445,7 +447,7 @@ class GaussianMixture(DensityMixin, BaseEstimator):
         -------
         float
         """
-        table = self._table(X)
+        table = self._table(X, single=True)
         return float(
             np.average(kernel.log_density(table, self._parameters), weights=check_weights(sample_weight, table))
         )
@@ -461,7 +463,7 @@ class GaussianMixture(DensityMixin, BaseEstimator):
         -------
         ndarray of shape (N, K)
         """
-        return kernel.responsibilities(self._table(X), self._parameters)[0]
+        return kernel.responsibilities(self._table(X, single=True), self._parameters)[0]
 
     def predict(self, X: ArrayLike) -> Labels:
         """Component of highest responsibility for each row.
@@ -590,14 +592,14 @@ class GaussianMixture(DensityMixin, BaseEstimator):
         ----------
         Biernacki, Celeux & Govaert (2000), Assessing a mixture model for clustering with the integrated completed likelihood.
         """
-        table = self._table(X)
+        table = self._table(X, single=True)
         v = check_weights(sample_weight, table)
         r, density = kernel.responsibilities(table, self._parameters)
         log_likelihood, total = _summed(density, v)
         return criteria.icl(log_likelihood, self._n_parameters(), total, r, v)
 
     def _log_likelihood(self, X: ArrayLike, sample_weight: ArrayLike | None) -> tuple[float, float]:
-        table = self._table(X)
+        table = self._table(X, single=True)
         v = check_weights(sample_weight, table)
         return _summed(kernel.log_density(table, self._parameters), v)
 

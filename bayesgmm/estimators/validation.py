@@ -20,7 +20,9 @@ LARGEST_SCALE = 1e150
 SMALLEST_SCALE = 1e-150
 
 
-def check_table(estimator: BaseEstimator, X: Any, *, reset: bool, min_rows: int = 1) -> FloatArray:
+def check_table(
+    estimator: BaseEstimator, X: Any, *, reset: bool, min_rows: int = 1, single: bool = False
+) -> FloatArray:
     """Observations as a C-contiguous float64 array (N, D).
 
     Parameters
@@ -32,6 +34,8 @@ def check_table(estimator: BaseEstimator, X: Any, *, reset: bool, min_rows: int 
     reset : bool
         True while fitting.
     min_rows : int, default 1
+    single : bool, default False
+        Float32 stays float32, and is not copied where it is C-contiguous.
 
     Returns
     -------
@@ -52,8 +56,9 @@ def check_table(estimator: BaseEstimator, X: Any, *, reset: bool, min_rows: int 
     if type(X).__module__.partition(".")[0] == "dask":
         raise TypeError("Dask collections are not read directly: call X.compute() first, or fit a sample of the rows")
     _refuse_text(X)
+    dtype = [np.float64, np.float32] if single else np.float64
     array = validate_data(
-        estimator, X, reset=reset, dtype=np.float64, order="C", ensure_all_finite=False, ensure_min_samples=min_rows
+        estimator, X, reset=reset, dtype=dtype, order="C", ensure_all_finite=False, ensure_min_samples=min_rows
     )
     # min and max are finite exactly when every value is, at no memory of the size of X.
     if not (np.isfinite(array.min()) and np.isfinite(array.max())):
@@ -227,7 +232,7 @@ def warn_degenerate(X: FloatArray, n_components: int, names: list[str], reg_cova
             stacklevel=4,
         )
     # Some thousand rows tell whether reg_covar would swamp a column.
-    spread = np.var(X[:: max(1, len(X) // 5000)], axis=0)
+    spread = np.var(X[:: max(1, len(X) // 5000)], axis=0, dtype=np.float64)
     swamped = [names[j] for j in np.flatnonzero((spread < reg_covar) & (low < high))]
     if swamped:
         warnings.warn(
