@@ -6,6 +6,7 @@ reading costs no time of its own where it is the faster of the two, and no more 
 
 from __future__ import annotations
 
+import copy
 import glob
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -118,6 +119,12 @@ class BlockTable:
         self.parts = tuple(parts)
         self._places = [(part, _places(part, wanted, known, first.name, columns is None)) for part in parts]
         self._n_rows = n_rows or int(np.clip(BLOCK_BYTES // (8 * len(wanted)), FEWEST_ROWS, MOST_ROWS))
+
+    def split(self, n: int) -> list[BlockTable]:
+        """Tables of one file each, or of a part of one where there are fewer than ``n`` files; in the order of the rows."""
+        each = -(-n // len(self.parts))
+        pieces = [piece for part in self.parts for piece in (part.split(each) if hasattr(part, "split") else [part])]
+        return [BlockTable([piece], self.columns, self.weights, self.source, self._n_rows) for piece in pieces]
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.source!r}, columns={list(self.columns)})"
@@ -422,6 +429,19 @@ class ParquetPart:
             self.names: tuple[str, ...] | None = tuple(file.schema_arrow.names)
             self._types = list(file.schema_arrow.types)
         self.n_columns = len(self._types)
+        self._groups: list[int] | None = None
+        self._before = 0
+
+    def split(self, n: int) -> list[ParquetPart]:
+        """Parts of about the same number of row groups, n at most."""
+        with self._opened() as file:
+            sizes = [file.metadata.row_group(group).num_rows for group in range(file.metadata.num_row_groups)]
+        out = []
+        for groups in np.array_split(np.arange(len(sizes)), max(1, min(n, len(sizes)))):
+            part = copy.copy(self)
+            part._groups, part._before = groups.tolist(), sum(sizes[: groups[0]] if len(groups) else [])
+            out.append(part)
+        return out
 
     def _opened(self) -> Any:
         try:
@@ -446,10 +466,10 @@ class ParquetPart:
                 f"{self.name}: {quoted(text)} hold{'s' * (len(text) == 1)} no numbers; choose the numeric columns"
             )
         dtype = np.float32 if all(self._types[j] == pa.float32() for j in columns) else np.float64
-        done = 0
+        done = self._before
         with self._opened() as file:
             # On one thread: the others compute meanwhile.
-            batches = file.iter_batches(batch_size=n_rows, columns=chosen, use_threads=False)
+            batches = file.iter_batches(batch_size=n_rows, columns=chosen, row_groups=self._groups, use_threads=False)
             while True:
                 try:
                     batch = next(batches, None)
