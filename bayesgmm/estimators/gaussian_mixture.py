@@ -394,7 +394,7 @@ class GaussianMixture(DensityMixin, BaseEstimator):
             if state is None:
                 before = float(self.modes_[0].run.counts.sum()) if getattr(self, "modes_", ()) else problem.total_weight
                 state, self.n_samples_seen_ = (
-                    stepwise.resume(self._parameters, self.covariances_, before),
+                    stepwise.resume(kind, self._parameters, self.covariances_, before),
                     round(before),
                 )
                 self.lower_bounds_ = []
