@@ -985,6 +985,17 @@ class GaussianMixture(DensityMixin, BaseEstimator):
         return hasattr(self, "_parameters")
 
 
+def stop_if_interrupted(fit: Any) -> None:
+    """Hand on the Ctrl-C that a fit has kept its last iteration at, where the fit is a step of more.
+
+    Raises
+    ------
+    KeyboardInterrupt
+    """
+    if getattr(fit, "_interrupted", None):
+        raise KeyboardInterrupt(fit._interrupted)
+
+
 class _Kept:
     """The best that a fit has come to so far, iteration by iteration: what is left when it is interrupted."""
 
