@@ -386,9 +386,9 @@ class GaussianMixture(DensityMixin, BaseEstimator):
         if state is None and not fitted:
             found = self._fit_table(X, sample_weight, None)
             best, self.modes_ = found.best, found.modes
-            problem = em.Problem(table, kind, self.prior_, weights, self.reg_covar)
-            bounds = [best.log_likelihood / problem.total_weight]
-            state, self.n_samples_seen_ = stepwise.begin(best, problem.e_step(best.parameters, "full")), len(table)
+            assert best.statistics is not None
+            bounds = [best.log_likelihood / best.statistics.total_weight]
+            state, self.n_samples_seen_ = stepwise.begin(best, best.statistics), len(table)
         else:
             problem = em.Problem(table, kind, self.prior_ if hasattr(self, "prior_") else None, weights, self.reg_covar)
             if state is None:
@@ -398,7 +398,7 @@ class GaussianMixture(DensityMixin, BaseEstimator):
                     round(before),
                 )
                 self.lower_bounds_ = []
-            density = problem.e_step(state.parameters, "full")
+            density = problem.e_step(state.parameters)
             state = stepwise.step(state, problem, density, self.learning_decay, self.learning_offset, rng)
             bounds = [*self.lower_bounds_, density.log_likelihood / problem.total_weight]
             self.n_samples_seen_ += len(table)
