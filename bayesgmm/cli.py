@@ -25,6 +25,7 @@ from bayesgmm.exceptions import DataError
 
 if TYPE_CHECKING:
     from bayesgmm.io import OutputFolder, Table
+    from bayesgmm.large import LargeTable
 
 DONE, AT_FAULT, USAGE, NOT_CONVERGED, INTERRUPTED = 0, 1, 2, 3, 130
 
@@ -127,7 +128,11 @@ def build_parser() -> argparse.ArgumentParser:
         epilog="Exit codes: 0 done; 1 the data or the run is at fault; 2 wrong usage; 3 done, but the convergence "
         "diagnostics failed (the results are written and marked); 130 interrupted.",
     )
-    fit.add_argument("data", metavar="DATA", help="CSV, TSV, Parquet or .npy; - reads standard input")
+    fit.add_argument(
+        "data",
+        metavar="DATA",
+        help="CSV, TSV, Parquet or .npy, a folder of such files, or a pattern in quotes such as 'data/*.parquet'; - reads standard input",
+    )
     fit.add_argument(
         "-k", "--components", type=_integer(1), required=True, metavar="K", help="number of components of the mixture"
     )
@@ -144,6 +149,12 @@ def build_parser() -> argparse.ArgumentParser:
         choices=("nuts", "laplace", "em"),
         default="nuts",
         help="nuts: posterior by sampling; laplace: by an approximation; em: maximum likelihood (default: nuts)",
+    )
+    fit.add_argument(
+        "--out-of-core",
+        action="store_true",
+        help="with --method em: read the table in blocks, once for each iteration, instead of into memory (default: where it is more than "
+        "1 GiB on disk)",
     )
     _add_sampling_options(fit)
     fit.set_defaults(parser=fit, run=_fit)
@@ -454,17 +465,39 @@ def _report(arguments: argparse.Namespace) -> int:
 
 def _fit(arguments: argparse.Namespace) -> int:
     options = _sampling_options(arguments, arguments.method)
-    from bayesgmm.io import OutputFolder, read_table
+    if arguments.out_of_core and arguments.method != "em":
+        arguments.parser.error(f"--out-of-core: not with --method {arguments.method}, which needs the rows in memory")
+    if arguments.out_of_core and arguments.data == "-":
+        arguments.parser.error("--out-of-core: not with standard input, which can be read only once")
+    from bayesgmm.io import OutputFolder
     from bayesgmm.results import OUTPUTS
 
     output = OutputFolder(arguments.out, force=arguments.force, outputs=OUTPUTS)
-    table = read_table(arguments.data, arguments.columns)
+    table = _table_to_fit(arguments)
     options |= {
         "n_components": arguments.components,
         "covariance_type": arguments.covariance,
         "random_state": arguments.seed,
     }
     return _run(arguments, output, table, arguments.method, options)
+
+
+def _table_to_fit(arguments: argparse.Namespace) -> Table | LargeTable:
+    """The table: read, or where it is large and fitted by EM, opened to be read in blocks."""
+    from bayesgmm import tables
+    from bayesgmm.io import read_table
+
+    if arguments.data == "-":
+        return read_table(arguments.data, arguments.columns)
+    if arguments.out_of_core or (
+        arguments.method == "em" and tables.bytes_on_disk(arguments.data) > tables.LARGE_BYTES
+    ):
+        from bayesgmm.large import look_at
+
+        return look_at(arguments.data, arguments.columns)
+    if tables.is_several(arguments.data):
+        return tables.read_all(arguments.data, arguments.columns)
+    return read_table(arguments.data, arguments.columns)
 
 
 def _score(arguments: argparse.Namespace) -> int:
@@ -522,7 +555,7 @@ def _demo(arguments: argparse.Namespace) -> int:
 
 
 def _run(
-    arguments: argparse.Namespace, output: OutputFolder, table: Table, method: str, options: dict[str, Any]
+    arguments: argparse.Namespace, output: OutputFolder, table: Table | LargeTable, method: str, options: dict[str, Any]
 ) -> int:
     """Fit, write and tell: what every command that fits a mixture does with a table."""
     from bayesgmm import results

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -37,7 +37,15 @@ def data_hash(X: FloatArray, sample_weight: FloatArray | None = None) -> str:
     return digest.hexdigest()
 
 
-def provenance(source: str, columns: Sequence[str], notes: Sequence[str], X: FloatArray) -> dict[str, Any]:
+def hash_of_blocks(blocks: Iterable[FloatArray], n_rows: int, n_features: int) -> str:
+    """:func:`data_hash` of rows in blocks."""
+    digest = hashlib.sha256(repr((n_rows, n_features)).encode())
+    for rows in blocks:
+        digest.update(np.ascontiguousarray(rows, dtype=np.float64).data)
+    return digest.hexdigest()
+
+
+def provenance(source: str, columns: Sequence[str], notes: Sequence[str], data_hash: str) -> dict[str, Any]:
     """Where the rows of a fit come from, for its report.
 
     Parameters
@@ -48,14 +56,15 @@ def provenance(source: str, columns: Sequence[str], notes: Sequence[str], X: Flo
         That were read.
     notes : sequence of str
         What the reader decided or left out.
-    X : ndarray of shape (N, D)
+    data_hash : str
+        Of the rows.
 
     Returns
     -------
     dict
         With the hash of the rows, by which it is known whether they are still those.
     """
-    return {"source": source, "columns": list(columns), "notes": list(notes), "data_hash": data_hash(X)}
+    return {"source": source, "columns": list(columns), "notes": list(notes), "data_hash": data_hash}
 
 
 def save(estimator: GaussianMixture | BayesianGaussianMixture, path: str | Path) -> Path:

@@ -96,6 +96,15 @@ class Selection:
         means (κ₀, or B₀⁻¹) is multiplied by 0.1 and 10, the scale of the covariances (Λ₀, or that of C₀⁻¹) by ½ and 2.
     provenance : mapping or None
         Where the command read the rows: ``source``, ``columns``, ``notes`` of the reader, ``data_hash``.
+
+    References
+    ----------
+    Akaike (1974), A new look at the statistical model identification, IEEE Transactions on Automatic Control 19, 716–723; Schwarz
+    (1978), Estimating the dimension of a model, Annals of Statistics 6, 461–464; Biernacki, Celeux & Govaert (2000), Assessing a
+    mixture model for clustering with the integrated completed likelihood, IEEE Transactions on Pattern Analysis and Machine
+    Intelligence 22, 719–725; Vehtari, Gelman & Gabry (2017), Practical Bayesian model evaluation using leave-one-out cross-validation
+    and WAIC, Statistics and Computing 27, 1413–1432; Yao, Vehtari, Simpson & Gelman (2018), Using stacking to average Bayesian
+    predictive distributions, Bayesian Analysis 13, 917–1007.
     """
 
     table: pd.DataFrame
@@ -318,7 +327,7 @@ class Selection:
         ----------
         X : array-like of shape (N, D), optional
             Default: the rows of the fits.
-        rows : int array-like, boolean mask or slice, optional
+        rows : int array-like of shape (n,), boolean mask of shape (N,) or slice, optional
             Positions of the n rows to take, at most 5,000: the result has n² entries.
         pairs : int array-like of shape (P, 2), optional
             Positions of two rows each: only these are worked out, of however many rows.
@@ -520,6 +529,15 @@ def select(
     -----
     A model that fails is a row with its reason. EM climbs from 2 ``n_init`` starts that all structures share, and goes on with the most
     promising ones (:func:`bayesgmm.core.em.race`); from 5,000 rows on they first climb on 2,500 of the rows.
+
+    References
+    ----------
+    Akaike (1974), A new look at the statistical model identification, IEEE Transactions on Automatic Control 19, 716–723; Schwarz
+    (1978), Estimating the dimension of a model, Annals of Statistics 6, 461–464; Biernacki, Celeux & Govaert (2000), Assessing a
+    mixture model for clustering with the integrated completed likelihood, IEEE Transactions on Pattern Analysis and Machine
+    Intelligence 22, 719–725; Vehtari, Gelman & Gabry (2017), Practical Bayesian model evaluation using leave-one-out cross-validation
+    and WAIC, Statistics and Computing 27, 1413–1432; Meng & Wong (1996), Simulating ratios of normalizing constants via a simple
+    identity, Statistica Sinica 6, 831–860.
 
     Examples
     --------

@@ -21,13 +21,13 @@ from bayesgmm.core.blocks import Task
 from bayesgmm.core.parameters import FloatArray
 from bayesgmm.exceptions import DataError
 from bayesgmm.formats import SAMPLE_BYTES, default_names, file_kind
-from bayesgmm.io import as_floats, quoted
+from bayesgmm.io import Table, as_floats, quoted
 from bayesgmm.sources import FAULTS, open_source
 
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["BlockTable", "Source", "open_blocks"]
+__all__ = ["LARGE_BYTES", "BlockTable", "Source", "bytes_on_disk", "is_several", "open_blocks", "read_all"]
 
 BLOCK_BYTES = 1 << 23
 MOST_ROWS, FEWEST_ROWS = 1 << 18, 1 << 12
@@ -88,6 +88,8 @@ class BlockTable:
         Whether they are the table's own.
     source : str
         What it was opened from.
+    parts : tuple of Part
+        Its files, one after another.
     """
 
     def __init__(
@@ -113,7 +115,8 @@ class BlockTable:
         if not self.columns:
             raise DataError(f"{self.source} has no column to fit")
         self._wanted = wanted
-        self._parts = [(part, _places(part, wanted, known, first.name, columns is None)) for part in parts]
+        self.parts = tuple(parts)
+        self._places = [(part, _places(part, wanted, known, first.name, columns is None)) for part in parts]
         self._n_rows = n_rows or int(np.clip(BLOCK_BYTES // (8 * len(wanted)), FEWEST_ROWS, MOST_ROWS))
 
     def __repr__(self) -> str:
@@ -121,7 +124,7 @@ class BlockTable:
 
     def __iter__(self) -> Iterator[FloatArray]:
         """Blocks (n, D), in order."""
-        for values, _ in self._ahead():
+        for values, _ in self.weighted_blocks():
             yield values
 
     def total(self, task: Task) -> Any:
@@ -138,15 +141,15 @@ class BlockTable:
             If a block cannot be read, or has no finite number somewhere: file, block and row are named.
         """
         result = None
-        for number, (values, v) in enumerate(self._ahead()):
+        for number, (values, v) in enumerate(self.weighted_blocks()):
             part = task(values, v, number)
             result = part if result is None else result + part
         if result is None:
             raise DataError(f"{self.source} has no rows")
         return result
 
-    def _ahead(self) -> Iterator[tuple[FloatArray, FloatArray | None]]:
-        """The blocks, each read while the one before it is in use."""
+    def weighted_blocks(self) -> Iterator[tuple[FloatArray, FloatArray | None]]:
+        """Blocks (n, D) with their weights (n,) or None, in order, each read while the one before it is in use."""
         blocks = self._read()
         reader = ThreadPoolExecutor(1, thread_name_prefix="bayesgmm-reader")
         try:
@@ -159,7 +162,7 @@ class BlockTable:
 
     def _read(self) -> Iterator[tuple[FloatArray, FloatArray | None]]:
         D = self.n_features
-        for part, places in self._parts:
+        for part, places in self._places:
             for number, rows in enumerate(part.rows(places, self._wanted, self._n_rows), start=1):
                 values = rows.values
                 if not len(values):
@@ -222,9 +225,9 @@ def open_blocks(
     ----------
     source : path, list, array or iterable
         A file (CSV, TSV, Parquet or ``.npy``; its content says which), a folder of such files, a pattern such as
-        ``"data/*.parquet"``, a list of these; an array, a memory map included; or what yields blocks of rows, arrays or DataFrames,
-        anew each time it is iterated: a list of them, an object with ``__iter__``, or a function without arguments that returns an
-        iterator.
+        ``"data/*.parquet"``, a list of these; an array, a memory map included, or a DataFrame; or what yields blocks of rows, arrays
+        or DataFrames, anew each time it is iterated: a list of them, an object with ``__iter__``, or a function without arguments that
+        returns an iterator.
     columns : sequence of str, optional
         The columns to keep, in this order. Default: all. Files whose columns stand in another order are read by name; columns without
         names are called x1, x2, ….
@@ -266,6 +269,55 @@ def open_blocks(
     return BlockTable(parts, columns, weights, name, block_rows)
 
 
+LARGE_BYTES = 1 << 30
+"""A table of more than this on disk is not read into memory unasked."""
+
+
+def bytes_on_disk(source: str | os.PathLike[str]) -> int:
+    """Size of the files that a path, a folder or a pattern stands for.
+
+    Raises
+    ------
+    DataError
+        Where there are none.
+    """
+    try:
+        return sum(os.path.getsize(path) for path in _paths(source))
+    except OSError as error:
+        raise DataError(f"cannot read {source}: {error.strerror or error}") from error
+
+
+def is_several(source: str) -> bool:
+    """Whether a name stands for files rather than being one's own: a folder, or a pattern."""
+    return os.path.isdir(source) or (not os.path.exists(source) and glob.has_magic(source))
+
+
+def read_all(source: str, columns: Sequence[str] | None = None) -> Table:
+    """Read the files of a folder or a pattern into memory, one below the other.
+
+    Parameters
+    ----------
+    source : str
+    columns : sequence of str, optional
+
+    Returns
+    -------
+    Table
+
+    Raises
+    ------
+    DataError
+        Where a file cannot be read, has other columns than the first, or no finite number somewhere; where there are fewer than two
+        rows.
+    """
+    table = open_blocks(source, columns=columns)
+    values = np.concatenate([np.empty((0, table.n_features)), *table])
+    if len(values) < 2:
+        raise DataError(f"{source} has {len(values)} rows of data; a mixture needs at least two")
+    notes = (f"read from {len(table.parts)} files",)
+    return Table(values, table.columns, source, np.arange(1, len(values) + 1), notes)
+
+
 def _opened(source: Source) -> tuple[list[Part], str]:
     if isinstance(source, str | os.PathLike):
         return [_file(path) for path in _paths(source)], os.fspath(source)
@@ -279,6 +331,8 @@ def _opened(source: Source) -> tuple[list[Part], str]:
     if isinstance(source, Sequence) and source and all(isinstance(each, str | os.PathLike) for each in source):
         paths = [path for each in source for path in _paths(each)]
         return [_file(path) for path in paths], f"{paths[0]} and {len(paths) - 1} more" if len(paths) > 1 else paths[0]
+    if hasattr(source, "iloc"):
+        return [IterablePart([source])], "a DataFrame"
     if callable(source) or isinstance(source, Iterable):
         return [IterablePart(source)], "blocks of rows"
     raise DataError(f"cannot read blocks of rows from a {type(source).__name__}")
@@ -303,7 +357,7 @@ def _paths(source: str | os.PathLike[str]) -> list[str]:
         if not found:
             raise DataError(f"the folder {name} has no table ({', '.join(SUFFIXES)})")
         return [str(path) for path in found]
-    if not os.path.exists(name) and glob.has_magic(name):
+    if is_several(name):
         found_names = sorted(path for path in glob.glob(name, recursive=True) if os.path.isfile(path))
         if not found_names:
             raise DataError(f"no file is called {name}")

@@ -1,4 +1,4 @@
-"""Speed and memory beside other programs: ``python -m benchmarks [--only em,gradient,…] [--quick] [--json FILE]``.
+"""Speed and memory beside other programs: ``python -m benchmarks [--only em,gradient,…] [--quick] [--rows N] [--json FILE]``.
 
 One table per comparison: both sides measured in turns in the same run, medians, and whether the target is met. The exit
 code is 0 if everything was measured, whatever the figures are.
@@ -21,7 +21,19 @@ from rich.table import Table
 
 from benchmarks.measure import Section
 
-SECTIONS = ("em", "gradient", "sampling", "process", "memory", "selection", "predictive", "partition", "score")
+SECTIONS = (
+    "em",
+    "gradient",
+    "sampling",
+    "process",
+    "memory",
+    "selection",
+    "predictive",
+    "partition",
+    "score",
+    "acceleration",
+    "outofcore",
+)
 WIDTH = 190
 
 
@@ -37,6 +49,9 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__.partition("\n")[0])
     parser.add_argument("--only", type=_chosen, default=list(SECTIONS), help=f"of {','.join(SECTIONS)}; default: all")
     parser.add_argument("--quick", action="store_true", help="small sizes, to see that it runs; targets are not judged")
+    parser.add_argument(
+        "--rows", type=lambda text: int(float(text)), metavar="N", help="rows of outofcore; default: 1e7"
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write every figure there too")
     return parser.parse_args(arguments)
 
@@ -70,7 +85,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for name in options.only:
         begin = time.perf_counter()
         try:
-            section = importlib.import_module(f"benchmarks.{name}").run(options.quick)
+            size = {"n_rows": options.rows} if name == "outofcore" and options.rows else {}
+            section = importlib.import_module(f"benchmarks.{name}").run(options.quick, **size)
         except Exception:
             # One comparison that cannot be made must not cost the others.
             failed.append(name)

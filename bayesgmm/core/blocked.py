@@ -14,7 +14,7 @@ from typing import Any, override
 import numpy as np
 
 from bayesgmm.core import em, kernel
-from bayesgmm.core.blocks import Accumulate, Draw, Moments, RowBlocks, Subsample, moments
+from bayesgmm.core.blocks import Accumulate, Draw, Moments, RowBlocks, Subsample, Task, moments
 from bayesgmm.core.covariance import structure
 from bayesgmm.core.hierarchical import HierarchicalPrior, weighted_median
 from bayesgmm.core.parameters import FloatArray, MixtureParameters, SufficientStatistics
@@ -66,13 +66,16 @@ def survey(blocks: RowBlocks, seed: int, n_rows: int = SUBSAMPLE_ROWS) -> Survey
     seed : int
         Of the sample; with the table it decides which rows are drawn.
     n_rows : int, default 100,000
-        Of the sample, or all rows of positive weight where there are fewer.
+        Of the sample, or all rows of positive weight where there are fewer. 0 draws none, and looks once.
 
     Returns
     -------
     Survey
     """
     found = blocks.total(moments)
+    if n_rows == 0:
+        nothing = np.empty(0)
+        return Survey(found, Subsample(0, ((np.empty((0, blocks.n_features)), nothing, nothing),)))
     share = (n_rows + 10 * np.sqrt(n_rows)) / max(found.n_counted, 1)
     return Survey(found, blocks.total(Draw(n_rows, seed, min(1.0, share))))
 
@@ -84,7 +87,7 @@ class BlockedProblem(em.Problem):
     Parameters
     ----------
     X, sample_weight : ndarray
-        A sample of the rows: a lost component is started anew at one of them.
+        A sample of all rows: a lost component is started anew at one of them.
     blocks : RowBlocks
     survey : Survey
     """
@@ -104,7 +107,11 @@ class BlockedProblem(em.Problem):
 
     @override
     def e_step(self, parameters: MixtureParameters) -> SufficientStatistics:
-        return self.blocks.total(Accumulate(parameters, self.n_threads))
+        return self.total(Accumulate(parameters, self.n_threads))
+
+    @override
+    def total(self, task: Task) -> Any:
+        return self.blocks.total(task)
 
 
 def problem_of(

@@ -107,12 +107,14 @@ class Moments:
         weight = self.weight + other.weight
         share = other.weight / weight if weight > 0 else 0.0
         apart = other.mean - self.mean
+        with np.errstate(over="ignore", invalid="ignore"):
+            between = self.weight * share * np.outer(apart, apart)
         return Moments(
             self.n_rows + other.n_rows,
             self.n_counted + other.n_counted,
             weight,
             self.mean + share * apart,
-            self.scatter + other.scatter + self.weight * share * np.outer(apart, apart),
+            self.scatter + other.scatter + between,
             np.minimum(self.low, other.low),
             np.maximum(self.high, other.high),
         )
@@ -126,9 +128,11 @@ def moments(X: FloatArray, v: FloatArray | None, block: int) -> Moments:
         zero = np.zeros(D)
         return Moments(len(X), 0, 0.0, zero, np.zeros((D, D)), np.full(D, np.inf), np.full(D, -np.inf))
     rows = X.astype(np.float64, copy=False)
-    mean = np.average(rows, axis=0, weights=v)
-    centred = rows - mean
-    scatter = (centred if v is None else centred * v[:, None]).T @ centred
+    # Squares that leave the range of float64 are the reader's to refuse, by ``low`` and ``high``.
+    with np.errstate(over="ignore", invalid="ignore"):
+        mean = np.average(rows, axis=0, weights=v)
+        centred = rows - mean
+        scatter = (centred if v is None else centred * v[:, None]).T @ centred
     counted = len(X) if v is None else int(np.count_nonzero(v))
     return Moments(len(X), counted, weight, mean, scatter, rows.min(axis=0), rows.max(axis=0))
 

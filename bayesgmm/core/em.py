@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from scipy.optimize import linear_sum_assignment
 
 from bayesgmm.core import covariance, kernel, seeding
+from bayesgmm.core.blocks import Task
 from bayesgmm.core.covariance import CovarianceStructure, structure
 from bayesgmm.core.parameters import FloatArray, MixtureParameters, SufficientStatistics
 from bayesgmm.core.priors import ConjugatePrior
@@ -172,6 +173,10 @@ class Problem:
         """Sums of one pass at the parameters."""
         return kernel.accumulate(self.X, parameters, self.sample_weight, self.n_threads)
 
+    def total(self, task: Task) -> Any:
+        """Sum of a task over the rows, in blocks or all at once."""
+        return task(self.X, self.sample_weight, 0)
+
     def m_step(self, statistics: SufficientStatistics, means: FloatArray) -> tuple[MixtureParameters, FloatArray]:
         """Parameters and packed covariances that maximise the expected complete-data objective.
 
@@ -274,7 +279,7 @@ def climb(
                 raise DegenerateFitError(f"components kept collapsing ({error})") from None
             reseeded += 1
             last_reseed = iteration + 1
-            parameters, packed = _reseed(problem, statistics, parameters, rng)
+            parameters, packed = restarted(problem, statistics, parameters, rng)
         statistics = None
         iteration += 1
     return EMRun(
@@ -292,7 +297,7 @@ def climb(
     )
 
 
-def _reseed(
+def restarted(
     problem: Problem, statistics: SufficientStatistics, parameters: MixtureParameters, rng: np.random.Generator
 ) -> tuple[MixtureParameters, FloatArray]:
     """Start lost components anew at badly fitted rows, with the pooled covariance of the others."""

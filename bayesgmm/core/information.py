@@ -321,7 +321,7 @@ def standard_errors(
     if problem.prior is None:
         active &= problem.e_step(parameters).counts >= BOUNDARY * problem.total_weight
     coordinates = ScoreCoordinates(problem.kind, parameters, active, problem.prior is not None)
-    sums = ScoreMoments(coordinates, problem.n_threads)(problem.X, problem.sample_weight, 0)
+    sums = problem.total(ScoreMoments(coordinates, problem.n_threads))
     meat = sums.meat
     observed, expected, gradient, slope = _information(problem, coordinates, sums.grams, meat)
 

@@ -316,7 +316,7 @@ class ConjugatePrior(MixturePrior):
 
         Returns
         -------
-        dict of str to (ndarray, tuple of str)
+        dict of str to (ndarray of the shape of its dims, tuple of str)
             Dims are those of the PyMC model: "component", "feature", "feature_bis".
 
         Raises
@@ -359,13 +359,13 @@ class ConjugatePrior(MixturePrior):
         ----------
         weights : ndarray of shape (..., K)
         means : ndarray of shape (..., K, D)
-        covariances : ndarray
-            Packed as ``covariance_type`` says, with the same leading axes.
+        covariances : ndarray of shape (..., K, D, D), (..., D, D), (..., K, D) or (..., K)
+            Packed as ``covariance_type`` says.
         covariance_type : {"full", "tied", "diag", "spherical"}, default "full"
 
         Returns
         -------
-        ndarray or float
+        ndarray of shape (...) or float
             One value per leading index.
         """
         K, D = np.shape(means)[-2:]
@@ -387,7 +387,7 @@ class ConjugatePrior(MixturePrior):
 
         Returns
         -------
-        ndarray or float
+        ndarray of shape (...) or float
             One value per leading index.
         """
         kind = structure(covariance_type)

@@ -13,6 +13,7 @@ from sklearn.exceptions import ConvergenceWarning
 
 from bayesgmm.core.blocked import Survey
 from bayesgmm.core.blocks import RowBlocks
+from bayesgmm.core.parameters import FloatArray
 from bayesgmm.estimators.validation import LARGEST_SCALE, n_distinct_rows, warn_degenerate_columns
 
 
@@ -76,6 +77,37 @@ def _opened(source: Any, names: Any) -> RowBlocks:
     if names is None or not table.named or table.columns == tuple(names):
         return table
     return open_blocks(source, columns=list(names))
+
+
+def batches(X: Any) -> Iterator[tuple[Any, FloatArray | None]]:
+    """Blocks with their weights, one after another: of a table in blocks, a path, or an iterator, which is used up."""
+    if isinstance(X, Iterator):
+        for rows in X:
+            yield rows, None
+        return
+    blocks: Any = X if hasattr(X, "total") else _opened(X, None)
+    if not hasattr(blocks, "weighted_blocks"):
+        raise TypeError(
+            f"a {type(blocks).__name__} does not give its blocks one by one, as partial_fit takes them: use fit"
+        )
+    names = list(blocks.columns) if blocks.named else None
+    for rows, weights in blocks.weighted_blocks():
+        if names is not None:
+            import pandas as pd
+
+            rows = pd.DataFrame(rows, columns=names, copy=False)
+        yield rows, weights
+
+
+def refuse_weights_of_blocks(sample_weight: Any) -> None:
+    """Refuse weights that come beside rows in blocks.
+
+    Raises
+    ------
+    ValueError
+    """
+    if sample_weight is not None:
+        raise ValueError("rows in blocks have their weights beside them: open_blocks(..., weights='column')")
 
 
 def check_survey(found: Survey, n_components: int, names: list[str], reg_covar: float, has_prior: bool) -> None:

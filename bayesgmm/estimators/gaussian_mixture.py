@@ -18,12 +18,12 @@ from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils.validation import check_is_fitted
 
 from bayesgmm import criteria
-from bayesgmm.core import blocked, em, kernel
+from bayesgmm.core import blocked, em, kernel, stepwise
 from bayesgmm.core.blocks import Accumulate, Gather, RowBlocks
 from bayesgmm.core.covariance import STRUCTURES, CovarianceStructure, structure
 from bayesgmm.core.parameters import FloatArray, MixtureParameters
 from bayesgmm.core.priors import ConjugatePrior
-from bayesgmm.estimators.blockwise import check_survey, row_blocks
+from bayesgmm.estimators.blockwise import batches, check_survey, is_blockwise, refuse_weights_of_blocks, row_blocks
 from bayesgmm.estimators.validation import (
     Labels,
     check_parameter_arrays,
@@ -76,8 +76,8 @@ class GaussianMixture(DensityMixin, BaseEstimator):
         Starting weights. When weights, means or precisions are given there is one start.
     means_init : array-like of shape (K, D), optional
         Starting means.
-    precisions_init : array-like, optional
-        Starting precisions (inverse covariances), in the shape that ``covariance_type`` has.
+    precisions_init : array-like of shape (K, D, D), (D, D), (K, D) or (K,), optional
+        Starting precisions (inverse covariances), in the shape that full, tied, diag or spherical has.
     random_state : int, RandomState, Generator or None, default None
         Seed; an int gives the same fit every time, on any number of threads.
     warm_start : bool, default False
@@ -91,6 +91,11 @@ class GaussianMixture(DensityMixin, BaseEstimator):
         :class:`ConjugatePrior` is resolved on the data. The fit is then the mode in (π, μ, Σ).
     keep_history : bool, default False
         Keep the parameters of every iteration of the best start in ``history_``. All iterations are plain steps of EM then.
+    learning_decay : float, default 0.6
+        α of ``partial_fit``, in (0.5, 1]: batch t + 1 moves the averages by (t + ``learning_offset``)^−α of the way. Smaller forgets
+        sooner what was learned from rows before; 0.6 is the choice of Cappé & Moulines (2009).
+    learning_offset : float, default 2.0
+        Larger trusts the first batch more.
     acceleration : {"squarem", None}, default "squarem"
         "squarem" finishes a fit by extrapolated steps of EM (Varadhan & Roland 2008), none of which lowers the objective: a third
         of the passes where components overlap. None, and ``tol=0``, is plain EM to the end.
@@ -99,12 +104,12 @@ class GaussianMixture(DensityMixin, BaseEstimator):
     ----------
     weights_ : ndarray of shape (K,)
     means_ : ndarray of shape (K, D)
-    covariances_ : ndarray
-        (K, D, D) full, (D, D) tied, (K, D) diag, (K,) spherical.
-    precisions_ : ndarray
-        Inverse covariances, same shape.
-    precisions_cholesky_ : ndarray
-        Upper triangular C with Σ⁻¹ = C Cᵀ, same shape, as scikit-learn has it.
+    covariances_ : ndarray of shape (K, D, D), (D, D), (K, D) or (K,)
+        Of full, tied, diag and spherical.
+    precisions_ : ndarray of the shape of covariances_
+        Inverse covariances.
+    precisions_cholesky_ : ndarray of the shape of covariances_
+        Upper triangular C with Σ⁻¹ = C Cᵀ, as scikit-learn has it.
     converged_ : bool
     n_iter_ : int
         Iterations of the best start: passes over the data, those of rejected extrapolations too.
@@ -122,13 +127,14 @@ class GaussianMixture(DensityMixin, BaseEstimator):
     history_ : tuple of MixtureParameters
         With ``keep_history``: the parameters at the start and after every iteration.
     n_features_in_ : int
-    feature_names_in_ : ndarray of str
+    feature_names_in_ : ndarray of str of shape (D,)
         When the table has column names.
 
     References
     ----------
     Dempster, Laird & Rubin (1977), Maximum likelihood from incomplete data via the EM algorithm, JRSS B 39, 1–38.
     Fraley & Raftery (2007), Bayesian regularization for normal mixture estimation, Journal of Classification 24, 155–181.
+    Cappé & Moulines (2009), On-line expectation–maximization algorithm for latent data models, JRSS B 71, 593–613.
     Varadhan & Roland (2008), Simple and globally convergent methods for accelerating the convergence of any EM algorithm,
     Scandinavian Journal of Statistics 35, 335–353.
 
@@ -146,6 +152,9 @@ class GaussianMixture(DensityMixin, BaseEstimator):
     >>> round(em.bic(X), 1)
     2322.2
     """
+
+    modes_: tuple[em.Mode, ...]
+    lower_bounds_: list[float]
 
     _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
         "n_components": [Interval(Integral, 1, None, closed="left")],
@@ -165,6 +174,8 @@ class GaussianMixture(DensityMixin, BaseEstimator):
         "prior": [StrOptions({"default"}), ConjugatePrior, None],
         "keep_history": ["boolean"],
         "acceleration": [StrOptions({"squarem"}), None],
+        "learning_decay": [Interval(Real, 0.5, 1.0, closed="right")],
+        "learning_offset": [Interval(Real, 0.0, None, closed="left")],
     }
 
     def __init__(
@@ -187,6 +198,8 @@ class GaussianMixture(DensityMixin, BaseEstimator):
         prior: str | ConjugatePrior | None = None,
         keep_history: bool = False,
         acceleration: str | None = "squarem",
+        learning_decay: float = 0.6,
+        learning_offset: float = 2.0,
     ) -> None:
         self.n_components = n_components
         self.covariance_type = covariance_type
@@ -205,6 +218,8 @@ class GaussianMixture(DensityMixin, BaseEstimator):
         self.prior = prior
         self.keep_history = keep_history
         self.acceleration = acceleration
+        self.learning_decay = learning_decay
+        self.learning_offset = learning_offset
 
     @classmethod
     def from_parameters(
@@ -223,8 +238,8 @@ class GaussianMixture(DensityMixin, BaseEstimator):
         weights : array-like of shape (K,)
             On the simplex.
         means : array-like of shape (K, D)
-        covariances : array-like
-            In the shape that ``covariance_type`` has.
+        covariances : array-like of shape (K, D, D), (D, D), (K, D) or (K,)
+            In the shape that full, tied, diag or spherical has.
         covariance_type : {"full", "tied", "diag", "spherical"}, default "full"
         **parameters
             Further constructor parameters, such as ``random_state``.
@@ -287,6 +302,8 @@ class GaussianMixture(DensityMixin, BaseEstimator):
         ValueError
             If the input is not a finite numeric table with at least K rows, or no start gives positive definite covariances.
         """
+        for name in ("_stepwise", "n_samples_seen_", "_interrupted"):
+            self.__dict__.pop(name, None)
         kept = _Kept(self._reporter(callback))
         try:
             blocks = row_blocks(self, X, reset=True)
@@ -306,7 +323,94 @@ class GaussianMixture(DensityMixin, BaseEstimator):
         self._warn(found)
         return self
 
-    def _fit_table(self, X: ArrayLike, sample_weight: ArrayLike | None, callback: em.Callback) -> em.EMFit:
+    @_fit_context(prefer_skip_nested_validation=True)
+    def partial_fit(self, X: ArrayLike, y: Any = None, sample_weight: ArrayLike | None = None) -> Self:
+        """Learn from a batch of rows, each seen once: stepwise EM (Cappé & Moulines 2009).
+
+        The first batch is fitted as by :meth:`fit`, and any prior is resolved on it. Each later one moves the averages that EM's M-step
+        needs a little of the way (``learning_decay``, ``learning_offset``), and the M-step follows; a prior counts once, against all
+        rows so far. Batches should be alike in size, in random order, and some hundred rows each or more. After :meth:`fit` this goes
+        on from there.
+
+        Sets ``n_iter_`` to the number of batches, ``n_samples_seen_`` to that of rows, ``lower_bound_`` and ``lower_bounds_`` to the mean
+        log density of each batch before it was learned, and ``converged_`` to False: a stream has no end.
+
+        Parameters
+        ----------
+        X : array-like of shape (N, D), path, rows in blocks, or iterator of arrays
+            A batch. Of blocks, each is one.
+        y : ignored
+        sample_weight : array-like of shape (N,), optional
+            Frequency weights of one batch.
+
+        Returns
+        -------
+        GaussianMixture
+
+        Raises
+        ------
+        ValueError
+            If a batch is no finite numeric table with the features of the first, or the first has fewer than K rows.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> from bayesgmm import GaussianMixture
+        >>> rng = np.random.default_rng(0)
+        >>> em = GaussianMixture(2, random_state=0)
+        >>> for _ in range(50):
+        ...     em = em.partial_fit(rng.standard_normal((500, 1)) + 6 * rng.integers(2, size=(500, 1)))
+        >>> np.sort(em.weights_.round(1))
+        array([0.5, 0.5])
+        >>> em.n_samples_seen_
+        25000
+        """
+        if is_blockwise(X):
+            refuse_weights_of_blocks(sample_weight)
+            for rows, weights in batches(X):
+                self._learn(rows, weights)
+            return self
+        return self._learn(X, sample_weight)
+
+    def _learn(self, X: ArrayLike, sample_weight: ArrayLike | None) -> Self:
+        fitted = hasattr(self, "_parameters")
+        table = check_table(self, X, reset=not fitted)
+        weights = check_weights(sample_weight, table)
+        kind, rng = structure(self.covariance_type), generator(self.random_state)
+        state: stepwise.Stepwise | None = getattr(self, "_stepwise", None)
+        if state is None and not fitted:
+            found = self._fit_table(X, sample_weight, None)
+            best, self.modes_ = found.best, found.modes
+            assert best.statistics is not None
+            bounds = [best.log_likelihood / best.statistics.total_weight]
+            state, self.n_samples_seen_ = stepwise.begin(best, best.statistics), len(table)
+        else:
+            problem = em.Problem(table, kind, self.prior_ if hasattr(self, "prior_") else None, weights, self.reg_covar)
+            if state is None:
+                before = float(self.modes_[0].run.counts.sum()) if getattr(self, "modes_", ()) else problem.total_weight
+                state, self.n_samples_seen_ = (
+                    stepwise.resume(self._parameters, self.covariances_, before),
+                    round(before),
+                )
+                self.lower_bounds_ = []
+            density = problem.e_step(state.parameters)
+            state = stepwise.step(state, problem, density, self.learning_decay, self.learning_offset, rng)
+            bounds = [*self.lower_bounds_, density.log_likelihood / problem.total_weight]
+            self.n_samples_seen_ += len(table)
+            if state.restarted:
+                warnings.warn(
+                    f"a component lost its rows in batch {state.n_steps} and was started anew: K = {self.n_components} may be more than "
+                    "the stream carries, or the batches too small",
+                    ConvergenceWarning,
+                    stacklevel=4,
+                )
+        self._stepwise = state
+        self.converged_, self.n_iter_ = False, state.n_steps
+        self.lower_bounds_, self.lower_bound_ = bounds, bounds[-1]
+        self._set(state.parameters, state.covariances)
+        return self
+
+    def _fit_table(self, X: ArrayLike, sample_weight: ArrayLike | None, callback: em.Callback | None) -> em.EMFit:
         table = check_table(self, X, reset=True, min_rows=2)
         N = len(table)
         K = self.n_components
@@ -354,8 +458,7 @@ class GaussianMixture(DensityMixin, BaseEstimator):
 
     def _fit_blocks(self, blocks: RowBlocks, sample_weight: ArrayLike | None, callback: em.Callback) -> em.EMFit:
         """Fit rows in blocks: from a subsample, then all of them at each step."""
-        if sample_weight is not None:
-            raise ValueError("rows in blocks have their weights beside them: open_blocks(..., weights='column')")
+        refuse_weights_of_blocks(sample_weight)
         K, rng = self.n_components, generator(self.random_state)
         seen = blocked.survey(blocks, int(rng.integers(2**32)))
         check_survey(seen, K, feature_names(self), self.reg_covar, self.prior is not None)
@@ -390,15 +493,15 @@ class GaussianMixture(DensityMixin, BaseEstimator):
         """Take over the last complete iteration of a fit that was interrupted."""
         assert kept.parameters is not None
         kind = structure(self.covariance_type)
-        self.modes_: tuple[em.Mode, ...] = ()
+        self.modes_ = ()
         self.converged_, self.n_iter_ = False, kept.iteration
         self.lower_bound_, self.lower_bounds_ = kept.objective, [kept.objective]
         self._set(kept.parameters, kind.pack(kept.parameters.covariances))
-        warnings.warn(
-            f"EM was interrupted: iteration {kept.iteration} is kept, which is no optimum; to go on from there, fit with warm_start=True",
-            ConvergenceWarning,
-            stacklevel=4,
+        self._interrupted = (
+            f"EM was interrupted: iteration {kept.iteration} is kept, which is no optimum; to go on from there, fit with "
+            "warm_start=True"
         )
+        warnings.warn(self._interrupted, ConvergenceWarning, stacklevel=4)
 
     def _keep(self, found: em.EMFit) -> None:
         """Take over what EM found."""
@@ -686,7 +789,8 @@ class GaussianMixture(DensityMixin, BaseEstimator):
         """
         check_is_fitted(self)
         if (blocks := row_blocks(self, X, reset=False)) is not None:
-            log_likelihood, total = self._log_likelihood(X, sample_weight)
+            refuse_weights_of_blocks(sample_weight)
+            log_likelihood, total = self._log_likelihood(X, None)
             unclear = float(blocks.total(partial(_log_highest, parameters=self._parameters)))
             return criteria.bic(log_likelihood, self._n_parameters(), total) - 2 * unclear
         table = self._table(X)
@@ -698,8 +802,7 @@ class GaussianMixture(DensityMixin, BaseEstimator):
     def _log_likelihood(self, X: ArrayLike, sample_weight: ArrayLike | None) -> tuple[float, float]:
         check_is_fitted(self)
         if (blocks := row_blocks(self, X, reset=False)) is not None:
-            if sample_weight is not None:
-                raise ValueError("rows in blocks have their weights beside them: open_blocks(..., weights='column')")
+            refuse_weights_of_blocks(sample_weight)
             found = blocks.total(Accumulate(self._parameters))
             return found.log_likelihood, found.total_weight
         table = self._table(X)
@@ -742,12 +845,19 @@ class GaussianMixture(DensityMixin, BaseEstimator):
         """
         from bayesgmm.core import information
 
-        table = self._table(X)
-        kind = structure(self.covariance_type)
-        v = check_weights(sample_weight, table)
         if method == "bootstrap":
             return self.bootstrap(X, n_bootstrap, sample_weight).standard_errors
-        problem = em.Problem(table, kind, self.prior_ if hasattr(self, "prior_") else None, v, self.reg_covar)
+        check_is_fitted(self)
+        kind, prior = structure(self.covariance_type), getattr(self, "prior_", None)
+        if (blocks := row_blocks(self, X, reset=False)) is not None:
+            refuse_weights_of_blocks(sample_weight)
+            seen = blocked.survey(blocks, 0, 0)
+            problem: em.Problem = blocked.problem_of(
+                blocks, seen, self.covariance_type, prior, reg_covar=self.reg_covar
+            )
+        else:
+            table = self._table(X)
+            problem = em.Problem(table, kind, prior, check_weights(sample_weight, table), self.reg_covar)
         return information.standard_errors(problem, self._parameters, self.covariances_, method)
 
     def bootstrap(
