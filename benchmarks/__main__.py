@@ -25,6 +25,7 @@ SECTIONS = (
     "em",
     "gradient",
     "sampling",
+    "overhead",
     "process",
     "memory",
     "selection",
