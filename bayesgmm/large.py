@@ -2,23 +2,36 @@
 
 from __future__ import annotations
 
+import hashlib
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from bayesgmm.core.blocked import survey
+from bayesgmm.core.blocks import Gathered
+from bayesgmm.core.parameters import FloatArray
+from bayesgmm.distributed import DaskBlocks, memory_of, workers_of
 from bayesgmm.persistence import hash_of_blocks
-from bayesgmm.tables import BlockTable, open_blocks
+from bayesgmm.tables import BlockTable, bytes_on_disk, open_blocks
 
 if TYPE_CHECKING:
     import pandas as pd
+    from distributed import Client
 
     from bayesgmm.core.em import Callback
 
 SHOWN_ROWS = 10_000
 """Rows of the figure."""
+
+PARTITIONS_PER_THREAD = 2
+"""Of a cluster, where the table has so many parts: a worker that is slower gets fewer."""
+
+EXPANSION = 4
+"""Bytes of memory that are reckoned for each byte on disk: compressed numbers, and room to work."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,7 +40,7 @@ class LargeTable:
 
     Attributes
     ----------
-    blocks : BlockTable
+    blocks : BlockTable or DaskBlocks
     n_rows : int
     sample : DataFrame
         Rows for a figure.
@@ -35,7 +48,7 @@ class LargeTable:
         What the user should know.
     """
 
-    blocks: BlockTable
+    blocks: BlockTable | DaskBlocks
     n_rows: int
     sample: pd.DataFrame
     notes: tuple[str, ...] = ()
@@ -51,11 +64,19 @@ class LargeTable:
         return self.blocks.source
 
     def data_hash(self) -> str:
-        """The hash that the rows would have in memory."""
+        """The hash that the rows would have in memory; on a cluster one of the hashes of the partitions."""
+        if isinstance(self.blocks, DaskBlocks):
+            return "partitions:" + hashlib.sha256(self.blocks.total(_hash_of_block).values).hexdigest()
         return hash_of_blocks(self.blocks, self.n_rows, self.blocks.n_features)
 
 
-def look_at(source: str, columns: Sequence[str] | None = None) -> LargeTable:
+def _hash_of_block(X: FloatArray, v: FloatArray | None, block: int) -> Gathered:
+    """Task: hash of the rows of a block."""
+    digest = hashlib.sha256(np.ascontiguousarray(X, dtype=np.float64).data).digest()
+    return Gathered(((block, np.frombuffer(digest, dtype=np.uint8)),))
+
+
+def look_at(source: str, columns: Sequence[str] | None = None, client: Client | None = None) -> LargeTable:
     """Open a table, count its rows and draw some of them.
 
     Parameters
@@ -63,6 +84,8 @@ def look_at(source: str, columns: Sequence[str] | None = None) -> LargeTable:
     source : str
         A file, a folder or a pattern.
     columns : sequence of str, optional
+    client : distributed.Client, optional
+        Of a cluster whose workers read it.
 
     Returns
     -------
@@ -72,20 +95,43 @@ def look_at(source: str, columns: Sequence[str] | None = None) -> LargeTable:
     ------
     DataError
         If it cannot be read, or has no finite number somewhere.
+    ClusterError
+        If the cluster cannot do it.
     """
     import pandas as pd
 
-    blocks = open_blocks(source, columns=columns)
+    table = open_blocks(source, columns=columns)
+    n_files = len(table.parts)
+    blocks: BlockTable | DaskBlocks = table
+    if client is None:
+        notes = ["read in blocks, once for each iteration" + (f", from {n_files} files" if n_files > 1 else "")]
+    else:
+        blocks, notes = _on_cluster(table, bytes_on_disk(source), client)
     seen = survey(blocks, 0, SHOWN_ROWS)
     sample = pd.DataFrame(seen.sample.rows, columns=list(blocks.columns))
-    n_files = len(blocks.parts)
-    notes = ["read in blocks, once for each iteration" + (f", from {n_files} files" if n_files > 1 else "")]
     if not blocks.named:
         notes.append(
             f"the columns have no names: they are called {', '.join(blocks.columns[:3])}"
             + ", …" * (len(blocks.columns) > 3)
         )
     return LargeTable(blocks, seen.moments.n_rows, sample, tuple(notes))
+
+
+def _on_cluster(table: BlockTable, n_bytes: int, client: Client) -> tuple[DaskBlocks, list[str]]:
+    """A table in partitions, in the workers' memory where they have room for it; and what to say of it."""
+    workers = workers_of(client)
+    n_threads, held = sum(workers), EXPANSION * n_bytes < memory_of(client)
+    pieces = table.split(PARTITIONS_PER_THREAD * n_threads)
+    many = f"{len(workers)} worker{'s' * (len(workers) > 1)}"
+    notes = [
+        f"{len(pieces)} partition{'s' * (len(pieces) > 1)} on {many}, "
+        + ("held in their memory" if held else "read in blocks, once for each iteration")
+    ]
+    if len(pieces) < len(workers):
+        notes.append(
+            f"some workers have nothing to do: split the table into {n_threads} files or Parquet row groups, or more"
+        )
+    return DaskBlocks.from_tables(pieces, held=held), notes
 
 
 @contextmanager

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from bayesgmm.exceptions import DataError, SamplingInterrupted
-from bayesgmm.io import Table, atomic_path, write_csv, write_text
+from bayesgmm.io import OutputFolder, Table, atomic_path, write_csv, write_text
 from bayesgmm.large import LargeTable, progress
 from bayesgmm.report.blocks import number
 
@@ -34,6 +34,7 @@ __all__ = [
     "SelectionOutcome",
     "Reported",
     "fit",
+    "fit_folder",
     "print_outcome",
     "print_selection",
     "print_selection_task",
@@ -126,6 +127,19 @@ class Outcome:
         )
 
 
+def fit_folder(path: str, force: bool, reuse: bool = False) -> OutputFolder:
+    """Folder of a fit and its tables, in which one that was there can be loaded until the new one can.
+
+    Raises
+    ------
+    FileExistsError
+        As :class:`bayesgmm.io.OutputFolder`.
+    """
+    from bayesgmm.persistence import MANIFEST, previous_kept
+
+    return OutputFolder(path, force, OUTPUTS, reuse, guard=previous_kept, last=MANIFEST)
+
+
 def _rows(table: Table | LargeTable) -> Any:
     """What an estimator takes of a table."""
     return table.blocks if isinstance(table, LargeTable) else table.to_frame()
@@ -169,11 +183,11 @@ def fit(table: Table | LargeTable, method: str, options: dict[str, Any], progres
 
             estimator = BayesianGaussianMixture(method=method, progressbar=progressbar, **options)
         try:
-            if isinstance(table, LargeTable):
+            if method == "em" and isinstance(table, LargeTable):
                 with progress(progressbar) as callback:
                     estimator.fit(table.blocks, callback=callback)
             else:
-                estimator.fit(table.to_frame())
+                estimator.fit(_rows(table))
             interrupted = getattr(estimator, "_interrupted", None)
         except SamplingInterrupted as stop:
             if stop.estimator is None:

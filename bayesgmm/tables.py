@@ -6,6 +6,7 @@ reading costs no time of its own where it is the faster of the two, and no more 
 
 from __future__ import annotations
 
+import copy
 import glob
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -22,7 +23,7 @@ from bayesgmm.core.parameters import FloatArray
 from bayesgmm.exceptions import DataError
 from bayesgmm.formats import SAMPLE_BYTES, default_names, file_kind
 from bayesgmm.io import Table, as_floats, quoted
-from bayesgmm.sources import FAULTS, open_source
+from bayesgmm.sources import FAULTS, READING, open_source
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
 __all__ = ["LARGE_BYTES", "BlockTable", "Source", "bytes_on_disk", "is_several", "open_blocks", "read_all"]
 
 BLOCK_BYTES = 1 << 23
-MOST_ROWS, FEWEST_ROWS = 1 << 18, 1 << 12
+MOST_ROWS, FEWEST_ROWS = 1 << 17, 1 << 12
 SUFFIXES = {".parquet": "Parquet", ".pq": "Parquet", ".npy": ".npy", ".csv": "text", ".tsv": "text", ".txt": "text"}
 """Files of a folder that are tables."""
 
@@ -118,6 +119,12 @@ class BlockTable:
         self.parts = tuple(parts)
         self._places = [(part, _places(part, wanted, known, first.name, columns is None)) for part in parts]
         self._n_rows = n_rows or int(np.clip(BLOCK_BYTES // (8 * len(wanted)), FEWEST_ROWS, MOST_ROWS))
+
+    def split(self, n: int) -> list[BlockTable]:
+        """Tables of one file each, or of a part of one where there are fewer than ``n`` files; in the order of the rows."""
+        each = -(-n // len(self.parts))
+        pieces = [piece for part in self.parts for piece in (part.split(each) if hasattr(part, "split") else [part])]
+        return [BlockTable([piece], self.columns, self.weights, self.source, self._n_rows) for piece in pieces]
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.source!r}, columns={list(self.columns)})"
@@ -422,6 +429,19 @@ class ParquetPart:
             self.names: tuple[str, ...] | None = tuple(file.schema_arrow.names)
             self._types = list(file.schema_arrow.types)
         self.n_columns = len(self._types)
+        self._groups: list[int] | None = None
+        self._before = 0
+
+    def split(self, n: int) -> list[ParquetPart]:
+        """Parts of about the same number of row groups, n at most."""
+        with self._opened() as file:
+            sizes = [file.metadata.row_group(group).num_rows for group in range(file.metadata.num_row_groups)]
+        out = []
+        for groups in np.array_split(np.arange(len(sizes)), max(1, min(n, len(sizes)))):
+            part = copy.copy(self)
+            part._groups, part._before = groups.tolist(), sum(sizes[: groups[0]] if len(groups) else [])
+            out.append(part)
+        return out
 
     def _opened(self) -> Any:
         try:
@@ -432,7 +452,7 @@ class ParquetPart:
                 f"cannot read {self.name}: Parquet needs pyarrow; install it with pip install 'bayesgmm[parquet]'"
             ) from error
         try:
-            return pq.ParquetFile(self.name)
+            return pq.ParquetFile(self.name, **READING)
         except (ValueError, OSError, pa.ArrowException) as error:
             raise DataError(f"cannot read {self.name}: {_reason(error)}") from error
 
@@ -446,9 +466,10 @@ class ParquetPart:
                 f"{self.name}: {quoted(text)} hold{'s' * (len(text) == 1)} no numbers; choose the numeric columns"
             )
         dtype = np.float32 if all(self._types[j] == pa.float32() for j in columns) else np.float64
-        done = 0
+        done = self._before
         with self._opened() as file:
-            batches = file.iter_batches(batch_size=n_rows, columns=chosen)
+            # On one thread: the others compute meanwhile.
+            batches = file.iter_batches(batch_size=n_rows, columns=chosen, row_groups=self._groups, use_threads=False)
             while True:
                 try:
                     batch = next(batches, None)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -12,25 +12,36 @@ from sklearn.base import BaseEstimator
 from sklearn.exceptions import ConvergenceWarning
 
 from bayesgmm.core.blocked import Survey
-from bayesgmm.core.blocks import RowBlocks
+from bayesgmm.core.blocks import Gather, RowBlocks
 from bayesgmm.core.parameters import FloatArray
-from bayesgmm.estimators.validation import LARGEST_SCALE, n_distinct_rows, warn_degenerate_columns
+from bayesgmm.distributed import DaskBlocks, is_dask, map_rows
+from bayesgmm.estimators.validation import (
+    LARGEST_SCALE,
+    check_table,
+    n_distinct_rows,
+    named_columns,
+    warn_degenerate_columns,
+)
 
 
 def is_blockwise(X: Any) -> bool:
     """Whether X is a table in blocks, or the path of one."""
-    return isinstance(X, str | os.PathLike | Iterator) or (hasattr(X, "total") and hasattr(X, "n_features"))
+    return (
+        isinstance(X, str | os.PathLike | Iterator) or (hasattr(X, "total") and hasattr(X, "n_features")) or is_dask(X)
+    )
 
 
-def row_blocks(estimator: BaseEstimator, X: Any, *, reset: bool) -> RowBlocks | None:
+def row_blocks(estimator: BaseEstimator, X: Any, sample_weight: Any = None, *, reset: bool) -> RowBlocks | None:
     """Rows in blocks, with the features of the estimator; None for a table in memory.
 
     Parameters
     ----------
     estimator : BaseEstimator
-        Gets ``n_features_in_`` and ``feature_names_in_`` when ``reset``. Otherwise the columns of a path are chosen by the names of
-        the fit, and those of a table in blocks are compared with them.
+        Gets ``n_features_in_`` and ``feature_names_in_`` when ``reset``. Otherwise the columns of a path
+        or of a Dask DataFrame are chosen by the names of the fit, and those of a table in blocks are compared with them.
     X : object
+    sample_weight : object, optional
+        Of a Dask collection, partitioned alike; other blocks have their weights beside them.
     reset : bool
         True while fitting.
 
@@ -43,12 +54,17 @@ def row_blocks(estimator: BaseEstimator, X: Any, *, reset: bool) -> RowBlocks | 
     DataError
         If a path holds no table, or X can be iterated only once.
     ValueError
-        If the features are not those of the fit.
+        If the features are not those of the fit, or weights are given apart from blocks that have them beside them.
     """
     if not is_blockwise(X):
         return None
     known = None if reset else getattr(estimator, "feature_names_in_", None)
-    blocks: RowBlocks = X if hasattr(X, "total") else _opened(X, known)
+    blocks: RowBlocks
+    if is_dask(X):
+        blocks = DaskBlocks(X if reset else named_columns(estimator, X), sample_weight)
+    else:
+        refuse_weights_of_blocks(sample_weight)
+        blocks = X if hasattr(X, "total") else _opened(X, known)
     names = list(getattr(blocks, "columns", ())) if getattr(blocks, "named", False) else None
     if reset:
         estimator.n_features_in_ = blocks.n_features
@@ -79,13 +95,48 @@ def _opened(source: Any, names: Any) -> RowBlocks:
     return open_blocks(source, columns=list(names))
 
 
+def of_each_row(
+    estimator: BaseEstimator,
+    X: Any,
+    function: Callable[[FloatArray], Any],
+    width: int | None = None,
+    dtype: Any = np.float64,
+) -> Any:
+    """A function of rows: of a table in memory, of rows in blocks a block at a time, or of a Dask collection when it is computed.
+
+    Parameters
+    ----------
+    estimator : BaseEstimator
+        Fitted.
+    X : object
+    function : callable
+        Of rows (n, D), to an array (n,) or (n, width).
+    width : int, optional
+        Columns of the result. Default: it has one axis.
+    dtype : dtype, default float64
+        Of the result.
+
+    Returns
+    -------
+    ndarray or dask.array.Array of shape (N,) or (N, width)
+    """
+    if is_dask(X):
+        X = named_columns(estimator, X)
+        row_blocks(estimator, X, reset=False)
+        return map_rows(X, function, width, dtype)
+    blocks = row_blocks(estimator, X, reset=False)
+    if blocks is None:
+        return np.asarray(function(check_table(estimator, X, reset=False, single=True)))
+    return blocks.total(Gather(function)).values
+
+
 def batches(X: Any) -> Iterator[tuple[Any, FloatArray | None]]:
     """Blocks with their weights, one after another: of a table in blocks, a path, or an iterator, which is used up."""
     if isinstance(X, Iterator):
         for rows in X:
             yield rows, None
         return
-    blocks: Any = X if hasattr(X, "total") else _opened(X, None)
+    blocks: Any = DaskBlocks(X) if is_dask(X) else X if hasattr(X, "total") else _opened(X, None)
     if not hasattr(blocks, "weighted_blocks"):
         raise TypeError(
             f"a {type(blocks).__name__} does not give its blocks one by one, as partial_fit takes them: use fit"

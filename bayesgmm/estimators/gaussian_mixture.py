@@ -19,11 +19,18 @@ from sklearn.utils.validation import check_is_fitted
 
 from bayesgmm import criteria
 from bayesgmm.core import blocked, em, kernel, stepwise
-from bayesgmm.core.blocks import Accumulate, Gather, RowBlocks
+from bayesgmm.core.blocks import Accumulate, RowBlocks
 from bayesgmm.core.covariance import STRUCTURES, CovarianceStructure, structure
 from bayesgmm.core.parameters import FloatArray, MixtureParameters
 from bayesgmm.core.priors import ConjugatePrior
-from bayesgmm.estimators.blockwise import batches, check_survey, is_blockwise, refuse_weights_of_blocks, row_blocks
+from bayesgmm.estimators.blockwise import (
+    batches,
+    check_survey,
+    is_blockwise,
+    of_each_row,
+    refuse_weights_of_blocks,
+    row_blocks,
+)
 from bayesgmm.estimators.validation import (
     Labels,
     check_parameter_arrays,
@@ -287,6 +294,8 @@ class GaussianMixture(DensityMixin, BaseEstimator):
         Parameters
         ----------
         X : array-like of shape (N, D), path, or rows in blocks
+            A C-contiguous array of float64 or float32 is not copied: float32 is read as it is, here and where rows are scored, and all
+            arithmetic is in float64, so that the fit is that of the same numbers in float64.
         y : ignored
         sample_weight : array-like of shape (N,), optional
             Frequency weights: a weight of 2 is the row twice. Rows in blocks have a column of them instead.
@@ -306,12 +315,8 @@ class GaussianMixture(DensityMixin, BaseEstimator):
             self.__dict__.pop(name, None)
         kept = _Kept(self._reporter(callback))
         try:
-            blocks = row_blocks(self, X, reset=True)
-            found = (
-                self._fit_table(X, sample_weight, kept)
-                if blocks is None
-                else self._fit_blocks(blocks, sample_weight, kept)
-            )
+            blocks = row_blocks(self, X, sample_weight, reset=True)
+            found = self._fit_table(X, sample_weight, kept) if blocks is None else self._fit_blocks(blocks, kept)
         except KeyboardInterrupt:
             if kept.parameters is None:
                 raise
@@ -411,7 +416,7 @@ class GaussianMixture(DensityMixin, BaseEstimator):
         return self
 
     def _fit_table(self, X: ArrayLike, sample_weight: ArrayLike | None, callback: em.Callback | None) -> em.EMFit:
-        table = check_table(self, X, reset=True, min_rows=2)
+        table = check_table(self, X, reset=True, min_rows=2, single=True)
         N = len(table)
         K = self.n_components
         weights = check_weights(sample_weight, table)
@@ -456,9 +461,8 @@ class GaussianMixture(DensityMixin, BaseEstimator):
             accelerated=self.acceleration is not None,
         )
 
-    def _fit_blocks(self, blocks: RowBlocks, sample_weight: ArrayLike | None, callback: em.Callback) -> em.EMFit:
+    def _fit_blocks(self, blocks: RowBlocks, callback: em.Callback) -> em.EMFit:
         """Fit rows in blocks: from a subsample, then all of them at each step."""
-        refuse_weights_of_blocks(sample_weight)
         K, rng = self.n_components, generator(self.random_state)
         seen = blocked.survey(blocks, int(rng.integers(2**32)))
         check_survey(seen, K, feature_names(self), self.reg_covar, self.prior is not None)
@@ -607,16 +611,16 @@ class GaussianMixture(DensityMixin, BaseEstimator):
         """
         return self.fit(X, y, sample_weight=sample_weight).predict(X)
 
-    def _table(self, X: ArrayLike) -> FloatArray:
+    def _table(self, X: ArrayLike, single: bool = False) -> FloatArray:
         check_is_fitted(self)
-        return check_table(self, X, reset=False)
+        return check_table(self, X, reset=False, single=single)
 
-    def _of_rows(self, X: ArrayLike, function: Callable[..., Any]) -> Any:
-        """A function of rows and of the parameters, for a table in memory or a block of it at a time."""
+    def _of_rows(
+        self, X: ArrayLike, function: Callable[..., Any], width: int | None = None, dtype: Any = np.float64
+    ) -> Any:
+        """A function of rows and of the parameters."""
         check_is_fitted(self)
-        of_rows = partial(function, parameters=self._parameters)
-        blocks = row_blocks(self, X, reset=False)
-        return of_rows(self._table(X)) if blocks is None else blocks.total(Gather(of_rows)).values
+        return of_each_row(self, X, partial(function, parameters=self._parameters), width, dtype)
 
     def score_samples(self, X: ArrayLike) -> FloatArray:
         """Log density of each row.
@@ -629,7 +633,7 @@ class GaussianMixture(DensityMixin, BaseEstimator):
         -------
         ndarray of shape (N,)
         """
-        return np.asarray(self._of_rows(X, kernel.log_density))
+        return self._of_rows(X, kernel.log_density)
 
     def score(self, X: ArrayLike, y: Any = None, sample_weight: ArrayLike | None = None) -> float:
         """Mean log density of the rows.
@@ -658,7 +662,7 @@ class GaussianMixture(DensityMixin, BaseEstimator):
         -------
         ndarray of shape (N, K)
         """
-        return np.asarray(self._of_rows(X, _responsibilities))
+        return self._of_rows(X, _responsibilities, self.n_components)
 
     def predict(self, X: ArrayLike) -> Labels:
         """Component of highest responsibility for each row.
@@ -671,7 +675,7 @@ class GaussianMixture(DensityMixin, BaseEstimator):
         -------
         ndarray of shape (N,)
         """
-        return np.asarray(self._of_rows(X, _labels))
+        return self._of_rows(X, _labels, dtype=np.int64)
 
     def assign(
         self,
@@ -788,12 +792,11 @@ class GaussianMixture(DensityMixin, BaseEstimator):
         Biernacki, Celeux & Govaert (2000), Assessing a mixture model for clustering with the integrated completed likelihood.
         """
         check_is_fitted(self)
-        if (blocks := row_blocks(self, X, reset=False)) is not None:
-            refuse_weights_of_blocks(sample_weight)
-            log_likelihood, total = self._log_likelihood(X, None)
+        if (blocks := row_blocks(self, X, sample_weight, reset=False)) is not None:
+            log_likelihood, total = self._log_likelihood(X, sample_weight)
             unclear = float(blocks.total(partial(_log_highest, parameters=self._parameters)))
             return criteria.bic(log_likelihood, self._n_parameters(), total) - 2 * unclear
-        table = self._table(X)
+        table = self._table(X, single=True)
         v = check_weights(sample_weight, table)
         r, density = kernel.responsibilities(table, self._parameters)
         log_likelihood, total = _summed(density, v)
@@ -801,11 +804,10 @@ class GaussianMixture(DensityMixin, BaseEstimator):
 
     def _log_likelihood(self, X: ArrayLike, sample_weight: ArrayLike | None) -> tuple[float, float]:
         check_is_fitted(self)
-        if (blocks := row_blocks(self, X, reset=False)) is not None:
-            refuse_weights_of_blocks(sample_weight)
+        if (blocks := row_blocks(self, X, sample_weight, reset=False)) is not None:
             found = blocks.total(Accumulate(self._parameters))
             return found.log_likelihood, found.total_weight
-        table = self._table(X)
+        table = self._table(X, single=True)
         v = check_weights(sample_weight, table)
         return _summed(kernel.log_density(table, self._parameters), v)
 
@@ -849,8 +851,7 @@ class GaussianMixture(DensityMixin, BaseEstimator):
             return self.bootstrap(X, n_bootstrap, sample_weight).standard_errors
         check_is_fitted(self)
         kind, prior = structure(self.covariance_type), getattr(self, "prior_", None)
-        if (blocks := row_blocks(self, X, reset=False)) is not None:
-            refuse_weights_of_blocks(sample_weight)
+        if (blocks := row_blocks(self, X, sample_weight, reset=False)) is not None:
             seen = blocked.survey(blocks, 0, 0)
             problem: em.Problem = blocked.problem_of(
                 blocks, seen, self.covariance_type, prior, reg_covar=self.reg_covar
