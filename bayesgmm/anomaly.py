@@ -238,7 +238,7 @@ class AnomalyDetector(OutlierMixin, BaseEstimator):
             X, sample_weight = self.estimator_._X, self.estimator_._sample_weight
         if (blocks := row_blocks(self.estimator_, X, sample_weight, reset=False)) is not None:
             below, above = around_quantile(
-                blocks, partial(type(self)._log_density, self._alone()), float(self.contamination or 0)
+                blocks, partial(type(self)._log_density, self._alone(False)), float(self.contamination or 0)
             )
             return 0.5 * (below + above)
         table = self.estimator_._table(X)
@@ -285,16 +285,18 @@ class AnomalyDetector(OutlierMixin, BaseEstimator):
         if not self._bayesian:
             raise ValueError("a GaussianMixture does not hold the rows of its fit, and cannot leave them out: give X")
 
-    def _of_rows(self, X: Any, function: Callable[..., Any], width: int | None = None) -> Any:
+    def _of_rows(self, X: Any, function: Callable[..., Any], width: int | None = None, errors: bool = False) -> Any:
         """What a method of rows (n, D) says, of a table in memory, of rows in blocks, or of a Dask collection when it is computed."""
         check_is_fitted(self)
-        return of_each_row(self.estimator_, X, partial(function, self._alone()), width)
+        return of_each_row(self.estimator_, X, partial(function, self._alone(errors)), width)
 
-    def _alone(self) -> Self:
-        """The detector without the mixture, which may hold all rows of its fit: what workers need to judge rows."""
+    def _alone(self, errors: bool) -> Self:
+        """What workers need to judge rows: the detector without the rows of its fit and, unless errors are wanted, what these rest on."""
         out = copy.copy(self)
-        out.estimator = None
+        out.estimator, out._left_out_cache = None, {}
         del out.estimator_
+        nothing, tail = np.empty(0), self._tail
+        out._tail = PredictiveTail(tail.curve, tail.batches if errors else (), nothing[:, None], nothing, nothing)
         return out
 
     def _log_density(self, table: FloatArray) -> FloatArray:
@@ -378,13 +380,13 @@ class AnomalyDetector(OutlierMixin, BaseEstimator):
             self._rows(None)
             left = self._left_out()
             return (left.tail_probability, left.tail_error) if return_error else left.tail_probability
-        found = self._by_name(X, partial(type(self)._tails, return_error=return_error))
+        found = self._by_name(X, partial(type(self)._tails, return_error=return_error), return_error)
         return (found[:, 0], found[:, 1]) if return_error else found[:, 0]
 
-    def _by_name(self, X: Any, function: Callable[..., Any]) -> Any:
+    def _by_name(self, X: Any, function: Callable[..., Any], errors: bool = False) -> Any:
         """A probability and its error (N, 2), of rows whose columns are taken by name."""
         check_is_fitted(self)
-        return self._of_rows(named_columns(self.estimator_, X), function, 2)
+        return self._of_rows(named_columns(self.estimator_, X), function, 2, errors)
 
     def _tails(self, rows: FloatArray, return_error: bool) -> FloatArray:
         """Tail probabilities and their errors (n, 2)."""
@@ -587,11 +589,15 @@ class AnomalyDetector(OutlierMixin, BaseEstimator):
 
         if min_responsibility is not None and not 0 < min_responsibility <= 1:
             raise ValueError(f"min_responsibility must lie in (0, 1]; got {min_responsibility}")
+        check_is_fitted(self)
         if self._bayesian:
             tell_unidentified(self.estimator_)
         if is_dask(X):
             return self._lazy_table(
-                X, partial(type(self)._table_of, self._alone(), min_responsibility=min_responsibility, errors=errors)
+                X,
+                partial(
+                    type(self)._table_of, self._alone(errors), min_responsibility=min_responsibility, errors=errors
+                ),
             )
         rows = self._rows(X)
         frames = [self._table_of(rows[part], min_responsibility, errors) for part in _parts(len(rows))]
