@@ -12,6 +12,7 @@ from bayesgmm import AnomalyDetector, BayesianGaussianMixture, GaussianMixture, 
 warnings.simplefilter("ignore")
 X = np.vstack([np.random.default_rng(0).normal(centre, 1.0, (60, 2)) for centre in (0.0, 9.0)])
 GaussianMixture(2, random_state=0).fit(X).standard_errors(X)
+GaussianMixture(2, random_state=0).fit(X.astype(np.float32))
 GaussianMixture(2, prior="default", random_state=0).fit(X).predict_proba(X)
 settings = {"draws": 50, "chains": 2, "target_ess": 0, "random_state": 0, "progressbar": False}
 post = BayesianGaussianMixture(2, **settings).fit(X)

@@ -482,10 +482,9 @@ def _fit(arguments: argparse.Namespace) -> int:
         arguments.parser.error(f"--out-of-core: not with --method {arguments.method}, which needs the rows in memory")
     if arguments.out_of_core and arguments.data == "-":
         arguments.parser.error("--out-of-core: not with standard input, which can be read only once")
-    from bayesgmm.io import OutputFolder
-    from bayesgmm.results import OUTPUTS
+    from bayesgmm.results import fit_folder
 
-    output = OutputFolder(arguments.out, force=arguments.force, outputs=OUTPUTS)
+    output = fit_folder(arguments.out, arguments.force)
     options |= {
         "n_components": arguments.components,
         "covariance_type": arguments.covariance,
@@ -562,10 +561,10 @@ def _demo(arguments: argparse.Namespace) -> int:
     import numpy as np
 
     from bayesgmm.datasets import load_faithful
-    from bayesgmm.io import OutputFolder, Table
-    from bayesgmm.results import OUTPUTS
+    from bayesgmm.io import Table
+    from bayesgmm.results import fit_folder
 
-    output = OutputFolder(arguments.out, force=arguments.force, outputs=OUTPUTS, reuse=True)
+    output = fit_folder(arguments.out, arguments.force, reuse=True)
     faithful = load_faithful()
     values = np.ascontiguousarray(faithful.to_numpy(dtype=np.float64))
     table = Table(values, tuple(faithful.columns), "Old Faithful", np.arange(1, len(values) + 1))

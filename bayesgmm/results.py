@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from bayesgmm.exceptions import DataError, SamplingInterrupted
-from bayesgmm.io import Table, atomic_path, write_csv, write_text
+from bayesgmm.io import OutputFolder, Table, atomic_path, write_csv, write_text
 from bayesgmm.large import LargeTable, progress
 from bayesgmm.report.blocks import number
 
@@ -34,6 +34,7 @@ __all__ = [
     "SelectionOutcome",
     "Reported",
     "fit",
+    "fit_folder",
     "print_outcome",
     "print_selection",
     "print_selection_task",
@@ -124,6 +125,19 @@ class Outcome:
             "then every iteration was over all rows",
             "assignments.csv is not written for a table that is read in blocks: bayesgmm score assigns its rows",
         )
+
+
+def fit_folder(path: str, force: bool, reuse: bool = False) -> OutputFolder:
+    """Folder of a fit and its tables, in which one that was there can be loaded until the new one can.
+
+    Raises
+    ------
+    FileExistsError
+        As :class:`bayesgmm.io.OutputFolder`.
+    """
+    from bayesgmm.persistence import MANIFEST, previous_kept
+
+    return OutputFolder(path, force, OUTPUTS, reuse, guard=previous_kept, last=MANIFEST)
 
 
 def _rows(table: Table | LargeTable) -> Any:

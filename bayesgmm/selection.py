@@ -18,6 +18,7 @@ from bayesgmm.core.covariance import STRUCTURES
 from bayesgmm.core.hierarchical import HierarchicalPrior
 from bayesgmm.core.parameters import FloatArray
 from bayesgmm.core.priors import ConjugatePrior
+from bayesgmm.io import sole_writer
 from bayesgmm.stacking import compare_elpds, stacking_weights
 from bayesgmm.sweep import LONG_PASS, REFITS, SHORT_PASS, Folder, Key, Model, Plan, quiet, run, steps
 from bayesgmm.tabulation import (
@@ -522,6 +523,8 @@ def select(
         If an option is unknown.
     DataError, FileExistsError
         If ``out`` holds a sweep of other data or settings, or other things.
+    BlockingIOError
+        If another process writes to ``out``.
     KeyboardInterrupt
         If the user stopped it before any model was finished.
 
@@ -557,10 +560,20 @@ def select(
         sensitivity=bool(sensitivity),
         loo_refits=loo_refits,
     )
-    folder = None
-    if out is not None:
+    if out is None:
+        return _swept(plan, None, progressbar)
+    from bayesgmm.selection_files import keep
+
+    if not Path(out).exists():
+        Path(out).mkdir(parents=True)
+    with sole_writer(out, wait=0.5):
         folder = Folder(out, plan, seed_given, overwrite)
-        plan = replace(plan, entropy=folder.entropy)
+        found = _swept(replace(plan, entropy=folder.entropy), folder, progressbar)
+        keep(found, folder.path)
+    return found
+
+
+def _swept(plan: Plan, folder: Folder | None, progressbar: bool) -> Selection:
     models = {key: Model(key) for key in plan.keys}
     with quiet() as caught:
         if folder is not None:
@@ -570,12 +583,7 @@ def select(
     _pass_on(caught)
     if interrupted is not None and not any(set(steps(plan)) <= m.done or "failed" in m.flags for m in models.values()):
         raise KeyboardInterrupt(interrupted)
-    found = _selection(plan, models, interrupted)
-    if folder is not None:
-        from bayesgmm.selection_files import keep
-
-        keep(found, folder.path)
-    return found
+    return _selection(plan, models, interrupted)
 
 
 def _pass_on(caught: Sequence[warnings.WarningMessage]) -> None:
@@ -583,7 +591,7 @@ def _pass_on(caught: Sequence[warnings.WarningMessage]) -> None:
     from bayesgmm.exceptions import DataWarning
 
     for message in dict.fromkeys(str(w.message) for w in caught if issubclass(w.category, DataWarning)):
-        warnings.warn(message, DataWarning, stacklevel=3)
+        warnings.warn(message, DataWarning, stacklevel=4)
 
 
 def _plan(

@@ -22,6 +22,7 @@ from rich.table import Table
 from benchmarks.measure import Section
 
 SECTIONS = (
+    "roofline",
     "em",
     "gradient",
     "sampling",

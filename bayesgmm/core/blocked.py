@@ -106,8 +106,8 @@ class BlockedProblem(em.Problem):
         return np.where(deviations > 1e-14 * np.abs(found.mean), deviations, 1.0)
 
     @override
-    def e_step(self, parameters: MixtureParameters) -> SufficientStatistics:
-        return self.total(Accumulate(parameters, self.n_threads))
+    def e_step(self, parameters: MixtureParameters, moments: str | None = None) -> SufficientStatistics:
+        return self.total(Accumulate(parameters, self.n_threads, self.kind.moments if moments is None else moments))
 
     @override
     def total(self, task: Task) -> Any:

@@ -54,14 +54,15 @@ class RowBlocks(Protocol):
 
 @dataclass(frozen=True)
 class Accumulate:
-    """The one pass at given parameters, on each block."""
+    """The one pass at given parameters, on each block; ``moments`` as in ``kernel.accumulate``."""
 
     parameters: MixtureParameters
     n_threads: int | None = None
+    moments: str = "full"
 
     def __call__(self, X: FloatArray, v: FloatArray | None, block: int) -> SufficientStatistics:
         """Sums of the rows of a block."""
-        return kernel.accumulate(X, self.parameters, v, self.n_threads)
+        return kernel.accumulate(X, self.parameters, v, self.n_threads, self.moments)
 
 
 @dataclass(frozen=True)
@@ -73,7 +74,19 @@ class LogLikelihoods:
 
     def __call__(self, X: FloatArray, v: FloatArray | None, block: int) -> FloatArray:
         """Of the rows of a block: an array (S,)."""
-        return np.array([kernel.accumulate(X, each, v, self.n_threads).log_likelihood for each in self.parameters])
+        out = np.empty(len(self.parameters))
+        # Parameter sets of equal K go over the rows together.
+        sizes = np.array([each.n_components for each in self.parameters], dtype=np.int64)
+        for K in np.unique(sizes):
+            of_size = np.flatnonzero(sizes == K)
+            sets = [self.parameters[int(s)] for s in of_size]
+            stacked = (
+                np.stack([each.weights for each in sets]),
+                np.stack([each.means for each in sets]),
+                np.stack([each.precision_factors for each in sets]),
+            )
+            out[of_size] = kernel.log_likelihoods(X, *stacked, v, self.n_threads)
+        return out
 
 
 @dataclass(frozen=True, eq=False)

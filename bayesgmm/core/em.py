@@ -15,7 +15,7 @@ from bayesgmm.core import covariance, kernel, seeding
 from bayesgmm.core.blocks import Task
 from bayesgmm.core.covariance import CovarianceStructure, structure
 from bayesgmm.core.parameters import FloatArray, MixtureParameters, SufficientStatistics
-from bayesgmm.core.priors import ConjugatePrior
+from bayesgmm.core.priors import ConjugatePrior, weighted_mean
 
 MAX_RESEEDS = 3
 LOOSE_TOL = 1e-4
@@ -161,7 +161,7 @@ class Problem:
     def feature_scale(self) -> FloatArray:
         """Standard deviation (D,) of each feature under the weights; 1 where it is constant."""
         v = self.sample_weight
-        center = np.average(self.X, axis=0, weights=v)
+        center = weighted_mean(self.X, v)
         squares = np.zeros_like(center)
         for start in range(0, len(self.X), 65536):
             deviation = (self.X[start : start + 65536] - center) ** 2
@@ -169,9 +169,11 @@ class Problem:
         deviations = np.sqrt(squares / self.total_weight)
         return np.where(deviations > 1e-14 * np.abs(center), deviations, 1.0)
 
-    def e_step(self, parameters: MixtureParameters) -> SufficientStatistics:
-        """Sums of one pass at the parameters."""
-        return kernel.accumulate(self.X, parameters, self.sample_weight, self.n_threads)
+    def e_step(self, parameters: MixtureParameters, moments: str | None = None) -> SufficientStatistics:
+        """Sums of one pass at the parameters; ``moments`` as in ``kernel.accumulate``, what the structure needs when None."""
+        return kernel.accumulate(
+            self.X, parameters, self.sample_weight, self.n_threads, self.kind.moments if moments is None else moments
+        )
 
     def total(self, task: Task) -> Any:
         """Sum of a task over the rows, in blocks or all at once."""
@@ -301,6 +303,8 @@ def restarted(
     problem: Problem, statistics: SufficientStatistics, parameters: MixtureParameters, rng: np.random.Generator
 ) -> tuple[MixtureParameters, FloatArray]:
     """Start lost components anew at badly fitted rows, with the pooled covariance of the others."""
+    if len(statistics.second) != len(statistics.counts) or statistics.second.ndim == 2:
+        statistics = problem.e_step(parameters, "full")
     means, scatter = covariance.centred_moments(statistics, parameters.means)
     counts = statistics.counts.copy()
     K, D = means.shape
@@ -374,7 +378,7 @@ def start_from_labels(problem: Problem, labels: IntArray, n_components: int) -> 
         counts += np.bincount(own, weights=weight, minlength=n_components)
         for j in range(D):
             sums[:, j] += np.bincount(own, weights=problem.X[part, j] * weight, minlength=n_components)
-    centre = np.average(problem.X, axis=0, weights=v)
+    centre = weighted_mean(problem.X, v)
     means = np.where(counts[:, None] > 0, sums / np.maximum(counts, 1e-300)[:, None], centre)
     scatter = np.zeros((n_components, D, D))
     for k in range(n_components):
@@ -391,8 +395,11 @@ def start_from_responsibilities(problem: Problem, resp: FloatArray) -> tuple[Mix
     weighted = resp if problem.sample_weight is None else resp * problem.sample_weight[:, None]
     counts = weighted.sum(axis=0)
     K, D = resp.shape[1], problem.X.shape[1]
-    centre = np.average(problem.X, axis=0, weights=problem.sample_weight)
-    means = np.where(counts[:, None] > 0, (weighted.T @ problem.X) / np.maximum(counts, 1e-300)[:, None], centre)
+    centre = weighted_mean(problem.X, problem.sample_weight)
+    sums = np.zeros((K, D))
+    for start in range(0, len(resp), 65536):
+        sums += weighted[start : start + 65536].T @ problem.X[start : start + 65536]
+    means = np.where(counts[:, None] > 0, sums / np.maximum(counts, 1e-300)[:, None], centre)
     scatter = np.zeros((K, D, D))
     for k in range(K):
         for start in range(0, len(resp), 65536):
@@ -438,7 +445,7 @@ def fit(
     Parameters
     ----------
     X : ndarray of shape (N, D)
-        C-contiguous float64, finite.
+        C-contiguous float64 or float32, finite; float32 is not copied, and the fit is that of the same numbers in float64.
     n_components : int
         K.
     covariance_type : {"full", "tied", "diag", "spherical"}, default "full"

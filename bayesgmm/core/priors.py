@@ -188,7 +188,7 @@ class ConjugatePrior(MixturePrior):
         ----------
         Fraley & Raftery (2007), section 3.2 (the defaults of the R package mclust).
         """
-        X = np.ascontiguousarray(X, dtype=float)
+        X = _as_table(X)
         v = None if sample_weight is None else np.asarray(sample_weight, dtype=float)
         return cls.from_moments(*weighted_covariance(X, v), n_components)
 
@@ -246,10 +246,10 @@ class ConjugatePrior(MixturePrior):
         ValueError
             If a given value does not fit K or D, or the data are too degenerate to scale a prior by.
         """
-        X = np.ascontiguousarray(X, dtype=float)
+        X = _as_table(X)
         v = None if sample_weight is None else np.asarray(sample_weight, dtype=float)
         return self.resolve_with(
-            np.average(X, axis=0, weights=v),
+            weighted_mean(X, v),
             n_components,
             lambda: _within_covariance(X, n_components, covariance_type, v),
         )
@@ -466,12 +466,28 @@ class ConjugatePrior(MixturePrior):
         )
 
 
+def _as_table(X: ArrayLike) -> FloatArray:
+    """Rows as C-contiguous float64, or float32 where they are."""
+    return np.ascontiguousarray(X, dtype=np.float32 if getattr(X, "dtype", None) == np.float32 else np.float64)
+
+
+def weighted_mean(X: FloatArray, sample_weight: FloatArray | None = None) -> FloatArray:
+    """Mean (D,) of the rows under frequency weights, in float64; float32 rows are not copied."""
+    if X.dtype == np.float64:
+        return np.average(X, axis=0, weights=sample_weight)
+    total = np.zeros(X.shape[1])
+    for start in range(0, len(X), 65536):
+        rows = X[start : start + 65536].astype(np.float64)
+        total += rows.sum(axis=0) if sample_weight is None else sample_weight[start : start + 65536] @ rows
+    return total / (len(X) if sample_weight is None else sample_weight.sum())
+
+
 def weighted_covariance(X: FloatArray, sample_weight: FloatArray | None = None) -> tuple[FloatArray, FloatArray]:
     """Mean (D,) and unbiased covariance (D, D) of the rows under frequency weights."""
     total = float(len(X) if sample_weight is None else sample_weight.sum())
     if sample_weight is not None and total <= 1:
         raise ValueError(f"sample_weight sums to {total:g}: frequency weights must sum to more than one observation")
-    mean = np.average(X, axis=0, weights=sample_weight)
+    mean = weighted_mean(X, sample_weight)
     covariance = np.zeros((X.shape[1], X.shape[1]))
     for start in range(0, len(X), 65536):
         centred = X[start : start + 65536] - mean

@@ -126,7 +126,7 @@ def of_each_row(
         return map_rows(X, function, width, dtype)
     blocks = row_blocks(estimator, X, reset=False)
     if blocks is None:
-        return np.asarray(function(check_table(estimator, X, reset=False)))
+        return np.asarray(function(check_table(estimator, X, reset=False, single=True)))
     return blocks.total(Gather(function)).values
 
 

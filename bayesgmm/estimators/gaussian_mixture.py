@@ -294,6 +294,8 @@ class GaussianMixture(DensityMixin, BaseEstimator):
         Parameters
         ----------
         X : array-like of shape (N, D), path, or rows in blocks
+            A C-contiguous array of float64 or float32 is not copied: float32 is read as it is, here and where rows are scored, and all
+            arithmetic is in float64, so that the fit is that of the same numbers in float64.
         y : ignored
         sample_weight : array-like of shape (N,), optional
             Frequency weights: a weight of 2 is the row twice. Rows in blocks have a column of them instead.
@@ -414,7 +416,7 @@ class GaussianMixture(DensityMixin, BaseEstimator):
         return self
 
     def _fit_table(self, X: ArrayLike, sample_weight: ArrayLike | None, callback: em.Callback | None) -> em.EMFit:
-        table = check_table(self, X, reset=True, min_rows=2)
+        table = check_table(self, X, reset=True, min_rows=2, single=True)
         N = len(table)
         K = self.n_components
         weights = check_weights(sample_weight, table)
@@ -609,9 +611,9 @@ class GaussianMixture(DensityMixin, BaseEstimator):
         """
         return self.fit(X, y, sample_weight=sample_weight).predict(X)
 
-    def _table(self, X: ArrayLike) -> FloatArray:
+    def _table(self, X: ArrayLike, single: bool = False) -> FloatArray:
         check_is_fitted(self)
-        return check_table(self, X, reset=False)
+        return check_table(self, X, reset=False, single=single)
 
     def _of_rows(
         self, X: ArrayLike, function: Callable[..., Any], width: int | None = None, dtype: Any = np.float64
@@ -794,7 +796,7 @@ class GaussianMixture(DensityMixin, BaseEstimator):
             log_likelihood, total = self._log_likelihood(X, sample_weight)
             unclear = float(blocks.total(partial(_log_highest, parameters=self._parameters)))
             return criteria.bic(log_likelihood, self._n_parameters(), total) - 2 * unclear
-        table = self._table(X)
+        table = self._table(X, single=True)
         v = check_weights(sample_weight, table)
         r, density = kernel.responsibilities(table, self._parameters)
         log_likelihood, total = _summed(density, v)
@@ -805,7 +807,7 @@ class GaussianMixture(DensityMixin, BaseEstimator):
         if (blocks := row_blocks(self, X, sample_weight, reset=False)) is not None:
             found = blocks.total(Accumulate(self._parameters))
             return found.log_likelihood, found.total_weight
-        table = self._table(X)
+        table = self._table(X, single=True)
         v = check_weights(sample_weight, table)
         return _summed(kernel.log_density(table, self._parameters), v)
 

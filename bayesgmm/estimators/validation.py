@@ -21,7 +21,9 @@ LARGEST_SCALE = 1e150
 SMALLEST_SCALE = 1e-150
 
 
-def check_table(estimator: BaseEstimator, X: Any, *, reset: bool, min_rows: int = 1) -> FloatArray:
+def check_table(
+    estimator: BaseEstimator, X: Any, *, reset: bool, min_rows: int = 1, single: bool = False
+) -> FloatArray:
     """Observations as a C-contiguous float64 array (N, D).
 
     Parameters
@@ -33,6 +35,8 @@ def check_table(estimator: BaseEstimator, X: Any, *, reset: bool, min_rows: int 
     reset : bool
         True while fitting.
     min_rows : int, default 1
+    single : bool, default False
+        Float32 stays float32, and is not copied where it is C-contiguous.
 
     Returns
     -------
@@ -59,8 +63,9 @@ def check_table(estimator: BaseEstimator, X: Any, *, reset: bool, min_rows: int 
             "this needs all rows in memory, not a Dask collection: call X.compute() first, or give a sample of the rows"
         )
     _refuse_text(X)
+    dtype = [np.float64, np.float32] if single else np.float64
     array = validate_data(
-        estimator, X, reset=reset, dtype=np.float64, order="C", ensure_all_finite=False, ensure_min_samples=min_rows
+        estimator, X, reset=reset, dtype=dtype, order="C", ensure_all_finite=False, ensure_min_samples=min_rows
     )
     # min and max are finite exactly when every value is, at no memory of the size of X.
     if not (np.isfinite(array.min()) and np.isfinite(array.max())):
@@ -226,7 +231,7 @@ def partial_labels(y: Any, n_rows: int, classes: np.ndarray | None = None) -> tu
 def warn_degenerate(X: FloatArray, n_components: int, names: list[str], reg_covar: float) -> None:
     """Warn of constant columns, and of a ``reg_covar`` that would swamp the data."""
     # Some thousand rows tell whether reg_covar would swamp a column.
-    spread = np.var(X[:: max(1, len(X) // 5000)], axis=0)
+    spread = np.var(X[:: max(1, len(X) // 5000)], axis=0, dtype=np.float64)
     warn_degenerate_columns(X.min(axis=0), X.max(axis=0), spread, names, reg_covar, len(X) > 1)
 
 
