@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 FAN_IN = 8
 """Sums that one task of the tree adds."""
 
-CONNECT_SECONDS = 8.0
+CONNECT_SECONDS = 5.0
 """How long a scheduler is waited for."""
 
 PATIENCE_SECONDS = 30.0
@@ -588,7 +588,7 @@ def connected(scheduler: str | None = None, n_workers: int | None = None) -> Ite
     Raises
     ------
     ClusterError
-        If Dask is not installed, the address is none, or no scheduler answers there within 8 seconds.
+        If Dask is not installed, the address is none, or no scheduler answers there within 5 seconds.
     """
     try:
         from distributed import Client, LocalCluster
