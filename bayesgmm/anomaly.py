@@ -24,7 +24,7 @@ from bayesgmm.core.tails import PredictiveTail, batch_error, draw_quantiles, mea
 from bayesgmm.distributed import is_dask, map_frames
 from bayesgmm.estimators.bayesian_gaussian_mixture import BayesianGaussianMixture
 from bayesgmm.estimators.blockwise import of_each_row, row_blocks
-from bayesgmm.estimators.gaussian_mixture import GaussianMixture
+from bayesgmm.estimators.gaussian_mixture import GaussianMixture, stop_if_interrupted
 from bayesgmm.estimators.validation import check_weights, feature_names, generator, named_columns
 from bayesgmm.exceptions import CriterionWarning, DataWarning
 
@@ -202,7 +202,9 @@ class AnomalyDetector(OutlierMixin, BaseEstimator):
         if X is None:
             raise ValueError("X is needed to fit the mixture; one that is fitted goes in as FrozenEstimator(fit)")
         fit = GaussianMixture(random_state=self.random_state) if self.estimator is None else clone(self.estimator)
-        return fit.fit(X, sample_weight=sample_weight)
+        fit.fit(X, sample_weight=sample_weight)
+        stop_if_interrupted(fit)
+        return fit
 
     def _simulate(self) -> None:
         """Take the draws that are used, and simulate rows from them."""

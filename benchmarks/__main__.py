@@ -34,6 +34,7 @@ SECTIONS = (
     "score",
     "acceleration",
     "outofcore",
+    "distributed",
 )
 WIDTH = 190
 
