@@ -26,6 +26,7 @@ SECTIONS = (
     "em",
     "gradient",
     "sampling",
+    "overhead",
     "process",
     "memory",
     "selection",

@@ -4,7 +4,8 @@
 - coverage: how often 90 % intervals hold the truth;
 - criteria: how often each criterion picks the right number of components, and what its choice costs in prediction;
 - evidence: whether the standard error of the log evidence is its scatter;
-- galaxies: p(K) of the galaxies beside the published values.
+- galaxies: p(K) of the galaxies beside the published values;
+- laplace: means and standard deviations by Laplace and importance resampling beside those by NUTS, at many rows.
 
 Each prints a table; its module in ``benchmarks/validation`` says what is measured. With ``--out`` every result is kept in a
 file of JSON lines as it comes: a run that was stopped goes on from there, and a larger one takes over what is done. The exit code is
@@ -20,7 +21,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-STUDIES = ("anomaly", "coverage", "criteria", "evidence", "galaxies")
+STUDIES = ("anomaly", "coverage", "criteria", "evidence", "galaxies", "laplace")
 
 
 def _chosen(text: str) -> list[str]:
