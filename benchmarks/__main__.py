@@ -35,6 +35,7 @@ SECTIONS = (
     "score",
     "acceleration",
     "outofcore",
+    "distributed",
 )
 WIDTH = 190
 
