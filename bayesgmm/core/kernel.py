@@ -67,6 +67,11 @@ _options = {
 # Without reassociation: it would undo the rounding to an integer, and the order that the vector code was written in.
 _exact_options = {**_options, "fastmath": {"contract", "nsz"}}
 
+# Called by compiled code alone: what Python would need to call them takes time to compile.
+_inner_options = {**_options, "no_cpython_wrapper": True}
+_inline_options = {**_options, "inline": "always"}
+_inner_exact_options = {**_exact_options, "no_cpython_wrapper": True}
+
 
 @nb.njit(**_exact_options)
 def log_positive(x):
@@ -92,7 +97,7 @@ def log_positive(x):
     return value if x > 0.0 else -np.inf
 
 
-@nb.njit(**_options)
+@nb.njit(**_inline_options)
 def _log_normalisers(log_weights, precision_factors):
     """Logarithms to base 2 of the peaks π_k |P_k| (2π)^(−D/2)."""
     K, D = precision_factors.shape[0], precision_factors.shape[1]
@@ -105,7 +110,7 @@ def _log_normalisers(log_weights, precision_factors):
     return out
 
 
-@nb.njit(**_options)
+@nb.njit(**_inline_options)
 def _highest(constants):
     """The highest peak, from which exponents are counted; constants become distances below it."""
     shift = -np.inf
@@ -118,7 +123,7 @@ def _highest(constants):
     return shift
 
 
-@nb.njit(**_options)
+@nb.njit(**_inline_options)
 def _padded(means, precision_factors, centres, factors):
     """Means, and factors for logarithms to base 2, with zeros up to whole fours of features."""
     K, D = means.shape
@@ -129,7 +134,7 @@ def _padded(means, precision_factors, centres, factors):
                 factors[k, j, f] = HALF_BITS * precision_factors[k, j, f]
 
 
-@nb.njit(**_options)
+@nb.njit(**_inner_options)
 def _load_block(X, start, b, x):
     """Copy rows start … start + b of X into x, feature-major with row stride PITCH."""
     D = X.shape[1]
@@ -145,7 +150,7 @@ def _load_block(X, start, b, x):
             column[n] = rows[n, j]
 
 
-@nb.njit(**_exact_options)
+@nb.njit(**_inner_exact_options)
 def _exponents_of(x, b, constant, mean, factor, D, z, u):
     """Fill u with log2 π_k N(x; μ_k, Σ_k), less that of the highest peak."""
     if D == 1:
@@ -168,12 +173,12 @@ def _exponents_of(x, b, constant, mean, factor, D, z, u):
             i += STRIP
 
 
-@nb.njit(**_exact_options)
+@nb.njit(**_inner_exact_options)
 def _exponentials_of(u, b, top, total):
     lanes.exponentials(u, b, top, total)
 
 
-@nb.njit(**_options)
+@nb.njit(**_inner_options)
 def _ratios(x, b, constants, centres, factors, D, e, top, total, z, wait):
     """Densities of the components at the rows of a block.
 
@@ -210,13 +215,13 @@ def _ratios(x, b, constants, centres, factors, D, e, top, total, z, wait):
     return wait - 1 if wait > 0 else 0
 
 
-@nb.njit(**_options)
+@nb.njit(**_inline_options)
 def _whole(b):
     """The number b rounded up to whole vectors."""
     return LANES * ((b + LANES - 1) // LANES)
 
 
-@nb.njit(**_options)
+@nb.njit(**_inline_options)
 def _sum_of_logs(total, b):
     """Σ log total over the b rows, each between 2^−100 and K: a logarithm for each product of eight."""
     eighth = BLOCK // 8
@@ -230,7 +235,7 @@ def _sum_of_logs(total, b):
     return out
 
 
-@nb.njit(**_exact_options)
+@nb.njit(**_inner_exact_options)
 def _moments_small(x, b, mean, e, scale, D, first, second):
     """Add S1 and S2 of one component for D ≤ 4, its responsibilities being e · scale; their sum is returned."""
     if D == 1:
@@ -242,7 +247,7 @@ def _moments_small(x, b, mean, e, scale, D, first, second):
     return lanes.moments_4(x, b, mean, e, scale, first, second)
 
 
-@nb.njit(**_exact_options)
+@nb.njit(**_inner_exact_options)
 def _moments_tiled(x, b, mean, r, first, second, q):
     """Add S1 and S2 of one component for D > 4, by fours of features."""
     width = mean.shape[0]
@@ -258,7 +263,7 @@ def _moments_tiled(x, b, mean, r, first, second, q):
                 f += 3
 
 
-@nb.njit(**_options)
+@nb.njit(**_inline_options)
 def _moments_large(x, b, mean, r, scale, D, first, second, q, gathered, kept):
     """As ``_moments_small`` for D > 4; r is scaled."""
     n = 0.0
@@ -296,7 +301,7 @@ def _width(D):
     return 4 * ((D + 3) // 4)
 
 
-@nb.njit(**_options)
+@nb.njit(**_inner_options)
 def _scratch(width, K):
     """A block's features (width rows of PITCH), densities (K, PITCH), their exponents and sums, and a strip of features."""
     rows = np.zeros((width + K + 2, PITCH))
@@ -312,7 +317,7 @@ def _pass_rows(X, v, start, stop, constants, shift, centres, factors, counts, fi
     x, e, top, total, z = _scratch(width, K)
     q, gathered = np.zeros(4 * PITCH), np.zeros(width * PITCH if D >= COMPACT_FROM else 0)
     kept = np.empty(BLOCK + 1, np.int32)
-    loglik, wait = 0.0, 0
+    loglik, wait = 0.0, np.int64(0)
     for block in range(start, stop, BLOCK):
         b = min(BLOCK, stop - block)
         whole = _whole(b)
@@ -351,7 +356,7 @@ def _density_rows(X, start, stop, constants, shift, centres, factors, log_densit
     D = X.shape[1]
     K, width = centres.shape
     x, e, top, total, z = _scratch(width, K)
-    wait = 0
+    wait = np.int64(0)
     for block in range(start, stop, BLOCK):
         b = min(BLOCK, stop - block)
         _load_block(X, block, b, x)
@@ -365,7 +370,7 @@ def _density_rows(X, start, stop, constants, shift, centres, factors, log_densit
                     responsibilities[block + i, k] = e[k, i] * scale
 
 
-@nb.njit(**_exact_options)
+@nb.njit(**_inner_exact_options)
 def _add_density_of(total, top, shift, b, summed, high):
     lanes.add_density(total, top, shift, b, summed, high)
 
@@ -384,7 +389,7 @@ def _predictive_rows(
     high, summed, r_sum, r_squares = np.empty(BLOCK), np.empty(BLOCK), np.empty((K, BLOCK)), np.empty((K, BLOCK))
     lower, m_sum = np.empty(BLOCK), np.empty(BLOCK)
     centres, factors = np.zeros((K, width)), np.zeros((K, width, width))
-    wait = 0
+    wait = np.int64(0)
     for block in range(start, stop, BLOCK):
         b = min(BLOCK, stop - block)
         whole = _whole(b)
@@ -457,7 +462,7 @@ def _class_rows(X, start, stop, log_weights, means, P, stops, mean, squares):
     x, e, top, total, z = _scratch(width, K)
     p, center, spread = np.empty(BLOCK), np.empty((C, BLOCK)), np.empty((C, BLOCK))
     centres, factors = np.zeros((K, width)), np.zeros((K, width, width))
-    wait = 0
+    wait = np.int64(0)
     for block in range(start, stop, BLOCK):
         b = min(BLOCK, stop - block)
         _load_block(X, block, b, x)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import numpy as np
 from numpy.typing import ArrayLike
-from sklearn.base import BaseEstimator, DensityMixin, _fit_context
+from sklearn.base import BaseEstimator, DensityMixin
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils.validation import check_is_fitted
@@ -21,6 +21,7 @@ from bayesgmm.core.parameters import FloatArray
 from bayesgmm.core.priors import ConjugatePrior
 from bayesgmm.estimators.validation import (
     Labels,
+    check_settings,
     check_table,
     check_weights,
     feature_names,
@@ -203,7 +204,6 @@ class BayesianGaussianMixture(DensityMixin, BaseEstimator):
         self.cores = cores
         self.progressbar = progressbar
 
-    @_fit_context(prefer_skip_nested_validation=True)
     def fit(self, X: ArrayLike, y: Any = None, sample_weight: ArrayLike | None = None) -> Self:
         """Sample the posterior.
 
@@ -225,6 +225,7 @@ class BayesianGaussianMixture(DensityMixin, BaseEstimator):
         SamplingInterrupted
             If the user stopped the sampler; what was drawn is in the exception's ``estimator``.
         """
+        check_settings(self)
         table = check_table(self, X, reset=True, min_rows=2)
         weights = check_weights(sample_weight, table)
         own_scale = isinstance(self.prior, ConjugatePrior) and self.prior.scale is not None

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import numpy as np
 from numpy.typing import ArrayLike
-from sklearn.base import BaseEstimator, DensityMixin, _fit_context
+from sklearn.base import BaseEstimator, DensityMixin
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils.validation import check_is_fitted
@@ -24,6 +24,7 @@ from bayesgmm.core.priors import ConjugatePrior
 from bayesgmm.estimators.validation import (
     Labels,
     check_parameter_arrays,
+    check_settings,
     check_table,
     check_weights,
     column_names,
@@ -240,7 +241,6 @@ class GaussianMixture(DensityMixin, BaseEstimator):
         )
         return mixture
 
-    @_fit_context(prefer_skip_nested_validation=True)
     def fit(
         self,
         X: ArrayLike,
@@ -268,6 +268,7 @@ class GaussianMixture(DensityMixin, BaseEstimator):
         ValueError
             If the input is not a finite numeric table with at least K rows, or no start gives positive definite covariances.
         """
+        check_settings(self)
         table = check_table(self, X, reset=True, min_rows=2)
         N, D = table.shape
         K = self.n_components

@@ -6,6 +6,7 @@ import warnings
 from typing import Any
 
 import numpy as np
+import sklearn
 from numpy.typing import NDArray
 from scipy import sparse
 from sklearn.base import BaseEstimator
@@ -18,6 +19,20 @@ from bayesgmm.exceptions import DataWarning
 
 LARGEST_SCALE = 1e150
 SMALLEST_SCALE = 1e-150
+
+
+def check_settings(estimator: BaseEstimator) -> None:
+    """Hold the constructor's parameters against the estimator's constraints, unless scikit-learn is configured not to.
+
+    scikit-learn's own decorator of ``fit`` does this too, and loads its progress bars for a tenth of a second.
+
+    Raises
+    ------
+    ValueError
+        ``InvalidParameterError``, with what is allowed.
+    """
+    if not sklearn.get_config()["skip_parameter_validation"]:
+        estimator._validate_params()
 
 
 def check_table(estimator: BaseEstimator, X: Any, *, reset: bool, min_rows: int = 1) -> FloatArray:
