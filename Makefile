@@ -2,7 +2,7 @@
 
 BIN := .venv/bin
 
-.PHONY: help demo test check docs bench validate environment clean
+.PHONY: help demo test check docs bench peers validate environment clean
 
 help:
 	@echo "make demo      fit Old Faithful and write the results to bayesgmm-demo/"
@@ -10,6 +10,7 @@ help:
 	@echo "make check     format, lint, docstrings and types"
 	@echo "make docs      the documentation as a site in build/docs"
 	@echo "make bench     speed and memory beside other programs"
+	@echo "make peers     JAX and NumPyro in an environment of their own, for make bench"
 	@echo "make validate  coverage, criteria and evidence where the truth is known (hours)"
 	@echo "make clean     remove the environment, caches and builds"
 
@@ -25,7 +26,7 @@ check: environment
 	$(BIN)/mypy
 
 test: check
-	@$(BIN)/python .ci/compile.py
+	@$(BIN)/bayesgmm warmup --quiet
 	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
 
 docs: environment
@@ -36,9 +37,13 @@ docs: environment
 bench: environment
 	$(BIN)/python -m benchmarks
 
+peers: environment
+	$(BIN)/python -m venv .peers
+	.peers/bin/python -m pip install --quiet --disable-pip-version-check --requirement benchmarks/programs/requirements.txt
+
 validate: environment
 	$(BIN)/python -m benchmarks.validate
 
 clean:
-	rm -rf .venv build dist docs/api docs/gallery .mypy_cache .pytest_cache .ruff_cache
+	rm -rf .venv .peers build dist docs/api docs/gallery .mypy_cache .pytest_cache .ruff_cache
 	find . -type d -name __pycache__ -prune -exec rm -rf {} +

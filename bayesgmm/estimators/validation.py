@@ -79,7 +79,23 @@ def check_table(estimator: BaseEstimator, X: Any, *, reset: bool, min_rows: int 
             f"X has values of size {largest:.1e}: their squares leave the range of float64. Rescale the columns "
             "(divide by a typical value) and fit again"
         )
-    return array
+    return _of_one_type(array)
+
+
+class _Writable:
+    """Offers the memory of an array as one that may be written to, and keeps it alive."""
+
+    def __init__(self, array: FloatArray) -> None:
+        self._array = array
+        self.__array_interface__ = array.__array_interface__ | {"data": (array.ctypes.data, False)}
+
+
+def _of_one_type(array: FloatArray) -> FloatArray:
+    """The array itself, under the type that the kernel is compiled for: read-only memory would have it compiled anew.
+
+    Memory maps, pandas and Arrow hand out such memory. No code writes to a table.
+    """
+    return array if array.flags.writeable and type(array) is np.ndarray else np.asarray(_Writable(array))
 
 
 def column_names(X: Any, n_features: int) -> list[str]:
@@ -172,7 +188,7 @@ def check_weights(sample_weight: Any, X: FloatArray) -> FloatArray | None:
         raise ValueError(f"sample_weight must not be negative: row {row} has {weights[row]:g}")
     if not np.any(weights > 0):
         raise ValueError("sample_weight is zero for every row")
-    return np.ascontiguousarray(weights)
+    return _of_one_type(np.ascontiguousarray(weights))
 
 
 def check_classes(y: Any, n_rows: int) -> tuple[np.ndarray, Labels]:
