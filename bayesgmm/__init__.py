@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from bayesgmm.partition import Partition
     from bayesgmm.persistence import load, save
     from bayesgmm.selection import Selection, select
+    from bayesgmm.tables import open_blocks
 
 __version__ = "0.1.0"
 
@@ -41,6 +42,7 @@ __all__ = [
     "labelled_scores",
     "load",
     "loo",
+    "open_blocks",
     "save",
     "select",
     "waic",
@@ -61,6 +63,7 @@ _HOMES = {
     "labelled_scores": "bayesgmm.crossvalidation",
     "load": "bayesgmm.persistence",
     "loo": "bayesgmm.criteria",
+    "open_blocks": "bayesgmm.tables",
     "save": "bayesgmm.persistence",
     "select": "bayesgmm.selection",
     "waic": "bayesgmm.criteria",

@@ -9,7 +9,7 @@ from numbers import Integral, Real
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 from sklearn.base import BaseEstimator, OutlierMixin, clone
 from sklearn.frozen import FrozenEstimator
 from sklearn.utils._param_validation import Interval
@@ -74,7 +74,7 @@ class AnomalyDetector(OutlierMixin, BaseEstimator):
     false_alarm_ : float
         Share of the model's own draws that fall below it.
     n_features_in_ : int
-    feature_names_in_ : ndarray of str
+    feature_names_in_ : ndarray of str of shape (D,)
         When the table has column names.
 
     Notes
@@ -440,35 +440,39 @@ class AnomalyDetector(OutlierMixin, BaseEstimator):
 
     def _left_out(self, rate: float | None = None, tails: bool = True) -> LeftOut:
         """Leave-one-out values of the fitted rows, found once for each kind of threshold; the densities alone without tails."""
-        from bayesgmm.inference.left_out import leave_out
-        from bayesgmm.pointwise import named_rows
-
         done = self._left_out_cache
         if not tails and done:
             return next(iter(done.values()))
         if (rate, tails) not in done:
-            fit = self.estimator_
-            thin = max(1, len(fit._draws.flat()[0]) // len(self._draws[0]))
-            left = leave_out(
-                fit,
-                self._draws,
-                self._tail,
-                self._thresholds(rate),
-                thin=thin,
-                refits=int(self.refits),
-                own_curves=tails,
-                own_thresholds=None if rate is None else partial(_own_quantiles, rate),
-                random_state=np.random.default_rng(0),
-            )
-            if len(left.unreliable):
-                warnings.warn(
-                    f"{len(left.unreliable)} rows cannot be left out reliably (Pareto k̂ too high; {named_rows(left.unreliable)}): their "
-                    "probabilities are by importance sampling all the same, and they may vouch for themselves in part",
-                    CriterionWarning,
-                    stacklevel=3,
-                )
-            done[rate, tails] = left
+            done[rate, tails] = self._leave_out(None, rate, tails, int(self.refits))
         return done[rate, tails]
+
+    def _leave_out(self, chosen: NDArray[np.int64] | None, rate: float | None, tails: bool, refits: int) -> LeftOut:
+        """Leave-one-out values of fitted rows, by their positions; of all for None."""
+        from bayesgmm.inference.left_out import leave_out
+        from bayesgmm.pointwise import named_rows
+
+        fit = self.estimator_
+        left = leave_out(
+            fit,
+            self._draws,
+            self._tail,
+            self._thresholds(rate),
+            thin=max(1, len(fit._draws.flat()[0]) // len(self._draws[0])),
+            refits=refits,
+            own_curves=tails,
+            own_thresholds=None if rate is None else partial(_own_quantiles, rate),
+            rows=chosen,
+            random_state=np.random.default_rng(0),
+        )
+        if len(left.unreliable):
+            warnings.warn(
+                f"{len(left.unreliable)} rows cannot be left out reliably (Pareto k̂ too high; {named_rows(left.unreliable)}): their "
+                "probabilities are by importance sampling all the same, and they may vouch for themselves in part",
+                CriterionWarning,
+                stacklevel=4,
+            )
+        return left
 
     def conformal_pvalue(self, X: ArrayLike | None = None) -> FloatArray:
         """Rank of each row's log density among the leave-one-out log densities of the fitted rows.
@@ -555,12 +559,7 @@ class AnomalyDetector(OutlierMixin, BaseEstimator):
         frames = [self._table_of(rows[part], min_responsibility, errors) for part in _parts(len(rows))]
         found = pd.concat(frames, ignore_index=True) if len(frames) > 1 else frames[0]
         if X is None:
-            left = self._left_out()
-            found["log_density"], found["tail_probability"] = left.log_density, left.tail_probability
-            found["anomaly_probability"] = left.below
-            if errors:
-                found["tail_error"], found["anomaly_error"] = left.tail_error, left.below_error
-            self._say(found, min_responsibility)
+            self._put_left_out(found, self._left_out(), min_responsibility, errors)
         index = getattr(X, "index", None)
         if index is not None and not callable(index):
             found.index = index
@@ -589,6 +588,20 @@ class AnomalyDetector(OutlierMixin, BaseEstimator):
         columns["kind"] = columns["component"] = np.argmax(found.responsibilities, axis=1)
         columns["component_probability"] = found.responsibilities.max(axis=1, initial=0.0)
         return self._say(pd.DataFrame(columns), min_responsibility)
+
+    def _table_left_out(self, chosen: NDArray[np.int64]) -> pd.DataFrame:
+        """The table of some fitted rows, by their positions, and of no others; none is left out by a refit."""
+        found = self._table_of(np.ascontiguousarray(self._rows(None)[chosen]), None, False)
+        return self._put_left_out(found, self._leave_out(chosen, None, tails=False, refits=0), None, False)
+
+    def _put_left_out(
+        self, frame: pd.DataFrame, left: LeftOut, min_responsibility: float | None, errors: bool
+    ) -> pd.DataFrame:
+        frame["log_density"], frame["tail_probability"] = left.log_density, left.tail_probability
+        frame["anomaly_probability"] = left.below
+        if errors:
+            frame["tail_error"], frame["anomaly_error"] = left.tail_error, left.below_error
+        return self._say(frame, min_responsibility)
 
     def _say(self, frame: pd.DataFrame, min_responsibility: float | None) -> pd.DataFrame:
         """Put the kind of anomaly and the reason into words, from the numbers of the same row."""

@@ -21,10 +21,11 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from bayesgmm import __version__
-from bayesgmm.exceptions import DataError
+from bayesgmm.exceptions import ClusterError, DataError
 
 if TYPE_CHECKING:
     from bayesgmm.io import OutputFolder, Table
+    from bayesgmm.large import LargeTable
 
 DONE, AT_FAULT, USAGE, NOT_CONVERGED, INTERRUPTED = 0, 1, 2, 3, 130
 
@@ -127,7 +128,11 @@ def build_parser() -> argparse.ArgumentParser:
         epilog="Exit codes: 0 done; 1 the data or the run is at fault; 2 wrong usage; 3 done, but the convergence "
         "diagnostics failed (the results are written and marked); 130 interrupted.",
     )
-    fit.add_argument("data", metavar="DATA", help="CSV, TSV, Parquet or .npy; - reads standard input")
+    fit.add_argument(
+        "data",
+        metavar="DATA",
+        help="CSV, TSV, Parquet or .npy, a folder of such files, or a pattern in quotes such as 'data/*.parquet'; - reads standard input",
+    )
     fit.add_argument(
         "-k", "--components", type=_integer(1), required=True, metavar="K", help="number of components of the mixture"
     )
@@ -142,8 +147,22 @@ def build_parser() -> argparse.ArgumentParser:
     fit.add_argument(
         "--method",
         choices=("nuts", "laplace", "em"),
-        default="nuts",
-        help="nuts: posterior by sampling; laplace: by an approximation; em: maximum likelihood (default: nuts)",
+        help="nuts: posterior by sampling; laplace: by an approximation; em: maximum likelihood (default: nuts; laplace on a cluster)",
+    )
+    fit.add_argument(
+        "--out-of-core",
+        action="store_true",
+        help="with --method em: read the table in blocks, once for each iteration, instead of into memory (default: where it is more than "
+        "1 GiB on disk)",
+    )
+    cluster = fit.add_mutually_exclusive_group()
+    cluster.add_argument(
+        "--scheduler",
+        metavar="ADDRESS",
+        help="fit on the Dask cluster of this scheduler, such as tcp://10.0.0.1:8786; its workers read DATA, a file, folder or pattern",
+    )
+    cluster.add_argument(
+        "--local-cluster", type=_integer(1), metavar="N", help="fit on N Dask workers that are started on this machine"
     )
     _add_sampling_options(fit)
     fit.set_defaults(parser=fit, run=_fit)
@@ -351,7 +370,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         # the reader of standard output has gone; what is left to print must not fail again at exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return DONE
-    except (DataError, FileExistsError) as error:
+    except (ClusterError, DataError, FileExistsError) as error:
         return _fail(str(error))
     except OSError as error:
         return _fail(": ".join(str(part) for part in (error.filename, error.strerror) if part) or str(error))
@@ -464,18 +483,49 @@ def _report(arguments: argparse.Namespace) -> int:
 
 
 def _fit(arguments: argparse.Namespace) -> int:
-    options = _sampling_options(arguments, arguments.method)
-    from bayesgmm.io import OutputFolder, read_table
-    from bayesgmm.results import OUTPUTS
+    on_cluster = arguments.scheduler is not None or arguments.local_cluster is not None
+    method = arguments.method or ("laplace" if on_cluster else "nuts")
+    arguments.method = method
+    options = _sampling_options(arguments, method)
+    if on_cluster and arguments.data == "-":
+        arguments.parser.error("--scheduler and --local-cluster: not with standard input, which no worker can read")
+    if arguments.out_of_core and arguments.method != "em":
+        arguments.parser.error(f"--out-of-core: not with --method {arguments.method}, which needs the rows in memory")
+    if arguments.out_of_core and arguments.data == "-":
+        arguments.parser.error("--out-of-core: not with standard input, which can be read only once")
+    from bayesgmm.results import fit_folder
 
-    output = OutputFolder(arguments.out, force=arguments.force, outputs=OUTPUTS)
-    table = read_table(arguments.data, arguments.columns)
+    output = fit_folder(arguments.out, arguments.force)
     options |= {
         "n_components": arguments.components,
         "covariance_type": arguments.covariance,
         "random_state": arguments.seed,
     }
-    return _run(arguments, output, table, arguments.method, options)
+    if not on_cluster:
+        return _run(arguments, output, _table_to_fit(arguments), method, options)
+    from bayesgmm.distributed import connected
+    from bayesgmm.large import look_at
+
+    with connected(arguments.scheduler, arguments.local_cluster) as client:
+        return _run(arguments, output, look_at(arguments.data, arguments.columns, client), method, options)
+
+
+def _table_to_fit(arguments: argparse.Namespace) -> Table | LargeTable:
+    """The table: read, or where it is large and fitted by EM, opened to be read in blocks."""
+    from bayesgmm import tables
+    from bayesgmm.io import read_table
+
+    if arguments.data == "-":
+        return read_table(arguments.data, arguments.columns)
+    if arguments.out_of_core or (
+        arguments.method == "em" and tables.bytes_on_disk(arguments.data) > tables.LARGE_BYTES
+    ):
+        from bayesgmm.large import look_at
+
+        return look_at(arguments.data, arguments.columns)
+    if tables.is_several(arguments.data):
+        return tables.read_all(arguments.data, arguments.columns)
+    return read_table(arguments.data, arguments.columns)
 
 
 def _score(arguments: argparse.Namespace) -> int:
@@ -551,10 +601,10 @@ def _demo(arguments: argparse.Namespace) -> int:
     import numpy as np
 
     from bayesgmm.datasets import load_faithful
-    from bayesgmm.io import OutputFolder, Table
-    from bayesgmm.results import OUTPUTS
+    from bayesgmm.io import Table
+    from bayesgmm.results import fit_folder
 
-    output = OutputFolder(arguments.out, force=arguments.force, outputs=OUTPUTS, reuse=True)
+    output = fit_folder(arguments.out, arguments.force, reuse=True)
     faithful = load_faithful()
     values = np.ascontiguousarray(faithful.to_numpy(dtype=np.float64))
     table = Table(values, tuple(faithful.columns), "Old Faithful", np.arange(1, len(values) + 1))
@@ -562,7 +612,7 @@ def _demo(arguments: argparse.Namespace) -> int:
 
 
 def _run(
-    arguments: argparse.Namespace, output: OutputFolder, table: Table, method: str, options: dict[str, Any]
+    arguments: argparse.Namespace, output: OutputFolder, table: Table | LargeTable, method: str, options: dict[str, Any]
 ) -> int:
     """Fit, write and tell: what every command that fits a mixture does with a table."""
     from bayesgmm import results

@@ -88,6 +88,11 @@ def compare(
     agree where components hold many rows; they part for small components, near the boundary of the weights, and where rows
     do not say which component they come from.
 
+    References
+    ----------
+    Louis (1982), Finding the observed information matrix when using the EM algorithm, Journal of the Royal Statistical Society B 44,
+    226–233.
+
     Examples
     --------
     >>> from bayesgmm import BayesianGaussianMixture, GaussianMixture, compare

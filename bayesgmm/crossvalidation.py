@@ -326,6 +326,10 @@ def labelled_scores(
         If the estimator is of another kind.
     ValueError
         If y has another length than X, no known label or a single class, or fewer known labels than folds.
+
+    References
+    ----------
+    Hubert & Arabie (1985), Comparing partitions, Journal of Classification 2, 193–218.
     """
     from sklearn.metrics import adjusted_rand_score
 

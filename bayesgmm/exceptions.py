@@ -9,6 +9,10 @@ class DataError(ValueError):
     """The table of numbers is at fault: what is wrong, where it stands, and what to do stand in the message."""
 
 
+class ClusterError(RuntimeError):
+    """A Dask cluster cannot do the work: no scheduler, no worker, or workers that die of it; the message says what to do."""
+
+
 class SamplingInterrupted(KeyboardInterrupt):
     """Sampling was stopped by the user before it was done.
 

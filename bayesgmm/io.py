@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import secrets
 import shutil
 import sys
 import tempfile
-from collections.abc import Collection, Iterator, Sequence
-from contextlib import contextmanager
+import time
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -31,11 +33,15 @@ __all__ = [
     "atomic_path",
     "quoted",
     "read_table",
+    "sole_writer",
     "write_csv",
     "write_text",
 ]
 
 _NAMED_CELLS = 5
+
+FORMULA = ("=", "+", "-", "−", "@", "\t", "\r")
+"""What a cell begins with that a spreadsheet reads as a formula."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -297,9 +303,69 @@ def write_text(path: str | os.PathLike[str], text: str) -> None:
 
 
 def write_csv(path: str | os.PathLike[str], frame: pd.DataFrame, index: bool = False) -> None:
-    """Write a table as CSV (numbers as their shortest exact text), whole or not at all."""
+    """Write a table as CSV (numbers as their shortest exact text), whole or not at all.
+
+    Text that a spreadsheet would take for a formula gets an apostrophe in front.
+    """
+    frame = frame.rename(columns=_no_formula)
+    texts = [at for at, kind in enumerate(frame.dtypes) if not _is_number(kind)]
+    for at in texts:
+        frame.isetitem(at, frame.iloc[:, at].map(_no_formula))
     with atomic_path(path) as temporary:
         frame.to_csv(temporary, index=index, lineterminator="\n")
+
+
+def _is_number(kind: object) -> bool:
+    from pandas.api import types
+
+    return bool(types.is_numeric_dtype(kind) or types.is_bool_dtype(kind))
+
+
+def _no_formula(cell: object) -> object:
+    return f"'{cell}" if isinstance(cell, str) and cell.startswith(FORMULA) else cell
+
+
+@contextmanager
+def sole_writer(folder: str | os.PathLike[str], wait: float = 10.0) -> Iterator[None]:
+    """Keep others that ask the same from writing to a folder until the block ends.
+
+    The lock is the folder's own (``flock``): it leaves no file, and goes with the process that holds it. Where the system or the
+    file system knows no such lock, there is none.
+
+    Parameters
+    ----------
+    folder : str or path
+        Must exist.
+    wait : float, default 10.0
+        Seconds to wait for another to finish.
+
+    Raises
+    ------
+    BlockingIOError
+        If another still writes to it then.
+    """
+    try:
+        import fcntl
+    except ImportError:
+        yield
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        until = time.monotonic() + wait
+        while True:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() >= until:
+                    message = f"another process is writing to {folder}: wait for it, or name another folder"
+                    raise BlockingIOError(errno.EWOULDBLOCK, message) from None
+                time.sleep(0.02)
+            except OSError:
+                break
+        yield
+    finally:
+        os.close(handle)
 
 
 class OutputFolder:
@@ -319,46 +385,69 @@ class OutputFolder:
         are removed, so that results of two runs never mix. Other files are left alone.
     reuse : bool, default=False
         Whether a folder that holds nothing but ``outputs`` may be written into without ``force``.
+    guard : callable, optional
+        Called with the folder, it gives a context in which its files are replaced.
+    last : str, optional
+        The file that is replaced last.
 
     Raises
     ------
     FileExistsError
         Where ``path`` is a file, or a folder with something in it and ``force`` is not set.
+    BlockingIOError
+        Where another process writes to it.
     """
 
     def __init__(
-        self, path: str | os.PathLike[str], force: bool = False, outputs: Collection[str] = (), reuse: bool = False
+        self,
+        path: str | os.PathLike[str],
+        force: bool = False,
+        outputs: Collection[str] = (),
+        reuse: bool = False,
+        guard: Callable[[Path], AbstractContextManager[None]] | None = None,
+        last: str | None = None,
     ) -> None:
         self.path = Path(path)
         self.outputs = frozenset(outputs)
+        self._force, self._reuse, self._guard, self._last = force, reuse, guard, last
+        self._staging: Path | None = None
+        self._check()
+
+    def _check(self) -> None:
         if os.path.lexists(self.path) and not self.path.is_dir():
             raise FileExistsError(f"cannot write to {self.path}: it exists and is not a folder")
-        if self.path.is_dir() and not force:
-            present = {entry.name for entry in self.path.iterdir()}
-            if present and not (reuse and present <= self.outputs):
+        if self.path.is_dir() and not self._force:
+            ours = None if self._staging is None else self._staging.name
+            present = {entry.name for entry in self.path.iterdir() if entry.name != ours}
+            if present and not (self._reuse and present <= self.outputs):
                 raise FileExistsError(f"{self.path} exists and is not empty; name another folder or add --force")
 
     def __enter__(self) -> Path:
         base = next(folder for folder in (self.path, *self.path.absolute().parents) if folder.exists())
         try:
-            self._staging = Path(tempfile.mkdtemp(prefix=".bayesgmm-", suffix=".partial", dir=base))
+            staging = self._staging = Path(tempfile.mkdtemp(prefix=".bayesgmm-", suffix=".partial", dir=base))
         except OSError as error:
             raise OSError(error.errno, f"cannot write to {self.path}: {error.strerror}") from error
-        return self._staging
+        return staging
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         try:
-            if kind is None:
-                self._publish()
+            if kind is None and self._staging is not None:
+                self._publish(self._staging)
         finally:
-            shutil.rmtree(self._staging, ignore_errors=True)
+            if self._staging is not None:
+                shutil.rmtree(self._staging, ignore_errors=True)
 
-    def _publish(self) -> None:
-        written = {entry.name for entry in self._staging.iterdir()}
+    def _publish(self, staging: Path) -> None:
+        written = {entry.name for entry in staging.iterdir()}
         self.path.mkdir(parents=True, exist_ok=True)
-        for name in self.outputs - written:
-            (self.path / name).unlink(missing_ok=True)
-        for name in written:
-            os.replace(self._staging / name, self.path / name)
+        with sole_writer(self.path):
+            # Another may have written there since this began.
+            self._check()
+            with nullcontext() if self._guard is None else self._guard(self.path):
+                for name in sorted(written, key=lambda name: (name == self._last, name)):
+                    os.replace(staging / name, self.path / name)
+            for name in self.outputs - written:
+                (self.path / name).unlink(missing_ok=True)

@@ -148,6 +148,10 @@ class Partition:
         Draws that were used.
     notes : tuple of str
         What is worth knowing.
+
+    References
+    ----------
+    Wade & Ghahramani (2018), Bayesian cluster analysis: point estimation and credible balls, Bayesian Analysis 13, 559–626.
     """
 
     labels: LabelArray

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+import os
+import shutil
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +19,7 @@ from bayesgmm.core.em import EMRun, Mode
 from bayesgmm.core.hierarchical import Prior, prior_from_values
 from bayesgmm.core.parameters import FloatArray, MixtureParameters
 from bayesgmm.exceptions import DataError
-from bayesgmm.io import atomic_path, write_text
+from bayesgmm.io import atomic_path, sole_writer, write_text
 
 if TYPE_CHECKING:
     from bayesgmm.estimators.bayesian_gaussian_mixture import BayesianGaussianMixture
@@ -37,7 +40,15 @@ def data_hash(X: FloatArray, sample_weight: FloatArray | None = None) -> str:
     return digest.hexdigest()
 
 
-def provenance(source: str, columns: Sequence[str], notes: Sequence[str], X: FloatArray) -> dict[str, Any]:
+def hash_of_blocks(blocks: Iterable[FloatArray], n_rows: int, n_features: int) -> str:
+    """:func:`data_hash` of rows in blocks."""
+    digest = hashlib.sha256(repr((n_rows, n_features)).encode())
+    for rows in blocks:
+        digest.update(np.ascontiguousarray(rows, dtype=np.float64).data)
+    return digest.hexdigest()
+
+
+def provenance(source: str, columns: Sequence[str], notes: Sequence[str], data_hash: str) -> dict[str, Any]:
     """Where the rows of a fit come from, for its report.
 
     Parameters
@@ -48,18 +59,19 @@ def provenance(source: str, columns: Sequence[str], notes: Sequence[str], X: Flo
         That were read.
     notes : sequence of str
         What the reader decided or left out.
-    X : ndarray of shape (N, D)
+    data_hash : str
+        Of the rows.
 
     Returns
     -------
     dict
         With the hash of the rows, by which it is known whether they are still those.
     """
-    return {"source": source, "columns": list(columns), "notes": list(notes), "data_hash": data_hash(X)}
+    return {"source": source, "columns": list(columns), "notes": list(notes), "data_hash": data_hash}
 
 
 def save(estimator: GaussianMixture | BayesianGaussianMixture, path: str | Path) -> Path:
-    """Write a fit to a folder, each file under a temporary name first.
+    """Write a fit to a folder: whoever loads it finds the whole fit, or the one before, whenever the writing is stopped.
 
     Parameters
     ----------
@@ -75,7 +87,7 @@ def save(estimator: GaussianMixture | BayesianGaussianMixture, path: str | Path)
     Raises
     ------
     OSError
-        If the folder cannot be written.
+        If the folder cannot be written, or another process writes to it.
 
     Examples
     --------
@@ -115,12 +127,52 @@ def save(estimator: GaussianMixture | BayesianGaussianMixture, path: str | Path)
                 "lower_bounds": getattr(estimator, "lower_bounds_", None),
             }
         )
-        _write_manifest(manifest, folder / MANIFEST)
-        return folder
-    # Both files stand whole under temporary names before either takes its own.
-    with atomic_path(folder / DRAWS) as draws, atomic_path(folder / MANIFEST) as text:
-        _write_manifest(manifest | _save_draws(estimator, draws), text)
+    with sole_writer(folder), previous_kept(folder):
+        if "fit" in manifest:
+            _write_manifest(manifest, folder / MANIFEST)
+        else:
+            # Both files stand whole under temporary names before either takes its own: the draws first.
+            with atomic_path(folder / MANIFEST) as text, atomic_path(folder / DRAWS) as draws:
+                _write_manifest(manifest | _save_draws(estimator, draws), text)
     return folder
+
+
+@contextmanager
+def previous_kept(folder: Path) -> Iterator[None]:
+    """Keep the fit in a folder readable while a block replaces its files one after the other, ``fit.json`` last.
+
+    Its draws get a second name until the block ends; :func:`load` looks there if they are no longer under their own.
+    """
+    try:
+        digest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["draws_hash"]
+    except (OSError, ValueError, KeyError, TypeError):
+        digest = None
+    kept = None
+    if digest is not None and (folder / DRAWS).exists():
+        kept = _kept(folder, digest)
+        if not kept.exists():
+            _second_name(folder / DRAWS, kept)
+    try:
+        yield
+    except BaseException:
+        if kept is not None and kept.samefile(folder / DRAWS):
+            kept.unlink()
+        raise
+    for old in folder.glob(f".{DRAWS}-*"):
+        old.unlink(missing_ok=True)
+
+
+def _second_name(file: Path, name: Path) -> None:
+    try:
+        os.link(file, name)
+    except OSError:
+        # A file system without second names.
+        with atomic_path(name) as copy:
+            shutil.copyfile(file, copy)
+
+
+def _kept(folder: Path, digest: str) -> Path:
+    return folder / f".{DRAWS}-{str(digest)[:16]}"
 
 
 def _write_manifest(manifest: dict[str, Any], file: Path) -> None:
@@ -183,6 +235,17 @@ def load(path: str | Path) -> GaussianMixture | BayesianGaussianMixture:
     """
     folder = Path(path)
     manifest = _read_manifest(folder)
+    try:
+        return _from_manifest(manifest, folder)
+    except (DataError, FileNotFoundError):
+        # Another process may have written a new fit meanwhile.
+        again = _read_manifest(folder)
+        if again == manifest:
+            raise
+        return _from_manifest(again, folder)
+
+
+def _from_manifest(manifest: dict[str, Any], folder: Path) -> GaussianMixture | BayesianGaussianMixture:
     try:
         prior = _prior_from_json(manifest["prior"])
         kind = manifest["settings"]["covariance_type"]
@@ -248,11 +311,7 @@ def _load_draws(estimator: Any, manifest: dict[str, Any], folder: Path) -> None:
 
     from bayesgmm.inference.posterior import PosteriorDraws
 
-    file = folder / DRAWS
-    if not file.exists():
-        raise DataError(f"{folder} holds no draws: {DRAWS} is missing")
-    if _file_hash(file) != manifest["draws_hash"]:
-        raise DataError(f"{file} is truncated or altered: it is not the file that {MANIFEST} was written with")
+    file = _draws_file(folder, manifest["draws_hash"])
     with xr.open_datatree(file, engine="h5netcdf") as stored:
         tree = stored.load()
     stored_factors = tree["precision_factors"]
@@ -273,6 +332,18 @@ def _load_draws(estimator: Any, manifest: dict[str, Any], folder: Path) -> None:
     if data_hash(estimator._X, estimator._sample_weight) != manifest["data_hash"]:
         raise DataError(f"{file} holds other data than the fit was made with")
     estimator._set_point_estimates()
+
+
+def _draws_file(folder: Path, digest: str) -> Path:
+    """The file with the draws that a manifest was written with."""
+    file = folder / DRAWS
+    if not file.exists():
+        raise DataError(f"{folder} holds no draws: {DRAWS} is missing")
+    for found in (file, _kept(folder, digest)):
+        with suppress(FileNotFoundError):
+            if _file_hash(found) == digest:
+                return found
+    raise DataError(f"{file} is truncated or altered: it is not the file that {MANIFEST} was written with")
 
 
 def _file_hash(file: Path) -> str:

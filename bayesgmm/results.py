@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from bayesgmm.exceptions import DataError, SamplingInterrupted
-from bayesgmm.io import Table, atomic_path, write_csv, write_text
+from bayesgmm.io import OutputFolder, Table, atomic_path, write_csv, write_text
+from bayesgmm.large import LargeTable, progress
 from bayesgmm.report.blocks import number
 
 if TYPE_CHECKING:
@@ -33,6 +34,7 @@ __all__ = [
     "SelectionOutcome",
     "Reported",
     "fit",
+    "fit_folder",
     "print_outcome",
     "print_selection",
     "print_selection_task",
@@ -59,7 +61,7 @@ class Outcome:
     ----------
     estimator : GaussianMixture or BayesianGaussianMixture
         Fitted to ``table``.
-    table : Table
+    table : Table or LargeTable
         The data.
     method : str
         ``"nuts"``, ``"laplace"`` or ``"em"``.
@@ -72,7 +74,7 @@ class Outcome:
     """
 
     estimator: Any
-    table: Table
+    table: Table | LargeTable
     method: str
     seconds: float
     messages: tuple[str, ...] = ()
@@ -81,8 +83,13 @@ class Outcome:
     @cached_property
     def summary(self) -> pd.DataFrame:
         """One line a parameter, its name in the first column: EM beside the posterior, or EM with standard errors."""
-        arguments = (self.table.to_frame(),) if self.method == "em" else ()
+        arguments = (_rows(self.table),) if self.method == "em" and not self.unfinished else ()
         return self.estimator.summary(*arguments).reset_index(names="parameter")
+
+    @property
+    def unfinished(self) -> bool:
+        """Whether it was interrupted in passes that take long: no more of them are made."""
+        return self.interrupted is not None and isinstance(self.table, LargeTable)
 
     @property
     def converged(self) -> bool:
@@ -109,16 +116,42 @@ class Outcome:
     @property
     def notes(self) -> tuple[str, ...]:
         """What is worth knowing and speaks against nothing."""
-        return () if self.method == "em" else tuple(self.estimator.diagnostics_.notes)
+        if self.method != "em":
+            return tuple(self.estimator.diagnostics_.notes)
+        if not isinstance(self.table, LargeTable):
+            return ()
+        return (
+            f"the starts were made from, and first climbed on, a sample of {self.estimator.initialised_on_} of {self.table.n_rows} rows; "
+            "then every iteration was over all rows",
+            "assignments.csv is not written for a table that is read in blocks: bayesgmm score assigns its rows",
+        )
 
 
-def fit(table: Table, method: str, options: dict[str, Any], progressbar: bool = False) -> Outcome:
+def fit_folder(path: str, force: bool, reuse: bool = False) -> OutputFolder:
+    """Folder of a fit and its tables, in which one that was there can be loaded until the new one can.
+
+    Raises
+    ------
+    FileExistsError
+        As :class:`bayesgmm.io.OutputFolder`.
+    """
+    from bayesgmm.persistence import MANIFEST, previous_kept
+
+    return OutputFolder(path, force, OUTPUTS, reuse, guard=previous_kept, last=MANIFEST)
+
+
+def _rows(table: Table | LargeTable) -> Any:
+    """What an estimator takes of a table."""
+    return table.blocks if isinstance(table, LargeTable) else table.to_frame()
+
+
+def fit(table: Table | LargeTable, method: str, options: dict[str, Any], progressbar: bool = False) -> Outcome:
     """Fit a mixture to a table.
 
     Parameters
     ----------
-    table : Table
-        The data.
+    table : Table or LargeTable
+        The data; a large table is fitted by EM.
     method : {"nuts", "laplace", "em"}
         How.
     options : dict
@@ -135,7 +168,7 @@ def fit(table: Table, method: str, options: dict[str, Any], progressbar: bool = 
     SamplingInterrupted
         Where the user stopped it and no draws were complete.
     """
-    from bayesgmm.persistence import provenance
+    from bayesgmm.persistence import data_hash, provenance
 
     started = time.perf_counter()
     interrupted = None
@@ -150,12 +183,19 @@ def fit(table: Table, method: str, options: dict[str, Any], progressbar: bool = 
 
             estimator = BayesianGaussianMixture(method=method, progressbar=progressbar, **options)
         try:
-            estimator.fit(table.to_frame())
+            if method == "em" and isinstance(table, LargeTable):
+                with progress(progressbar) as callback:
+                    estimator.fit(table.blocks, callback=callback)
+            else:
+                estimator.fit(_rows(table))
+            interrupted = getattr(estimator, "_interrupted", None)
         except SamplingInterrupted as stop:
             if stop.estimator is None:
                 raise
             estimator, interrupted = stop.estimator, str(stop)
-    estimator._provenance = provenance(table.source, table.columns, table.notes, table.values)
+    if not (interrupted and isinstance(table, LargeTable)):
+        found = table.data_hash() if isinstance(table, LargeTable) else data_hash(table.values)
+        estimator._provenance = provenance(table.source, table.columns, table.notes, found)
     return Outcome(estimator, table, method, time.perf_counter() - started, _messages(caught), interrupted)
 
 
@@ -197,7 +237,8 @@ def write(outcome: Outcome, folder: Path) -> list[str]:
             warnings.simplefilter("ignore")
             outcome.estimator.save(folder)
             write_csv(folder / "summary.csv", outcome.summary)
-            write_csv(folder / "assignments.csv", _assignments(outcome))
+            if isinstance(outcome.table, Table):
+                write_csv(folder / "assignments.csv", _assignments(outcome, outcome.table))
             _write_figure(outcome, folder / "mixture.png")
             _write_report(outcome, folder / "report.html")
             if outcome.interrupted or not outcome.converged:
@@ -212,13 +253,13 @@ def write(outcome: Outcome, folder: Path) -> list[str]:
     return sorted(entry.name for entry in folder.iterdir())
 
 
-def _assignments(outcome: Outcome) -> pd.DataFrame:
+def _assignments(outcome: Outcome, table: Table) -> pd.DataFrame:
     """One line a row of data: its most probable component, the probability of each, and the log density."""
     import pandas as pd
 
-    X = outcome.table.to_frame()
+    X = table.to_frame()
     responsibilities = outcome.estimator.predict_proba(X)
-    columns: dict[str, Any] = {"row": outcome.table.rows, "component": responsibilities.argmax(axis=1)}
+    columns: dict[str, Any] = {"row": table.rows, "component": responsibilities.argmax(axis=1)}
     columns |= {f"responsibility_{k}": responsibilities[:, k] for k in range(responsibilities.shape[1])}
     columns["log_density"] = outcome.estimator.score_samples(X)
     return pd.DataFrame(columns)
@@ -230,7 +271,8 @@ def _write_figure(outcome: Outcome, path: Path) -> None:
     matplotlib.use("Agg")
     from bayesgmm.plots import mixture
 
-    figure = mixture(outcome.estimator, outcome.table.to_frame())
+    table = outcome.table
+    figure = mixture(outcome.estimator, table.sample if isinstance(table, LargeTable) else table.to_frame())
     with atomic_path(path) as temporary:
         figure.savefig(temporary, dpi=150)
 
@@ -238,7 +280,8 @@ def _write_figure(outcome: Outcome, path: Path) -> None:
 def _write_report(outcome: Outcome, path: Path) -> None:
     from bayesgmm.report.page import fit_page, write_report
 
-    rows = (outcome.table.to_frame(),) if outcome.method == "em" else ()
+    table = outcome.table
+    rows = (table.to_frame(),) if outcome.method == "em" and isinstance(table, Table) else ()
     write_report(fit_page(outcome.estimator, *rows), path)
 
 
@@ -338,7 +381,7 @@ def to_json(outcome: Outcome, path: Path, files: list[str]) -> str:
             {
                 "data": {
                     "source": outcome.table.source,
-                    "n_rows": len(outcome.table.values),
+                    "n_rows": _n_rows(outcome.table),
                     "columns": outcome.table.columns,
                     "notes": outcome.table.notes,
                 },
@@ -390,7 +433,11 @@ def _console() -> Console:
     return Terminal(highlight=False, markup=False, width=None if sys.stdout.isatty() else 140)
 
 
-def print_task(table: Table, method: str, options: dict[str, Any]) -> None:
+def _n_rows(table: Table | LargeTable) -> int:
+    return table.n_rows if isinstance(table, LargeTable) else len(table.values)
+
+
+def print_task(table: Table | LargeTable, method: str, options: dict[str, Any]) -> None:
     """Tell what is about to be done."""
     console = _console()
     _print_table(console, table)
@@ -400,8 +447,8 @@ def print_task(table: Table, method: str, options: dict[str, Any]) -> None:
     console.print(f"{k} component{'s' if k > 1 else ''}, covariance {structure}: {how}")
 
 
-def _print_table(console: Console, table: Table) -> None:
-    n_rows, n_columns = table.values.shape
+def _print_table(console: Console, table: Table | LargeTable) -> None:
+    n_rows, n_columns = _n_rows(table), len(table.columns)
     names = ", ".join(table.columns[:6]) + (", …" if n_columns > 6 else "")
     columns = "column" if n_columns == 1 else "columns"
     console.print(f"{table.source}: {n_rows} rows, {n_columns} {columns} ({names})")
@@ -488,14 +535,14 @@ def select(table: Table, options: dict[str, Any], progressbar: bool = False) -> 
     DataError
         Where no model could be fitted.
     """
-    from bayesgmm.persistence import provenance
+    from bayesgmm.persistence import data_hash, provenance
     from bayesgmm.selection import select as run
 
     started = time.perf_counter()
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("default")
         selection = run(table.to_frame(), progressbar=progressbar, **options)
-    origin = provenance(table.source, table.columns, table.notes, table.values)
+    origin = provenance(table.source, table.columns, table.notes, data_hash(table.values))
     selection = replace(selection, provenance=origin)
     if not selection.picks and not selection.interrupted:
         raise DataError(selection.summary())

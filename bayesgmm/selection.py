@@ -18,6 +18,7 @@ from bayesgmm.core.covariance import STRUCTURES
 from bayesgmm.core.hierarchical import HierarchicalPrior
 from bayesgmm.core.parameters import FloatArray
 from bayesgmm.core.priors import ConjugatePrior
+from bayesgmm.io import sole_writer
 from bayesgmm.stacking import compare_elpds, stacking_weights
 from bayesgmm.sweep import LONG_PASS, REFITS, SHORT_PASS, Folder, Key, Model, Plan, quiet, run, steps
 from bayesgmm.tabulation import (
@@ -96,6 +97,15 @@ class Selection:
         means (κ₀, or B₀⁻¹) is multiplied by 0.1 and 10, the scale of the covariances (Λ₀, or that of C₀⁻¹) by ½ and 2.
     provenance : mapping or None
         Where the command read the rows: ``source``, ``columns``, ``notes`` of the reader, ``data_hash``.
+
+    References
+    ----------
+    Akaike (1974), A new look at the statistical model identification, IEEE Transactions on Automatic Control 19, 716–723; Schwarz
+    (1978), Estimating the dimension of a model, Annals of Statistics 6, 461–464; Biernacki, Celeux & Govaert (2000), Assessing a
+    mixture model for clustering with the integrated completed likelihood, IEEE Transactions on Pattern Analysis and Machine
+    Intelligence 22, 719–725; Vehtari, Gelman & Gabry (2017), Practical Bayesian model evaluation using leave-one-out cross-validation
+    and WAIC, Statistics and Computing 27, 1413–1432; Yao, Vehtari, Simpson & Gelman (2018), Using stacking to average Bayesian
+    predictive distributions, Bayesian Analysis 13, 917–1007.
     """
 
     table: pd.DataFrame
@@ -318,7 +328,7 @@ class Selection:
         ----------
         X : array-like of shape (N, D), optional
             Default: the rows of the fits.
-        rows : int array-like, boolean mask or slice, optional
+        rows : int array-like of shape (n,), boolean mask of shape (N,) or slice, optional
             Positions of the n rows to take, at most 5,000: the result has n² entries.
         pairs : int array-like of shape (P, 2), optional
             Positions of two rows each: only these are worked out, of however many rows.
@@ -513,6 +523,8 @@ def select(
         If an option is unknown.
     DataError, FileExistsError
         If ``out`` holds a sweep of other data or settings, or other things.
+    BlockingIOError
+        If another process writes to ``out``.
     KeyboardInterrupt
         If the user stopped it before any model was finished.
 
@@ -520,6 +532,15 @@ def select(
     -----
     A model that fails is a row with its reason. EM climbs from 2 ``n_init`` starts that all structures share, and goes on with the most
     promising ones (:func:`bayesgmm.core.em.race`); from 5,000 rows on they first climb on 2,500 of the rows.
+
+    References
+    ----------
+    Akaike (1974), A new look at the statistical model identification, IEEE Transactions on Automatic Control 19, 716–723; Schwarz
+    (1978), Estimating the dimension of a model, Annals of Statistics 6, 461–464; Biernacki, Celeux & Govaert (2000), Assessing a
+    mixture model for clustering with the integrated completed likelihood, IEEE Transactions on Pattern Analysis and Machine
+    Intelligence 22, 719–725; Vehtari, Gelman & Gabry (2017), Practical Bayesian model evaluation using leave-one-out cross-validation
+    and WAIC, Statistics and Computing 27, 1413–1432; Meng & Wong (1996), Simulating ratios of normalizing constants via a simple
+    identity, Statistica Sinica 6, 831–860.
 
     Examples
     --------
@@ -539,10 +560,20 @@ def select(
         sensitivity=bool(sensitivity),
         loo_refits=loo_refits,
     )
-    folder = None
-    if out is not None:
+    if out is None:
+        return _swept(plan, None, progressbar)
+    from bayesgmm.selection_files import keep
+
+    if not Path(out).exists():
+        Path(out).mkdir(parents=True)
+    with sole_writer(out, wait=0.5):
         folder = Folder(out, plan, seed_given, overwrite)
-        plan = replace(plan, entropy=folder.entropy)
+        found = _swept(replace(plan, entropy=folder.entropy), folder, progressbar)
+        keep(found, folder.path)
+    return found
+
+
+def _swept(plan: Plan, folder: Folder | None, progressbar: bool) -> Selection:
     models = {key: Model(key) for key in plan.keys}
     with quiet() as caught:
         if folder is not None:
@@ -552,12 +583,7 @@ def select(
     _pass_on(caught)
     if interrupted is not None and not any(set(steps(plan)) <= m.done or "failed" in m.flags for m in models.values()):
         raise KeyboardInterrupt(interrupted)
-    found = _selection(plan, models, interrupted)
-    if folder is not None:
-        from bayesgmm.selection_files import keep
-
-        keep(found, folder.path)
-    return found
+    return _selection(plan, models, interrupted)
 
 
 def _pass_on(caught: Sequence[warnings.WarningMessage]) -> None:
@@ -565,7 +591,7 @@ def _pass_on(caught: Sequence[warnings.WarningMessage]) -> None:
     from bayesgmm.exceptions import DataWarning
 
     for message in dict.fromkeys(str(w.message) for w in caught if issubclass(w.category, DataWarning)):
-        warnings.warn(message, DataWarning, stacklevel=3)
+        warnings.warn(message, DataWarning, stacklevel=4)
 
 
 def _plan(

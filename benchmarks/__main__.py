@@ -1,4 +1,4 @@
-"""Speed and memory beside other programs: ``python -m benchmarks [--only em,…] [--quick] [--markdown FILE] [--json FILE]``.
+"""Speed and memory beside other programs: ``python -m benchmarks [--only em,…] [--quick] [--rows N] [--markdown FILE] [--json FILE]``.
 
 One table per comparison: both sides measured in turns in the same run, medians, and whether the target is met. The
 exit code is 0 if everything was measured, whatever the figures are. ``--markdown`` writes the tables, ``--json``
@@ -32,6 +32,7 @@ from benchmarks.foreign import VARIABLE
 from benchmarks.measure import Row, Section
 
 SECTIONS = (
+    "roofline",
     "em",
     "gradient",
     "sampling",
@@ -43,6 +44,8 @@ SECTIONS = (
     "predictive",
     "partition",
     "score",
+    "acceleration",
+    "outofcore",
 )
 WIDTH = 190
 
@@ -60,6 +63,9 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--only", type=_chosen, default=list(SECTIONS), help=f"of {','.join(SECTIONS)}; default: all")
     parser.add_argument("--quick", action="store_true", help="small sizes, to see that it runs; targets are not judged")
     parser.add_argument("--markdown", type=Path, metavar="FILE", help="write the tables there too")
+    parser.add_argument(
+        "--rows", type=lambda text: int(float(text)), metavar="N", help="rows of outofcore; default: 1e7"
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write every figure there too")
     parser.add_argument(
         "--peers-python",
@@ -146,7 +152,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for name in options.only:
         begin = time.perf_counter()
         try:
-            section = importlib.import_module(f"benchmarks.{name}").run(options.quick)
+            size = {"n_rows": options.rows} if name == "outofcore" and options.rows else {}
+            section = importlib.import_module(f"benchmarks.{name}").run(options.quick, **size)
         except Exception:
             # One comparison that cannot be made must not cost the others.
             failed.append(name)

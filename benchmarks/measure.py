@@ -130,10 +130,10 @@ def seconds_per_call(task: Callable[[], Any], at_least: float) -> Callable[[], f
 
 def duration(seconds: float) -> str:
     """Seconds with three digits and a fitting unit."""
-    for unit, size in (("s", 1.0), ("ms", 1e-3)):
+    for unit, size in (("s", 1.0), ("ms", 1e-3), ("µs", 1e-6)):
         if abs(seconds) >= size:
             return f"{seconds / size:.3g} {unit}"
-    return f"{seconds * 1e6:.3g} µs"
+    return f"{seconds * 1e9:.3g} ns"
 
 
 def count(n: int) -> str:

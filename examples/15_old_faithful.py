@@ -56,7 +56,9 @@ def main() -> None:
         fourth.set_title(
             "Waiting times: density of the posterior, its 90 % band,\nand the components with their weights"
         )
-    c.figure.savefig(sys.argv[1] if len(sys.argv) > 1 else Path(__file__).with_suffix(".png"), dpi=110)
+    figure = Path(sys.argv[1]) if len(sys.argv) > 1 else Path(__file__).with_suffix(".png")
+    c.figure.savefig(figure, dpi=110)
+    print("\n6. All of it on one page, to hand on:", post.report(figure.with_suffix(".html")).name)
 
 
 if __name__ == "__main__":

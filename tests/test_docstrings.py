@@ -69,3 +69,36 @@ def test_public_functions_say_what_they_take_return_and_raise(function):
     body = ast.parse(textwrap.dedent(inspect.getsource(inspect.unwrap(function))))
     if any(isinstance(node, ast.Raise) for node in ast.walk(body)):
         assert "Raises" in found, f"{function.__qualname__} does not say what it raises"
+
+
+def named_entries(doc):
+    """Lines that open an entry of the sections of numpydoc, as (section, line)."""
+    section, lines = "", inspect.cleandoc(doc).splitlines()
+    for line, below in zip(lines, [*lines[1:], ""], strict=True):
+        if re.fullmatch("-{3,}", below):
+            section = line
+        elif line and not line.startswith((" ", "-")):
+            yield section, line
+
+
+@pytest.mark.parametrize(
+    "thing",
+    [*filter(inspect.isclass, PUBLIC), *(f for thing in PUBLIC for f in functions(thing))],
+    ids=lambda t: t.__qualname__,
+)
+def test_arrays_have_shapes(thing):
+    arrays = re.compile(r"ndarray|array-like|\barray\b")
+    missing = [
+        line
+        for section, line in named_entries(thing.__doc__)
+        if section in ("Parameters", "Attributes", "Returns", "Yields") and arrays.search(line) and "shape" not in line
+    ]
+    assert not missing
+
+
+@pytest.mark.parametrize(
+    "thing", [t for t in PUBLIC if t not in (bayesgmm.save, bayesgmm.load)], ids=lambda t: t.__name__
+)
+def test_public_names_give_their_source(thing):
+    # A paper or book with its year. Files are our own format, and have none.
+    assert re.search(r"\((1[89]|20)\d\d\)|\b(1[89]|20)\d\d[,)]", thing.__doc__)

@@ -380,3 +380,32 @@ def test_labels_that_cannot_be_used_are_refused(csv_file, options, says):
 def test_labels_alone_are_refused(csv_file):
     with pytest.raises(DataError, match="no column beside that of the labels, 'kind'"):
         read_table(csv_file("kind\nu\nv\nu\nv\n"), labels="kind")
+
+
+def test_text_that_a_spreadsheet_takes_for_a_formula_is_quoted(tmp_path):
+    frame = pd.DataFrame({"=cmd()": ["=1+1", "+1", "-1", "−1", "@x", "\t=1", "fine", "1-2"], "number": -np.arange(8.0)})
+    write_csv(tmp_path / "a.csv", frame)
+    lines = (tmp_path / "a.csv").read_text(encoding="utf-8").splitlines()
+    assert lines[0] == "'=cmd(),number"
+    assert [line.rpartition(",")[0] for line in lines[1:]] == [
+        "'=1+1",
+        "'+1",
+        "'-1",
+        "'−1",
+        "'@x",
+        "'\t=1",
+        "fine",
+        "1-2",
+    ]
+    assert [line.rpartition(",")[2] for line in lines[1:3]] == ["-0.0", "-1.0"]
+    # The table in hand is as it was.
+    assert list(frame.columns) == ["=cmd()", "number"]
+    assert frame.iloc[0, 0] == "=1+1"
+
+
+def test_what_came_into_a_folder_meanwhile_is_not_mixed_with(tmp_path):
+    with pytest.raises(FileExistsError, match="not empty"), OutputFolder(tmp_path / "out") as folder:
+        (folder / "a.txt").write_text("ours")
+        (tmp_path / "out").mkdir()
+        (tmp_path / "out" / "b.txt").write_text("theirs")
+    assert [p.name for p in (tmp_path / "out").iterdir()] == ["b.txt"]

@@ -1,8 +1,13 @@
 from __future__ import annotations
 
+import errno
 import json
 import os
+import random
 import shutil
+import signal
+import threading
+import time
 from pathlib import Path
 
 import netCDF4
@@ -10,12 +15,14 @@ import numpy as np
 import pandas as pd
 import pytest
 import xarray as xr
+from sklearn.base import clone
 from sklearn.exceptions import NotFittedError
 
 import bayesgmm
 from bayesgmm import BayesianGaussianMixture, ConjugatePrior, GaussianMixture, load, persistence
 from bayesgmm.datasets import load_faithful
 from bayesgmm.exceptions import DataError
+from bayesgmm.io import sole_writer
 
 FAITHFUL = load_faithful()
 
@@ -333,3 +340,87 @@ def test_saving_leaves_the_fit_as_it_was(post, tmp_path):
     before = set(post.idata_.children)
     post.save(tmp_path / "fit")
     assert set(post.idata_.children) == before
+
+
+@pytest.fixture(scope="module")
+def two() -> tuple[BayesianGaussianMixture, BayesianGaussianMixture]:
+    """Small fits, which are written quickly."""
+    template = BayesianGaussianMixture(
+        1, method="laplace", draws=40, chains=1, target_ess=0, n_init=1, progressbar=False
+    )
+    first, second = (clone(template).set_params(random_state=seed).fit(FAITHFUL[:30]) for seed in (0, 1))
+    return first, second
+
+
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+def test_killed_at_any_moment_a_save_leaves_the_old_fit_or_the_new_one(two, tmp_path):
+    first, second = two
+    folder = first.save(tmp_path / "fit")
+    begun = time.perf_counter()
+    second.save(folder)
+    takes = time.perf_counter() - begun
+    known = [fit._draws.means.tobytes() for fit in two]
+    chance, seen = random.Random(0), []
+    for turn in range(100):
+        child = os.fork()
+        if child == 0:
+            try:
+                while True:
+                    first.save(folder)
+                    second.save(folder)
+            finally:
+                os._exit(1)
+        time.sleep(chance.uniform(0, 1.3 * takes))
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+        # What load checks before it reads the draws, which takes longer: they are read every tenth time.
+        manifest = persistence._read_manifest(folder)
+        persistence._draws_file(folder, manifest["draws_hash"])
+        seen.append(manifest["settings"]["random_state"])
+        if turn % 10 == 0:
+            assert load(folder)._draws.means.tobytes() == known[seen[-1]]
+    # Both were found: the kills came while there was something to lose.
+    assert set(seen) == {0, 1}
+    second.save(folder)
+    left = {p.name for p in folder.iterdir() if not p.name.endswith((".partial.nc", ".partial.json"))}
+    assert left == {"fit.json", "posterior.nc"}
+
+
+def test_between_the_two_files_the_old_fit_can_be_loaded(two, post, saved, monkeypatch):
+    other = two[0]
+    replace = os.replace
+
+    def stop(source, target):
+        if Path(target).name == "fit.json":
+            raise OSError(errno.EIO, "the power is gone")
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", stop)
+    for _ in range(2):
+        with pytest.raises(OSError, match="power"):
+            other.save(saved)
+        np.testing.assert_array_equal(load(saved)._draws.means, post._draws.means)
+    monkeypatch.undo()
+    other.save(saved)
+    np.testing.assert_array_equal(load(saved)._draws.means, other._draws.means)
+    assert sorted(p.name for p in saved.iterdir()) == ["fit.json", "posterior.nc"]
+
+
+def test_two_that_write_to_one_folder_do_so_in_turn(two, tmp_path):
+    folder = two[0].save(tmp_path / "fit")
+    writers = [threading.Thread(target=lambda fit=fit: [fit.save(folder) for _ in range(5)]) for fit in two]
+    for writer in writers:
+        writer.start()
+    known = [fit._draws.means.tobytes() for fit in two]
+    while any(writer.is_alive() for writer in writers):
+        assert load(folder)._draws.means.tobytes() in known
+    assert load(folder)._draws.means.tobytes() in known
+
+
+def test_a_folder_that_another_writes_to_is_refused(post, tmp_path):
+    folder = post.save(tmp_path / "fit")
+    with sole_writer(folder):
+        with pytest.raises(BlockingIOError, match=r"another process is writing to .*: wait for it"):
+            sole_writer(folder, wait=0.05).__enter__()
+        with pytest.raises(BlockingIOError, match="another process"):
+            bayesgmm.select(FAITHFUL, [1], "full", out=folder, progressbar=False)

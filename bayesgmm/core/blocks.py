@@ -8,7 +8,8 @@ travel to the rows; rows go nowhere.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Protocol
 
 import numpy as np
@@ -53,14 +54,15 @@ class RowBlocks(Protocol):
 
 @dataclass(frozen=True)
 class Accumulate:
-    """The one pass at given parameters, on each block."""
+    """The one pass at given parameters, on each block; ``moments`` as in ``kernel.accumulate``."""
 
     parameters: MixtureParameters
     n_threads: int | None = None
+    moments: str = "full"
 
     def __call__(self, X: FloatArray, v: FloatArray | None, block: int) -> SufficientStatistics:
         """Sums of the rows of a block."""
-        return kernel.accumulate(X, self.parameters, v, self.n_threads)
+        return kernel.accumulate(X, self.parameters, v, self.n_threads, self.moments)
 
 
 @dataclass(frozen=True)
@@ -72,7 +74,19 @@ class LogLikelihoods:
 
     def __call__(self, X: FloatArray, v: FloatArray | None, block: int) -> FloatArray:
         """Of the rows of a block: an array (S,)."""
-        return np.array([kernel.accumulate(X, each, v, self.n_threads).log_likelihood for each in self.parameters])
+        out = np.empty(len(self.parameters))
+        # Parameter sets of equal K go over the rows together.
+        sizes = np.array([each.n_components for each in self.parameters], dtype=np.int64)
+        for K in np.unique(sizes):
+            of_size = np.flatnonzero(sizes == K)
+            sets = [self.parameters[int(s)] for s in of_size]
+            stacked = (
+                np.stack([each.weights for each in sets]),
+                np.stack([each.means for each in sets]),
+                np.stack([each.precision_factors for each in sets]),
+            )
+            out[of_size] = kernel.log_likelihoods(X, *stacked, v, self.n_threads)
+        return out
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,6 +97,8 @@ class Moments:
     ----------
     n_rows : int
         Rows, those of weight 0 too.
+    n_counted : int
+        Rows of positive weight.
     weight : float
         Σ v_n.
     mean : ndarray of shape (D,)
@@ -92,6 +108,7 @@ class Moments:
     """
 
     n_rows: int
+    n_counted: int
     weight: float
     mean: FloatArray
     scatter: FloatArray
@@ -103,11 +120,14 @@ class Moments:
         weight = self.weight + other.weight
         share = other.weight / weight if weight > 0 else 0.0
         apart = other.mean - self.mean
+        with np.errstate(over="ignore", invalid="ignore"):
+            between = self.weight * share * np.outer(apart, apart)
         return Moments(
             self.n_rows + other.n_rows,
+            self.n_counted + other.n_counted,
             weight,
             self.mean + share * apart,
-            self.scatter + other.scatter + self.weight * share * np.outer(apart, apart),
+            self.scatter + other.scatter + between,
             np.minimum(self.low, other.low),
             np.maximum(self.high, other.high),
         )
@@ -119,12 +139,15 @@ def moments(X: FloatArray, v: FloatArray | None, block: int) -> Moments:
     weight = float(len(X)) if v is None else float(v.sum())
     if not weight > 0:
         zero = np.zeros(D)
-        return Moments(len(X), 0.0, zero, np.zeros((D, D)), np.full(D, np.inf), np.full(D, -np.inf))
+        return Moments(len(X), 0, 0.0, zero, np.zeros((D, D)), np.full(D, np.inf), np.full(D, -np.inf))
     rows = X.astype(np.float64, copy=False)
-    mean = np.average(rows, axis=0, weights=v)
-    centred = rows - mean
-    scatter = (centred if v is None else centred * v[:, None]).T @ centred
-    return Moments(len(X), weight, mean, scatter, rows.min(axis=0), rows.max(axis=0))
+    # Squares that leave the range of float64 are the reader's to refuse, by ``low`` and ``high``.
+    with np.errstate(over="ignore", invalid="ignore"):
+        mean = np.average(rows, axis=0, weights=v)
+        centred = rows - mean
+        scatter = (centred if v is None else centred * v[:, None]).T @ centred
+    counted = len(X) if v is None else int(np.count_nonzero(v))
+    return Moments(len(X), counted, weight, mean, scatter, rows.min(axis=0), rows.max(axis=0))
 
 
 @dataclass(frozen=True, eq=False)
@@ -134,37 +157,90 @@ class Subsample:
     Parameters
     ----------
     size : int
-    rows : ndarray of shape (n, D)
-    weights : ndarray of shape (n,)
-    keys : ndarray of shape (n,)
-        Uniform numbers that the seed and the row's place give; ascending.
+    parts : tuple of (rows (n, D), weights (n,), keys (n,))
+        Keys are uniform numbers that the seed and the row's place give.
     """
 
     size: int
-    rows: FloatArray
-    weights: FloatArray
-    keys: FloatArray
+    parts: tuple[tuple[FloatArray, FloatArray, FloatArray], ...]
 
     def __add__(self, other: Subsample) -> Subsample:
         """From the rows of both."""
-        keys = np.concatenate([self.keys, other.keys])
+        both = Subsample(self.size, self.parts + other.parts)
+        # Sorted when there are many, not each time: most additions bring a handful of rows.
+        return (
+            both if sum(len(part[2]) for part in both.parts) < 2 * self.size else Subsample(self.size, (both._drawn,))
+        )
+
+    @cached_property
+    def _drawn(self) -> tuple[FloatArray, FloatArray, FloatArray]:
+        rows, weights, keys = (np.concatenate(arrays) for arrays in zip(*self.parts, strict=True))
         chosen = np.argsort(keys, kind="stable")[: self.size]
-        rows, weights = np.concatenate([self.rows, other.rows]), np.concatenate([self.weights, other.weights])
-        return replace(self, rows=rows[chosen], weights=weights[chosen], keys=keys[chosen])
+        return rows[chosen], weights[chosen], keys[chosen]
+
+    @property
+    def rows(self) -> FloatArray:
+        """The rows (n, D), in the order of their keys."""
+        return self._drawn[0]
+
+    @property
+    def weights(self) -> FloatArray:
+        """Their weights (n,)."""
+        return self._drawn[1]
 
 
 @dataclass(frozen=True)
 class Draw:
-    """Task: a subsample of the rows of positive weight, the same for the same seed and blocks."""
+    """Task: a subsample of the rows of positive weight, the same for the same seed and blocks.
+
+    Parameters
+    ----------
+    size : int
+    seed : int
+    share : float, default 1.0
+        Rows with keys from here on are passed over. Little more than ``size`` rows of all, it saves carrying whole blocks about.
+    """
 
     size: int
     seed: int
+    share: float = 1.0
 
     def __call__(self, X: FloatArray, v: FloatArray | None, block: int) -> Subsample:
         """From the rows of a block."""
         weights: NDArray[np.float64] = np.ones(len(X)) if v is None else v
         keys = np.random.default_rng([self.seed, block]).random(len(X))
-        keys[weights <= 0] = 2.0
-        chosen = np.argsort(keys, kind="stable")[: self.size]
-        chosen = chosen[keys[chosen] < 2.0]
-        return Subsample(self.size, X[chosen].astype(np.float64), weights[chosen], keys[chosen])
+        near = np.flatnonzero((keys < self.share) & (weights > 0))
+        chosen = near[np.argsort(keys[near], kind="stable")[: self.size]]
+        return Subsample(self.size, ((X[chosen].astype(np.float64), weights[chosen], keys[chosen]),))
+
+
+@dataclass(frozen=True, eq=False)
+class Gathered:
+    """Something of each row of some blocks.
+
+    Parameters
+    ----------
+    parts : tuple of (block, ndarray of shape (n, ...))
+    """
+
+    parts: tuple[tuple[int, NDArray[Any]], ...]
+
+    def __add__(self, other: Gathered) -> Gathered:
+        """Of the rows of both."""
+        return Gathered(self.parts + other.parts)
+
+    @property
+    def values(self) -> NDArray[Any]:
+        """Of the rows in the order of the table."""
+        return np.concatenate([values for _, values in sorted(self.parts, key=lambda part: part[0])])
+
+
+@dataclass(frozen=True)
+class Gather:
+    """Task: a function of rows, (n, D) to (n, ...), on each block."""
+
+    function: Callable[[FloatArray], NDArray[Any]]
+
+    def __call__(self, X: FloatArray, v: FloatArray | None, block: int) -> Gathered:
+        """Of the rows of a block."""
+        return Gathered(((block, self.function(X)),))

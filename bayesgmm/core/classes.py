@@ -146,19 +146,21 @@ class LabelledProblem(em.Problem):
     classes: ClassLayout = field(kw_only=True)
 
     @override
-    def e_step(self, parameters: MixtureParameters) -> SufficientStatistics:
+    def e_step(self, parameters: MixtureParameters, moments: str | None = None) -> SufficientStatistics:
         K, D = parameters.means.shape
+        form = self.kind.moments if moments is None else moments
         weights = np.ascontiguousarray(self.classes.scaled(parameters.weights))
-        counts, first, second = np.zeros(K), np.zeros((K, D)), np.zeros((K, D, D))
+        counts, first = np.zeros(K), np.zeros((K, D))
+        second = np.zeros({"full": (K, D, D), "pooled": (1, D, D), "diagonal": (K, D)}[form])
         log_likelihood = 0.0
         for rows, block in self.classes.passes:
             part = MixtureParameters(weights[block], parameters.means[block], parameters.precision_factors[block])
             v = None if self.sample_weight is None else self.sample_weight[rows]
-            sums = kernel.accumulate(self.X[rows], part, v, self.n_threads)
+            sums = kernel.accumulate(self.X[rows], part, v, self.n_threads, form)
             log_likelihood += sums.log_likelihood
             counts[block] += sums.counts
             first[block] += sums.first
-            second[block] += sums.second
+            second[slice(None) if form == "pooled" else block] += sums.second
         return SufficientStatistics(log_likelihood, self.total_weight, counts, first, second)
 
     @override

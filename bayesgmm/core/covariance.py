@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 class CovarianceStructure(ABC):
     """One covariance structure.
 
-    Scatter matrices come in as (K, D, D), effective counts as (K,); covariances go out in scikit-learn's shape
-    (``full`` (K, D, D), ``tied`` (D, D), ``diag`` (K, D), ``spherical`` (K,)).
+    Scatter matrices come in as (K, D, D) or in the form of ``moments``, effective counts as (K,); covariances go out in scikit-learn's
+    shape (``full`` (K, D, D), ``tied`` (D, D), ``diag`` (K, D), ``spherical`` (K,)).
     """
 
     name: str
@@ -37,6 +37,8 @@ class CovarianceStructure(ABC):
     """Dimensions of the standard deviations that differ."""
     correlation_dims: tuple[str, ...] | None = None
     """Dimensions of the correlations; None where the structure has none."""
+    moments: str
+    """What a pass over the data has to tell of the second moments: see ``kernel.accumulate``."""
 
     @abstractmethod
     def n_covariance_parameters(self, n_components: int, n_features: int) -> int:
@@ -60,7 +62,7 @@ class CovarianceStructure(ABC):
 
     @abstractmethod
     def pool(self, scatter: FloatArray) -> FloatArray:
-        """Scatter (K, D, D) pooled over what the structure shares, in packed shape; spherical: sum over the axes."""
+        """Scatter (K, D, D), or in the form of ``moments``, pooled over what the structure shares; spherical: sum over the axes."""
 
     @abstractmethod
     def divisor(self, counts: FloatArray, n_features: int) -> FloatArray | float:
@@ -114,6 +116,7 @@ class Full(CovarianceStructure):
     free_dims: tuple[str, ...] = ("component", "feature", "feature_bis")
     deviation_dims: tuple[str, ...] = ("component", "feature")
     correlation_dims: tuple[str, ...] | None = ("component", "feature_pair")
+    moments = "full"
 
     @override
     def n_covariance_parameters(self, n_components: int, n_features: int) -> int:
@@ -179,6 +182,7 @@ class Tied(Full):
     free_dims = ("feature", "feature_bis")
     deviation_dims = ("feature",)
     correlation_dims = ("feature_pair",)
+    moments = "pooled"
 
     @override
     def n_covariance_parameters(self, n_components: int, n_features: int) -> int:
@@ -228,6 +232,8 @@ class Tied(Full):
 class _AxisAligned(CovarianceStructure):
     """What structures whose packed covariances are variances have in common."""
 
+    moments = "diagonal"
+
     @override
     def factors(self, covariances: FloatArray, n_components: int, n_features: int) -> FloatArray:
         if not np.all(covariances > 0):
@@ -268,7 +274,7 @@ class Diag(_AxisAligned):
 
     @override
     def pool(self, scatter: FloatArray) -> FloatArray:
-        return _diagonal(scatter)
+        return scatter if scatter.ndim == 2 else _diagonal(scatter)
 
     @override
     def divisor(self, counts: FloatArray, n_features: int) -> FloatArray:
@@ -317,7 +323,7 @@ class Spherical(_AxisAligned):
 
     @override
     def pool(self, scatter: FloatArray) -> FloatArray:
-        return np.trace(scatter, axis1=1, axis2=2)
+        return scatter.sum(axis=1) if scatter.ndim == 2 else np.trace(scatter, axis1=1, axis2=2)
 
     @override
     def divisor(self, counts: FloatArray, n_features: int) -> FloatArray:
@@ -360,29 +366,40 @@ def structure(name: str) -> CovarianceStructure:
 
 
 def centred_moments(statistics: SufficientStatistics, means: FloatArray) -> tuple[FloatArray, FloatArray]:
-    """Weighted means x̄ (K, D) and scatter W (K, D, D) about them, from sums centred at ``means``.
+    """Weighted means x̄ (K, D) and scatter W about them, in the form of the second moments, from sums centred at ``means``.
 
     A component without rows keeps its mean and has no scatter.
     """
     counts = np.maximum(statistics.counts, TINY)
     shift = statistics.first / counts[:, None]
-    scatter = statistics.second - statistics.first[:, :, None] * shift[:, None, :]
     empty = statistics.counts <= 0
     if empty.any():
-        shift[empty], scatter[empty] = 0.0, 0.0
+        shift[empty] = 0.0
+    scatter = statistics.second - _products(statistics.first, shift, statistics.second)
+    if empty.any() and len(scatter) == len(empty):
+        scatter[empty] = 0.0
     return means + shift, scatter
+
+
+def _products(a: FloatArray, b: FloatArray, moments: FloatArray) -> FloatArray:
+    """Products a_k b_kᵀ of the rows of two (K, D) in the form of second moments: (K, D, D), their sum (1, D, D) or diagonals (K, D)."""
+    if moments.ndim == 2:
+        return a * b
+    if len(moments) < len(a):
+        return (a.T @ b)[None]
+    return a[:, :, None] * b[:, None, :]
 
 
 def posterior_moments(
     statistics: SufficientStatistics, means: FloatArray, prior: ConjugatePrior
 ) -> tuple[FloatArray, FloatArray]:
-    """Posterior mean of μ (K, D) and B_k = W_k + κ₀N_k/(κ₀+N_k) (x̄_k − m₀)(x̄_k − m₀)ᵀ (K, D, D)."""
+    """Posterior mean of μ (K, D) and B_k = W_k + κ₀N_k/(κ₀+N_k) (x̄_k − m₀)(x̄_k − m₀)ᵀ, in the form of the second moments."""
     average, scatter = centred_moments(statistics, means)
     counts, kappa = statistics.counts, prior.mean_precision
     deviation = average - prior.resolved_mean
     shrunk = prior.resolved_mean + (counts / (counts + kappa))[:, None] * deviation
-    between = (kappa * counts / (kappa + counts))[:, None, None] * deviation[:, :, None] * deviation[:, None, :]
-    return shrunk, scatter + between
+    share = kappa * counts / (kappa + counts)
+    return shrunk, scatter + _products(share[:, None] * deviation, deviation, scatter)
 
 
 def maximise(

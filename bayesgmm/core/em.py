@@ -12,12 +12,16 @@ from numpy.typing import NDArray
 from scipy.optimize import linear_sum_assignment
 
 from bayesgmm.core import covariance, kernel, seeding
+from bayesgmm.core.blocks import Task
 from bayesgmm.core.covariance import CovarianceStructure, structure
 from bayesgmm.core.parameters import FloatArray, MixtureParameters, SufficientStatistics
-from bayesgmm.core.priors import ConjugatePrior
+from bayesgmm.core.priors import ConjugatePrior, weighted_mean
 
 MAX_RESEEDS = 3
 LOOSE_TOL = 1e-4
+SLOW = 1e-3
+"""Change of the objective below which EM's steps are alike enough to be extrapolated."""
+
 NEAR_SINGULAR = 1e-3
 RACE = ((10.0, 1e-3, 6), (1.0, 1e-4, 2))
 """Stages of a race: the tolerance in nats in all, its cap per row, and how many optima go on."""
@@ -53,6 +57,8 @@ class EMRun:
         How often a component that had lost its rows or its variance was started anew.
     history : tuple of MixtureParameters
         Parameters at the start and after each iteration, if they were asked for.
+    statistics : SufficientStatistics or None
+        Of the last pass, so that going on needs no pass of its own.
     """
 
     parameters: MixtureParameters
@@ -65,6 +71,7 @@ class EMRun:
     converged: bool
     n_reseeded: int = 0
     history: tuple[MixtureParameters, ...] = ()
+    statistics: SufficientStatistics | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -154,7 +161,7 @@ class Problem:
     def feature_scale(self) -> FloatArray:
         """Standard deviation (D,) of each feature under the weights; 1 where it is constant."""
         v = self.sample_weight
-        center = np.average(self.X, axis=0, weights=v)
+        center = weighted_mean(self.X, v)
         squares = np.zeros_like(center)
         for start in range(0, len(self.X), 65536):
             deviation = (self.X[start : start + 65536] - center) ** 2
@@ -162,9 +169,15 @@ class Problem:
         deviations = np.sqrt(squares / self.total_weight)
         return np.where(deviations > 1e-14 * np.abs(center), deviations, 1.0)
 
-    def e_step(self, parameters: MixtureParameters) -> SufficientStatistics:
-        """Sums of one pass at the parameters."""
-        return kernel.accumulate(self.X, parameters, self.sample_weight, self.n_threads)
+    def e_step(self, parameters: MixtureParameters, moments: str | None = None) -> SufficientStatistics:
+        """Sums of one pass at the parameters; ``moments`` as in ``kernel.accumulate``, what the structure needs when None."""
+        return kernel.accumulate(
+            self.X, parameters, self.sample_weight, self.n_threads, self.kind.moments if moments is None else moments
+        )
+
+    def total(self, task: Task) -> Any:
+        """Sum of a task over the rows, in blocks or all at once."""
+        return task(self.X, self.sample_weight, 0)
 
     def m_step(self, statistics: SufficientStatistics, means: FloatArray) -> tuple[MixtureParameters, FloatArray]:
         """Parameters and packed covariances that maximise the expected complete-data objective.
@@ -214,6 +227,7 @@ def climb(
     callback: Callback | None = None,
     keep_history: bool = False,
     n_before: int = 0,
+    statistics: SufficientStatistics | None = None,
 ) -> EMRun:
     """EM from given parameters until the objective changes by less than ``tol`` (Dempster, Laird & Rubin 1977).
 
@@ -231,6 +245,8 @@ def climb(
     keep_history : bool, default False
     n_before : int, default 0
         Iterations that led to the start, where this goes on from another climb: the callback counts on from there.
+    statistics : SufficientStatistics, optional
+        Of a pass at the start, where there was one.
 
     Returns
     -------
@@ -245,7 +261,8 @@ def climb(
     history: list[MixtureParameters] = []
     reseeded, last_reseed, converged, iteration = 0, 0, False, 0
     while True:
-        statistics = problem.e_step(parameters)
+        if statistics is None:
+            statistics = problem.e_step(parameters)
         objective = problem.objective(statistics, parameters)
         if not np.isfinite(objective):
             raise DegenerateFitError("the log-likelihood left the range of float64: rescale the data")
@@ -264,7 +281,8 @@ def climb(
                 raise DegenerateFitError(f"components kept collapsing ({error})") from None
             reseeded += 1
             last_reseed = iteration + 1
-            parameters, packed = _reseed(problem, statistics, parameters, rng)
+            parameters, packed = restarted(problem, statistics, parameters, rng)
+        statistics = None
         iteration += 1
     return EMRun(
         parameters,
@@ -277,13 +295,16 @@ def climb(
         converged,
         reseeded,
         tuple(history),
+        statistics,
     )
 
 
-def _reseed(
+def restarted(
     problem: Problem, statistics: SufficientStatistics, parameters: MixtureParameters, rng: np.random.Generator
 ) -> tuple[MixtureParameters, FloatArray]:
     """Start lost components anew at badly fitted rows, with the pooled covariance of the others."""
+    if len(statistics.second) != len(statistics.counts) or statistics.second.ndim == 2:
+        statistics = problem.e_step(parameters, "full")
     means, scatter = covariance.centred_moments(statistics, parameters.means)
     counts = statistics.counts.copy()
     K, D = means.shape
@@ -357,7 +378,7 @@ def start_from_labels(problem: Problem, labels: IntArray, n_components: int) -> 
         counts += np.bincount(own, weights=weight, minlength=n_components)
         for j in range(D):
             sums[:, j] += np.bincount(own, weights=problem.X[part, j] * weight, minlength=n_components)
-    centre = np.average(problem.X, axis=0, weights=v)
+    centre = weighted_mean(problem.X, v)
     means = np.where(counts[:, None] > 0, sums / np.maximum(counts, 1e-300)[:, None], centre)
     scatter = np.zeros((n_components, D, D))
     for k in range(n_components):
@@ -374,8 +395,11 @@ def start_from_responsibilities(problem: Problem, resp: FloatArray) -> tuple[Mix
     weighted = resp if problem.sample_weight is None else resp * problem.sample_weight[:, None]
     counts = weighted.sum(axis=0)
     K, D = resp.shape[1], problem.X.shape[1]
-    centre = np.average(problem.X, axis=0, weights=problem.sample_weight)
-    means = np.where(counts[:, None] > 0, (weighted.T @ problem.X) / np.maximum(counts, 1e-300)[:, None], centre)
+    centre = weighted_mean(problem.X, problem.sample_weight)
+    sums = np.zeros((K, D))
+    for start in range(0, len(resp), 65536):
+        sums += weighted[start : start + 65536].T @ problem.X[start : start + 65536]
+    means = np.where(counts[:, None] > 0, sums / np.maximum(counts, 1e-300)[:, None], centre)
     scatter = np.zeros((K, D, D))
     for k in range(K):
         for start in range(0, len(resp), 65536):
@@ -411,15 +435,17 @@ def fit(
     n_threads: int | None = None,
     callback: Callback | None = None,
     keep_history: bool = False,
+    accelerated: bool = True,
 ) -> EMFit:
     """Fit a mixture from several starts and report the distinct optima.
 
-    All starts are climbed to a loose tolerance first; those that arrive at the same place go on as one.
+    All starts are climbed to a loose tolerance first; those that arrive at the same place go on as one, accelerated
+    (:func:`accelerate`).
 
     Parameters
     ----------
     X : ndarray of shape (N, D)
-        C-contiguous float64, finite.
+        C-contiguous float64 or float32, finite; float32 is not copied, and the fit is that of the same numbers in float64.
     n_components : int
         K.
     covariance_type : {"full", "tied", "diag", "spherical"}, default "full"
@@ -443,6 +469,9 @@ def fit(
     callback : callable, optional
         ``callback(iteration, parameters, objective)`` on every iteration of every climb.
     keep_history : bool, default False
+        All steps are plain EM's then.
+    accelerated : bool, default True
+        False climbs by plain steps of EM to the end, as do ``tol=0`` and ``keep_history``.
 
     Returns
     -------
@@ -455,18 +484,32 @@ def fit(
     ValueError
         If the prior has a weight concentration below 1: its mode is at weight 0, where the density is unbounded.
     """
-    if prior is not None and np.min(prior.resolved_concentration) < 1:
-        raise ValueError("a mode needs weight_concentration ≥ 1: below 1 the prior density is unbounded at weight 0")
+    refuse_without_mode(prior)
     kind = structure(covariance_type)
     problem = Problem(X, kind, prior, sample_weight, reg_covar, tol, max_iter, n_threads)
     if starts is not None:
-        given = [("given", partial(_as_given, begin)) for begin in starts]
-        return fit_problem(problem, given, rng, callback, keep_history)
+        return fit_problem(problem, as_given(starts), rng, callback, keep_history, accelerated)
     methods = seeding.mixed_starts(init_params, n_init, X.shape[1])
     if n_components == 1:
         methods = methods[:1]
     seeded = [(method, partial(start, problem, n_components, method)) for method in methods]
-    return fit_problem(problem, seeded, rng, callback, keep_history)
+    return fit_problem(problem, seeded, rng, callback, keep_history, accelerated)
+
+
+def refuse_without_mode(prior: ConjugatePrior | None) -> None:
+    """Refuse a prior with a weight concentration below 1.
+
+    Raises
+    ------
+    ValueError
+    """
+    if prior is not None and np.min(prior.resolved_concentration) < 1:
+        raise ValueError("a mode needs weight_concentration ≥ 1: below 1 the prior density is unbounded at weight 0")
+
+
+def as_given(starts: Sequence[tuple[MixtureParameters, FloatArray]]) -> list[tuple[str, Start]]:
+    """Given starts as :func:`fit_problem` takes them."""
+    return [("given", partial(_as_given, begin)) for begin in starts]
 
 
 def _as_given(
@@ -481,6 +524,8 @@ def fit_problem(
     rng: np.random.Generator,
     callback: Callback | None = None,
     keep_history: bool = False,
+    accelerated: bool = True,
+    counts: Sequence[int] | None = None,
 ) -> EMFit:
     """Climb from starts that are made when their turn comes; see :func:`fit`.
 
@@ -491,6 +536,9 @@ def fit_problem(
     rng : numpy.random.Generator
     callback : callable, optional
     keep_history : bool, default False
+    accelerated : bool, default True
+    counts : sequence of int, optional
+        How many starts each stands for; 1 unless given.
 
     Returns
     -------
@@ -505,11 +553,16 @@ def fit_problem(
     seeds = rng.spawn(len(starts))
     several = len(starts) > 1
     loose = replace(problem, tol=max(tol, LOOSE_TOL)) if several else problem
+    plain = keep_history or not accelerated or tol == 0
     found: list[tuple[EMRun, int]] = []
     failures: list[str] = []
-    for (name, make), seed in zip(starts, seeds, strict=True):
+    for (name, make), seed, reached in zip(starts, seeds, counts or [1] * len(starts), strict=True):
         try:
-            found.append((climb(loose, *make(seed), seed, callback, keep_history), 1))
+            begin = make(seed)
+            if several or plain:
+                found.append((climb(loose, *begin, seed, callback, keep_history), reached))
+            else:
+                found.append((ascend(problem, *begin, seed, callback), reached))
         except (DegenerateFitError, np.linalg.LinAlgError) as error:
             failures.append(f"{name} start: {error}")
     scale = problem.feature_scale()
@@ -517,7 +570,10 @@ def fit_problem(
         finished: list[tuple[EMRun, int]] = []
         for run, reached in _distinct(found, scale, problem.total_weight):
             try:
-                finished.append((_continued(problem, run, rng, callback, keep_history), reached))
+                if plain:
+                    finished.append((_continued(problem, run, rng, callback, keep_history), reached))
+                else:
+                    finished.append((accelerate(problem, run, rng, callback), reached))
             except DegenerateFitError as error:
                 failures.append(str(error))
         found = finished
@@ -637,13 +693,15 @@ def accelerate(
     run : EMRun
     rng : numpy.random.Generator
     callback : callable, optional
+        As for ``climb``, after every pass.
     longest : float, default 64.0
         Largest a.
 
     Returns
     -------
     EMRun
-        ``n_iter`` counts the passes over the data.
+        ``n_iter`` counts the passes over the data, and ``lower_bounds`` has the objective after each: as it was, where a jump was
+        not made.
 
     References
     ----------
@@ -652,21 +710,23 @@ def accelerate(
     """
     scale = problem.feature_scale()
     here, packed, objective = run.parameters, run.covariances, run.objective
-    bounds, passes, converged = list(run.lower_bounds), run.n_iter, False
-    try:
-        statistics = problem.e_step(here)
-        while passes < problem.max_iter:
+    statistics = problem.e_step(here) if run.statistics is None else run.statistics
+    bounds, converged, lost = list(run.lower_bounds), False, False
+
+    def passed() -> None:
+        bounds.append(objective)
+        if callback is not None:
+            callback(len(bounds) - 1, here, objective)
+
+    while len(bounds) <= problem.max_iter and not converged:
+        try:
             one, packed = problem.m_step(statistics, here.means)
-            after = problem.e_step(one)
-            new = problem.objective(after, one)
-            passes += 1
-            if callback is not None:
-                callback(passes, one, new)
-            bounds.append(new)
-            before = here
-            change, objective, here, statistics = new - objective, new, one, after
-            converged = abs(change) < problem.tol
-            if converged:
+            before, last = here, objective
+            here, statistics = one, problem.e_step(one)
+            objective = problem.objective(statistics, here)
+            passed()
+            converged = abs(objective - last) < problem.tol
+            if converged or len(bounds) > problem.max_iter:
                 break
             two, _ = problem.m_step(statistics, here.means)
             jumped = _jump(before, here, two, scale, longest)
@@ -674,15 +734,14 @@ def accelerate(
                 continue
             far = problem.e_step(jumped)
             gained = problem.objective(far, jumped)
-            passes += 1
-            if np.isfinite(gained) and gained >= objective:
-                bounds.append(gained)
-                here, objective, statistics = jumped, gained, far
-                packed = problem.kind.pack(jumped.covariances)
-    except np.linalg.LinAlgError:
-        # A component has lost its rows: the plain climb knows what to do.
-        return _continued(problem, run, rng, callback, False)
-    return replace(
+        except np.linalg.LinAlgError:
+            lost = True
+            break
+        if np.isfinite(gained) and gained >= objective:
+            here, objective, statistics = jumped, gained, far
+            packed = problem.kind.pack(jumped.covariances)
+        passed()
+    ended = replace(
         run,
         parameters=here,
         covariances=packed,
@@ -690,9 +749,12 @@ def accelerate(
         log_likelihood=statistics.log_likelihood,
         counts=statistics.counts,
         lower_bounds=tuple(bounds),
-        n_iter=passes,
+        n_iter=len(bounds) - 1,
         converged=converged,
+        statistics=statistics,
     )
+    # Where a component has lost its rows, the plain climb knows what to do.
+    return _continued(problem, ended, rng, callback, False) if lost else ended
 
 
 def _jump(
@@ -727,6 +789,31 @@ def _coordinates(parameters: MixtureParameters, scale: FloatArray) -> FloatArray
     return np.concatenate([weights, (parameters.means / scale).ravel(), factors.ravel()])
 
 
+def ascend(
+    problem: Problem,
+    parameters: MixtureParameters,
+    packed: FloatArray,
+    rng: np.random.Generator,
+    callback: Callback | None = None,
+) -> EMRun:
+    """Climb from a start to the end: by EM until it slows down, then accelerated.
+
+    Parameters
+    ----------
+    problem : Problem
+    parameters : MixtureParameters
+    packed : ndarray
+    rng : numpy.random.Generator
+    callback : callable, optional
+
+    Returns
+    -------
+    EMRun
+    """
+    run = climb(replace(problem, tol=max(problem.tol, SLOW)), parameters, packed, rng, callback)
+    return accelerate(problem, run, rng, callback) if problem.tol < SLOW else run
+
+
 def _no_start(failures: Sequence[str]) -> DegenerateFitError:
     return DegenerateFitError(
         "no start led to positive definite covariances: "
@@ -740,7 +827,7 @@ def _continued(
 ) -> EMRun:
     """Climb on from where a run ended."""
     left = replace(problem, max_iter=max(0, problem.max_iter - run.n_iter))
-    more = climb(left, run.parameters, run.covariances, rng, callback, keep_history, run.n_iter)
+    more = climb(left, run.parameters, run.covariances, rng, callback, keep_history, run.n_iter, run.statistics)
     return replace(
         more,
         lower_bounds=run.lower_bounds + more.lower_bounds[1:],

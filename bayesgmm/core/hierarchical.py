@@ -244,7 +244,7 @@ class HierarchicalPrior(MixturePrior):
 
         Returns
         -------
-        dict of str to (ndarray, tuple of str)
+        dict of str to (ndarray of the shape of its dims, tuple of str)
             Dims are those of the PyMC model: "component", "feature", "feature_bis".
 
         Raises
@@ -276,15 +276,15 @@ class HierarchicalPrior(MixturePrior):
         ----------
         weights : ndarray of shape (..., K)
         means : ndarray of shape (..., K, D)
-        covariances : ndarray
-            Packed as ``covariance_type`` says, with the same leading axes.
+        covariances : ndarray of shape (..., K, D, D), (..., D, D), (..., K, D) or (..., K)
+            Packed as ``covariance_type`` says.
         covariance_type : {"full", "tied", "diag", "spherical"}, default "full"
         precision_rate : ndarray of shape (..., D, D), (..., D) or (...), optional
             C₀ of full and tied, diag, spherical. A matrix counts by its lower triangle.
 
         Returns
         -------
-        ndarray or float
+        ndarray of shape (...) or float
             One value per leading index.
         """
         K, D = np.shape(means)[-2:]
@@ -322,7 +322,7 @@ class HierarchicalPrior(MixturePrior):
 
         Returns
         -------
-        ndarray or float
+        ndarray of shape (...) or float
             One value per leading index.
         """
         weights, means = np.asarray(weights, dtype=float), np.asarray(means, dtype=float)

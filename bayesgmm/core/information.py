@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,7 +25,7 @@ from scipy.linalg import block_diag, eigh, solve_triangular
 
 from bayesgmm.core import em, kernel
 from bayesgmm.core.covariance import CovarianceStructure, structure
-from bayesgmm.core.parameters import FloatArray, MixtureParameters
+from bayesgmm.core.parameters import FloatArray, MixtureParameters, SufficientStatistics
 
 BoolArray = NDArray[np.bool_]
 
@@ -44,6 +44,9 @@ OFF_OPTIMUM = 0.5
 
 BLOCK_ELEMENTS = 2_000_000
 """Size of the largest array of scores (rows of a block × P); 16 MB."""
+
+MAX_PARTS = 8
+"""Pieces of a block of rows whose sums are made beside one another."""
 
 
 class InformationWarning(UserWarning):
@@ -192,16 +195,30 @@ class FreeEntries:
         return values if "feature" in self.kind.deviation_dims else values[..., 0]
 
 
-class _Coordinates:
-    """Coordinates in which every component is a unit normal: weights, then K · D of u, then owners · q of E."""
+class ScoreCoordinates:
+    """Coordinates in which every component is a unit normal: weights, then K · D of u, then owners · q of E.
 
-    def __init__(self, problem: em.Problem, parameters: MixtureParameters, counts: FloatArray) -> None:
+    Parameters
+    ----------
+    kind : CovarianceStructure
+    parameters : MixtureParameters
+    active : ndarray of bool of shape (K,), optional
+        Components whose weight may move. Default: all.
+    with_prior : bool, default True
+        Whether a prior determines what a component without rows has of its own.
+    """
+
+    def __init__(
+        self,
+        kind: CovarianceStructure,
+        parameters: MixtureParameters,
+        active: BoolArray | None = None,
+        with_prior: bool = True,
+    ) -> None:
         K, D = parameters.n_components, parameters.n_features
-        self.parameters, self.free = parameters, FreeEntries(problem.kind, K, D)
+        self.parameters, self.free = parameters, FreeEntries(kind, K, D)
         pi = parameters.weights
-        self.active = pi >= BOUNDARY
-        if problem.prior is None:
-            self.active &= counts >= BOUNDARY * problem.total_weight
+        self.active = np.ones(K, dtype=bool) if active is None else active
         reference = int(np.argmax(np.where(self.active, pi, -1.0)))
         movable = np.flatnonzero(self.active & (np.arange(K) != reference))
         self.n_weights = len(movable)
@@ -211,20 +228,23 @@ class _Coordinates:
         self.log_weight_gradient = self.from_weights / np.where(self.active, pi, 1.0)[:, None]
         self.size = self.n_weights + K * D + self.free.owners * self.free.size
         # What a component without rows and without a prior has of its own cannot be estimated.
-        kept = np.ones(K, dtype=bool) if problem.prior is not None else self.active
+        kept = np.ones(K, dtype=bool) if with_prior else self.active
         own = kept if self.free.owners == K else np.ones(1, dtype=bool)
         self.kept = np.concatenate([np.ones(self.n_weights, bool), np.repeat(kept, D), np.repeat(own, self.free.size)])
 
     def mean_slots(self, k: int) -> slice:
+        """Where the u of component k lie."""
         begin = self.n_weights + k * self.free.n_features
         return slice(begin, begin + self.free.n_features)
 
     def covariance_slots(self, k: int) -> slice:
+        """Where the E of component k, or of all, lies."""
         owner = k if self.free.owners > 1 else 0
         begin = self.n_weights + self.free.n_components * self.free.n_features + owner * self.free.size
         return slice(begin, begin + self.free.size)
 
     def slots(self, k: int) -> np.ndarray:
+        """Both."""
         index = np.arange(self.size)
         return np.concatenate([index[self.mean_slots(k)], index[self.covariance_slots(k)]])
 
@@ -297,9 +317,13 @@ def standard_errors(
             f"{n_parameters} free parameters are more than the {MAX_PARAMETERS} whose information matrix is formed: use "
             "method='bootstrap', or a simpler covariance_type"
         )
-    coordinates = _Coordinates(problem, parameters, problem.e_step(parameters).counts)
-    grams, meat = _score_moments(problem, coordinates)
-    observed, expected, gradient, slope = _information(problem, coordinates, grams, meat)
+    active = parameters.weights >= BOUNDARY
+    if problem.prior is None:
+        active &= problem.e_step(parameters).counts >= BOUNDARY * problem.total_weight
+    coordinates = ScoreCoordinates(problem.kind, parameters, active, problem.prior is not None)
+    sums = problem.total(ScoreMoments(coordinates, problem.n_threads))
+    meat = sums.meat
+    observed, expected, gradient, slope = _information(problem, coordinates, sums.grams, meat)
 
     kept = np.flatnonzero(coordinates.kept)
     part = np.ix_(kept, kept)
@@ -337,17 +361,96 @@ def _inverse_root(information: FloatArray) -> tuple[FloatArray, FloatArray]:
     return solve_triangular(lower, identity, lower=True).T, identity[:, :0]
 
 
-def _score_moments(problem: em.Problem, coordinates: _Coordinates) -> tuple[FloatArray, FloatArray]:
-    """Σ_n v_n r_nk a aᵀ with a = (1, score of component k) for every k, and Σ_n v_n s_n s_nᵀ, in blocks of rows."""
-    parameters, free = coordinates.parameters, coordinates.free
-    K, D = parameters.n_components, parameters.n_features
-    grams = np.zeros((K, 1 + D + free.size, 1 + D + free.size))
-    meat = np.zeros((coordinates.size, coordinates.size))
-    rows = max(64, min(8192, BLOCK_ELEMENTS // max(1, coordinates.size)))
-    for start in range(0, len(problem.X), rows):
-        X = problem.X[start : start + rows]
-        r = kernel.responsibilities(X, parameters, problem.n_threads)[0]
-        root = None if problem.sample_weight is None else np.sqrt(problem.sample_weight[start : start + rows])
+@dataclass(frozen=True, eq=False)
+class ScoreSums:
+    """Sums over rows of products of scores; those over parts of the rows add with ``+``.
+
+    Parameters
+    ----------
+    log_likelihood : float
+        Σ_n v_n log p(x_n).
+    total_weight : float
+        Σ_n v_n.
+    grams : ndarray of shape (K, 1 + D + q, 1 + D + q)
+        Σ_n v_n r_nk a aᵀ with a = (1, score of component k about its mean and covariance).
+    meat : ndarray of shape (P, P)
+        Σ_n v_n s_n s_nᵀ.
+    """
+
+    log_likelihood: float
+    total_weight: float
+    grams: FloatArray
+    meat: FloatArray
+
+    def __add__(self, other: ScoreSums) -> ScoreSums:
+        return ScoreSums(
+            self.log_likelihood + other.log_likelihood,
+            self.total_weight + other.total_weight,
+            self.grams + other.grams,
+            self.meat + other.meat,
+        )
+
+    def missing_information(self, coordinates: ScoreCoordinates) -> FloatArray:
+        """What the missing labels take away (P, P): Σ_n v_n (Σ_k r_nk s_nk s_nkᵀ − s_n s_nᵀ) (Louis 1982)."""
+        out = -self.meat
+        for k, gram in enumerate(self.grams):
+            coordinates.add(out, k, gram)
+        return out
+
+    def statistics(self, parameters: MixtureParameters) -> SufficientStatistics:
+        """The sums of the one pass at the same parameters."""
+        D = parameters.n_features
+        roots = np.linalg.inv(parameters.precision_factors)
+        first = self.grams[:, 0, 1 : 1 + D, None]
+        second = self.grams[:, 1 : 1 + D, 1 : 1 + D]
+        return SufficientStatistics(
+            self.log_likelihood,
+            self.total_weight,
+            self.grams[:, 0, 0].copy(),
+            (np.swapaxes(roots, 1, 2) @ first)[..., 0],
+            np.swapaxes(roots, 1, 2) @ second @ roots,
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class ScoreMoments:
+    """Task (:data:`bayesgmm.core.blocks.Task`): products of the scores of rows, in pieces of them."""
+
+    coordinates: ScoreCoordinates
+    n_threads: int | None = None
+
+    def __call__(self, X: FloatArray, v: FloatArray | None, block: int) -> ScoreSums:
+        """Sums over the rows of a block."""
+        size, (K, T) = self.coordinates.size, self._shape()
+        rows = max(64, min(8192, BLOCK_ELEMENTS // max(1, size)))
+        # Few partial sums, of pieces that depend on the problem alone.
+        chunk_rows = rows * max(1, -(-len(X) // (rows * MAX_PARTS)))
+        parts: list[ScoreSums | None] = [None] * max(1, -(-len(X) // chunk_rows))
+
+        def task(chunk: int, start: int, stop: int) -> None:
+            total = ScoreSums(0.0, 0.0, np.zeros((K, T, T)), np.zeros((size, size)))
+            for begin in range(start, stop, rows):
+                part = slice(begin, min(stop, begin + rows))
+                weight = None if v is None else v[part]
+                total = self._add(total, X[part], weight)
+            parts[chunk] = total
+
+        kernel._over_chunks(len(X), chunk_rows, kernel.pass_cost(len(X), K, X.shape[1]) * T, self.n_threads, task)
+        out = ScoreSums(0.0, 0.0, np.zeros((K, T, T)), np.zeros((size, size)))
+        for done in parts:
+            out = out if done is None else out + done
+        return out
+
+    def _shape(self) -> tuple[int, int]:
+        parameters = self.coordinates.parameters
+        return parameters.n_components, 1 + parameters.n_features + self.coordinates.free.size
+
+    def _add(self, total: ScoreSums, X: FloatArray, v: FloatArray | None) -> ScoreSums:
+        """Add a few rows to the sums."""
+        coordinates, parameters, free = self.coordinates, self.coordinates.parameters, self.coordinates.free
+        D, grams = parameters.n_features, total.grams
+        r, log_density = kernel.responsibilities(X, parameters, 1)
+        root = None if v is None else np.sqrt(v)
         scores = np.zeros((len(X), coordinates.size))
         scores[:, : coordinates.n_weights] = r @ coordinates.log_weight_gradient
         for k in map(int, np.flatnonzero(coordinates.active)):
@@ -361,12 +464,16 @@ def _score_moments(problem: em.Problem, coordinates: _Coordinates) -> tuple[Floa
             grams[k] += own.T @ own
         if root is not None:
             scores *= root[:, None]
-        meat += scores.T @ scores
-    return grams, meat
+        np.add(total.meat, scores.T @ scores, out=total.meat)
+        weight = float(len(X)) if v is None else float(v.sum())
+        likelihood = float(log_density.sum()) if v is None else float(v[v > 0] @ log_density[v > 0])
+        return replace(
+            total, log_likelihood=total.log_likelihood + likelihood, total_weight=total.total_weight + weight
+        )
 
 
 def _information(
-    problem: em.Problem, coordinates: _Coordinates, grams: FloatArray, meat: FloatArray
+    problem: em.Problem, coordinates: ScoreCoordinates, grams: FloatArray, meat: FloatArray
 ) -> tuple[FloatArray, FloatArray, FloatArray, FloatArray]:
     """Observed information, that of the labelled data at their optimum, gradients of the objective and of the likelihood."""
     parameters, free, prior = coordinates.parameters, coordinates.free, problem.prior
@@ -427,7 +534,7 @@ def _labelled(
     return out
 
 
-def _report(coordinates: _Coordinates, lost: BoolArray, distance: float) -> tuple[tuple[int, ...], tuple[str, ...]]:
+def _report(coordinates: ScoreCoordinates, lost: BoolArray, distance: float) -> tuple[tuple[int, ...], tuple[str, ...]]:
     """Components with undetermined parameters, and what is wrong in words."""
     K, D = coordinates.free.n_components, coordinates.free.n_features
     own = lost[:K] | lost[K : K + K * D].reshape(K, D).any(axis=1)

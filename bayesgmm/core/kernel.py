@@ -23,8 +23,10 @@ from __future__ import annotations
 import hashlib
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -34,13 +36,23 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bayesgmm.core import lanes
-from bayesgmm.core.lanes import BLOCK, LANES, LN2, PITCH, STRIP
-from bayesgmm.core.parameters import FloatArray, MixtureParameters, SufficientStatistics
+from bayesgmm.core.lanes import BLOCK, GROUP, LANES, LN2, PITCH, STRIP
+from bayesgmm.core.parameters import FloatArray, MixtureParameters, SingleArray, SufficientStatistics
 
 NEGLIGIBLE = 1e-24
 """With COMPACT_FROM features or more, rows with less than this share of a component's count in the block are left out."""
 
 COMPACT_FROM = 12
+
+FREE, BY_FEATURE, SHARED = 0, 1, 2
+"""Forms of whitening: each component by its own factor, by the diagonal of it, or all by one."""
+
+BY_FEATURE_FROM, SHARED_FROM = 4, 5
+"""Features from which the last two are worth it."""
+
+SHARED_REACH = 1e5
+"""Standard deviations between means up to which rows are whitened once for all components: exponents are then within 1e-9 of exact."""
+
 CHUNK_ROWS = 8192
 MAX_CHUNKS = 64
 PARALLEL_FLOPS = 2e6
@@ -67,10 +79,10 @@ _options = {
 # Without reassociation: it would undo the rounding to an integer, and the order that the vector code was written in.
 _exact_options = {**_options, "fastmath": {"contract", "nsz"}}
 
-# Called by compiled code alone: what Python would need to call them takes time to compile.
+# Called by compiled code alone: what Python would need to call them takes time to compile. Called in one place: part of the caller.
 _inner_options = {**_options, "no_cpython_wrapper": True}
-_inline_options = {**_options, "inline": "always"}
 _inner_exact_options = {**_exact_options, "no_cpython_wrapper": True}
+_inline_options = {**_options, "inline": "always"}
 
 
 @nb.njit(**_exact_options)
@@ -123,36 +135,132 @@ def _highest(constants):
     return shift
 
 
+@nb.njit(**_options)
+def _form(means, precision_factors):
+    """How rows are whitened under S parameter sets, (S, K, D) and (S, K, D, D): FREE, BY_FEATURE or SHARED, a property of them all.
+
+    SHARED is the difference of whitened rows and whitened means, so that means very far from each other keep to FREE.
+    """
+    S, K, D = means.shape
+    by_feature = D >= BY_FEATURE_FROM
+    s = 0
+    while by_feature and s < S:
+        for k in range(K):
+            for j in range(D):
+                for f in range(j):
+                    by_feature &= precision_factors[s, k, j, f] == 0.0
+            if not by_feature:
+                break
+        s += 1
+    if by_feature:
+        return BY_FEATURE
+    if K == 1 or D < SHARED_FROM:
+        return FREE
+    for s in range(S):
+        P = precision_factors[s, 0]
+        for k in range(1, K):
+            for j in range(D):
+                for f in range(j + 1):
+                    if precision_factors[s, k, j, f] != P[j, f]:
+                        return FREE
+            for f in range(D):
+                y = 0.0
+                for j in range(f, D):
+                    y += P[j, f] * (means[s, k, j] - means[s, 0, j])
+                if not abs(y) < SHARED_REACH:
+                    return FREE
+    return SHARED
+
+
+@nb.njit(**_inner_options)
+def _unfilled(form, K, width):
+    """Zeros for means and factors in whole fours of features; their shape says the form.
+
+    FREE: (K, width, width). BY_FEATURE: (K, 1, width), the diagonals. SHARED: (1, width + K, width), the factor and below it the
+    whitened means, as distances from the first.
+    """
+    if form == BY_FEATURE:
+        factors = np.zeros((K, 1, width))
+    elif form == SHARED:
+        factors = np.zeros((1, width + K, width))
+    else:
+        factors = np.zeros((K, width, width))
+    return np.zeros((K, width)), factors
+
+
 @nb.njit(**_inline_options)
 def _padded(means, precision_factors, centres, factors):
-    """Means, and factors for logarithms to base 2, with zeros up to whole fours of features."""
+    """Fill means, and factors for logarithms to base 2, in the form that their arrays are made for."""
     K, D = means.shape
+    width = centres.shape[1]
     for k in range(K):
         for j in range(D):
             centres[k, j] = means[k, j]
+    if factors.shape[1] == 1:
+        for k in range(K):
+            for j in range(D):
+                factors[k, 0, j] = HALF_BITS * precision_factors[k, j, j]
+        return
+    for k in range(factors.shape[0]):
+        for j in range(D):
             for f in range(j + 1):
                 factors[k, j, f] = HALF_BITS * precision_factors[k, j, f]
+    if factors.shape[1] > width:
+        for k in range(K):
+            for f in range(D):
+                y = 0.0
+                for j in range(f, D):
+                    y += factors[0, j, f] * (means[k, j] - means[0, j])
+                factors[0, width + k, f] = y
 
 
 @nb.njit(**_inner_options)
 def _load_block(X, start, b, x):
     """Copy rows start … start + b of X into x, feature-major with row stride PITCH."""
     D = X.shape[1]
-    i, whole = 0, 4 * (D // 4)
-    while whole > 0 and i + 4 <= b:
-        for j in range(0, whole, 4):
-            lanes.transpose(X, (start + i) * D + j, D, x, j * PITCH + i)
+    i = 0
+    while D > 1 and i + 4 <= b:
+        at = (start + i) * D
+        if D == 2:
+            lanes.part_2(X, at, x, i)
+        elif D == 3:
+            lanes.part_3(X, at, x, i)
+        else:
+            for j in range(0, D, 4):
+                # The last four features lap over those before.
+                f = min(j, D - 4)
+                lanes.transpose(X, at + f, D, x, f * PITCH + i)
         i += 4
     rows = X[start : start + b]
     for j in range(D):
         column = x[j * PITCH :]
-        for n in range(i if j < whole else 0, b):
+        for n in range(i, b):
             column[n] = rows[n, j]
 
 
 @nb.njit(**_inner_exact_options)
-def _exponents_of(x, b, constant, mean, factor, D, z, u):
+def _exponents_of_all(x, b, constants, centres, factors, z, e):
+    """``_exponents_of`` for every component where the form is not FREE: some rows at a time under all of them."""
+    K, width = centres.shape
+    y = z[width * STRIP :]
+    if factors.shape[1] > 1:
+        i = 0
+        while i < b:
+            lanes.whiten_strip(x, min(i, BLOCK - STRIP), centres[0], factors[0], width, z, y)
+            i += STRIP
+    for i in range(0, b, GROUP):
+        for k in range(K):
+            if factors.shape[1] == 1:
+                lanes.exponents_by_feature(x, i, constants[k], centres[k], factors[k], width, e[k])
+            else:
+                lanes.exponents_of_whitened(y, i, constants[k], factors[0, width + k], width, e[k])
+
+
+@nb.njit(**_inner_exact_options)
+def _exponents_of(x, b, k, constant, centres, factors, D, z, u):
     """Fill u with log2 π_k N(x; μ_k, Σ_k), less that of the highest peak."""
+    width = centres.shape[1]
+    mean, factor = centres[k], factors[k]
     if D == 1:
         lanes.exponents_1(x, b, constant, mean, factor, u)
     elif D == 2:
@@ -169,7 +277,7 @@ def _exponents_of(x, b, constant, mean, factor, D, z, u):
         i = 0
         while i < b:
             # The last strip laps over the one before.
-            lanes.exponents_of_strip(x, min(i, BLOCK - STRIP), constant, mean, factor, factor.shape[0], z, u)
+            lanes.exponents_of_strip(x, min(i, BLOCK - STRIP), constant, mean, factor, width, z, u)
             i += STRIP
 
 
@@ -178,20 +286,36 @@ def _exponentials_of(u, b, top, total):
     lanes.exponentials(u, b, top, total)
 
 
+@nb.njit(**_inner_exact_options)
+def _fetch(X, start, stop, part, parts):
+    """Ask for one of so many parts of rows start … stop, so that they are there when they are needed."""
+    D = X.shape[1]
+    lines = max(0, stop - start) * D // lanes.LINE
+    for line in range(part * lines // parts, (part + 1) * lines // parts):
+        lanes.prefetch(X, start * D + line * lanes.LINE)
+
+
 @nb.njit(**_inner_options)
-def _ratios(x, b, constants, centres, factors, D, e, top, total, z, wait):
+def _ratios(X, ahead, stop, x, b, constants, centres, factors, D, e, top, total, z, wait):
     """Densities of the components at the rows of a block.
 
     Row i of component k has density e[k, i] · 2^(top[i] + shift), and ``total`` is the sum of e. b is a whole number of vectors.
+    Rows of X from ``ahead`` up to ``stop``, at most a block, are fetched meanwhile.
     ``wait`` counts the blocks for which maxima are taken beforehand; its next value is returned.
     """
     K = constants.shape[0]
+    stop = min(stop, ahead + BLOCK)
+    free = factors.shape[1] == centres.shape[1]
+    if not free:
+        _exponents_of_all(x, b, constants, centres, factors, z, e)
     if D <= 8 and wait == 0:
         for i in range(b):
             top[i] = 0.0
             total[i] = 0.0
         for k in range(K):
-            _exponents_of(x, b, constants[k], centres[k], factors[k], D, z, e[k])
+            _fetch(X, ahead, stop, k, K)
+            if free:
+                _exponents_of(x, b, k, constants[k], centres, factors, D, z, e[k])
             _exponentials_of(e[k], b, top, total)
         far = 0
         for i in range(b):
@@ -199,8 +323,10 @@ def _ratios(x, b, constants, centres, factors, D, e, top, total, z, wait):
         if far == 0:
             return 0
         wait = PATIENCE + 1
-    for k in range(K):
-        _exponents_of(x, b, constants[k], centres[k], factors[k], D, z, e[k])
+        if not free:
+            _exponents_of_all(x, b, constants, centres, factors, z, e)
+    for k in range(K if free else 0):
+        _exponents_of(x, b, k, constants[k], centres, factors, D, z, e[k])
     for i in range(b):
         top[i] = e[0, i]
     for k in range(1, K):
@@ -211,6 +337,7 @@ def _ratios(x, b, constants, centres, factors, D, e, top, total, z, wait):
         total[i] = 0.0
         top[i] = top[i] if top[i] > -np.inf else -1e308
     for k in range(K):
+        _fetch(X, ahead, stop, k, K)
         _exponentials_of(e[k], b, top, total)
     return wait - 1 if wait > 0 else 0
 
@@ -263,13 +390,20 @@ def _moments_tiled(x, b, mean, r, first, second, q):
                 f += 3
 
 
-@nb.njit(**_inline_options)
-def _moments_large(x, b, mean, r, scale, D, first, second, q, gathered, kept):
-    """As ``_moments_small`` for D > 4; r is scaled."""
+@nb.njit(**_inner_options)
+def _weigh(r, scale, b):
+    """Turn densities into responsibilities; their sum is returned."""
     n = 0.0
     for i in range(b):
         r[i] *= scale[i]
         n += r[i]
+    return n
+
+
+@nb.njit(**_inline_options)
+def _moments_large(x, b, mean, r, scale, D, first, second, q, gathered, kept):
+    """As ``_moments_small`` for D > 4; r is scaled."""
+    n = _weigh(r, scale, b)
     if n == 0.0:
         return n
     m = b
@@ -302,44 +436,115 @@ def _width(D):
 
 
 @nb.njit(**_inner_options)
-def _scratch(width, K):
-    """A block's features (width rows of PITCH), densities (K, PITCH), their exponents and sums, and a strip of features."""
+def _scratch(centres, factors):
+    """A block's features (width rows of PITCH), densities (K, PITCH), their exponents and sums, and room for whitening.
+
+    The last is a strip of features, and a whole block's where whitened rows serve all components.
+    """
+    K, width = centres.shape
     rows = np.zeros((width + K + 2, PITCH))
     x = rows[:width].reshape(width * PITCH)
-    return x, rows[width : width + K], rows[width + K], rows[width + K + 1], np.zeros(width * STRIP)
+    whitened = np.zeros(width * (STRIP + (PITCH if factors.shape[1] > width else 0)))
+    return x, rows[width : width + K], rows[width + K], rows[width + K + 1], whitened
+
+
+@nb.njit(**_inline_options)
+def _weigh_all(e, scale, b, counts):
+    """Turn densities into responsibilities, whose sums are added to the counts."""
+    for k in range(e.shape[0]):
+        counts[k] += _weigh(e[k], scale, b)
+
+
+@nb.njit(**_inner_exact_options)
+def _moments_by_feature(x, b, centres, r, first, second):
+    """Add S1 and the diagonals of S2, four features at a time under all components."""
+    for j in range(0, centres.shape[1], 4):
+        for k in range(centres.shape[0]):
+            lanes.moments_by_feature(x, b, centres[k], r[k], first[k], second[k], j)
+
+
+@nb.njit(**_inner_exact_options)
+def _deviations(x, b, centres, r, first, deviation):
+    """Add S1, and fill Σ_k r_k (x − μ_k), four features at a time under all components."""
+    for j in range(0, centres.shape[1], 4):
+        for k in range(centres.shape[0]):
+            lanes.deviations(x, b, centres[k], r[k], first[k], deviation, j, k > 0)
+
+
+@nb.njit(**_inner_options)
+def _moments_pooled(x, b, centres, e, scale, weight, counts, first, second, pairs, q, deviation, inverse):
+    """Add S1 of every component and S2 of all together, less what ``pairs`` says; e · scale are the responsibilities v r.
+
+    With c = Σ_k r_k μ_k, a row's part Σ_k r_k (x − μ_k)(x − μ_k)ᵀ is (x − c)(x − c)ᵀ + Σ_{k>m} r_k r_m (μ_k − μ_m)(μ_k − μ_m)ᵀ: one
+    product of its deviation x − c = Σ_k r_k (x − μ_k), and K² sums; no term is negative. ``deviation`` is v (x − c).
+    """
+    K, width = centres.shape
+    _weigh_all(e, scale, b, counts)
+    _deviations(x, b, centres, e, first, deviation)
+    for i in range(b):
+        inverse[i] = 1.0 if i < weight.shape[0] or weight.shape[0] == 0 else 0.0
+    for i in range(weight.shape[0]):
+        inverse[i] = 1.0 / weight[i] if weight[i] > 0.0 else 0.0
+    for k in range(1, K):
+        for m in range(k):
+            total = 0.0
+            for i in range(b):
+                total += e[k, i] * e[m, i] * inverse[i]
+            pairs[k, m] += total
+    zero = np.zeros(width)
+    _moments_tiled(deviation, b, zero, inverse, zero.copy(), second[0], q)
+
+
+@nb.njit(**_inline_options)
+def _log_likelihood_of(total, top, shift, weight, b):
+    """Σ v log p of the b rows of a block; the divisor of their densities, v over the sum, takes the place of ``total``."""
+    partial = 0.0
+    if weight.shape[0] > 0:
+        for i in range(b):
+            # A row of weight 0 counts for nothing even where its density is 0.
+            partial += weight[i] * (LN2 * (top[i] + shift) + log_positive(total[i])) if weight[i] > 0.0 else 0.0
+            total[i] = weight[i] / total[i] if total[i] > 0.0 else 0.0
+    else:
+        partial = _sum_of_logs(total, b)
+        bits = 0.0
+        for i in range(b):
+            bits += top[i]
+            total[i] = 1.0 / total[i] if total[i] > 0.0 else 0.0
+        partial += LN2 * (bits + b * shift)
+    return partial
 
 
 @nb.njit(**_options)
-def _pass_rows(X, v, start, stop, constants, shift, centres, factors, counts, first, second):
-    """Add the sums of rows start … stop; first is (K, width), second (K, width, width), its upper triangle the result."""
+def _pass_rows(X, v, start, stop, constants, shift, centres, factors, counts, first, second, pairs):
+    """Add the sums of rows start … stop; first is (K, width), the log-likelihood is returned.
+
+    The shape of ``second`` says what is wanted: (K, width, width), its upper triangle the result; (K, 1, width), the diagonals; or
+    (1, width, width) with ``pairs`` (K, K), what ``_moments_pooled`` makes of all components.
+    """
     D = X.shape[1]
     K, width = centres.shape
-    x, e, top, total, z = _scratch(width, K)
-    q, gathered = np.zeros(4 * PITCH), np.zeros(width * PITCH if D >= COMPACT_FROM else 0)
-    kept = np.empty(BLOCK + 1, np.int32)
+    x, e, top, total, z = _scratch(centres, factors)
+    pooled, by_feature = pairs.shape[0] > 0, second.shape[1] == 1
+    q = np.zeros(4 * PITCH)
+    gathered = np.zeros(width * PITCH if pooled or (D >= COMPACT_FROM and not by_feature) else 0)
+    kept, inverse = np.empty(BLOCK + 1, np.int32), np.empty(BLOCK)
     loglik, wait = 0.0, np.int64(0)
     for block in range(start, stop, BLOCK):
         b = min(BLOCK, stop - block)
         whole = _whole(b)
+        weight = v[block : block + b] if v.shape[0] > 0 else v
         _load_block(X, block, b, x)
-        wait = _ratios(x, whole, constants, centres, factors, D, e, top, total, z, wait)
-        partial = 0.0
-        if v.shape[0] > 0:
-            weight = v[block : block + b]
-            for i in range(b):
-                # A row of weight 0 counts for nothing even where its density is 0.
-                partial += weight[i] * (LN2 * (top[i] + shift) + log_positive(total[i])) if weight[i] > 0.0 else 0.0
-                total[i] = weight[i] / total[i] if total[i] > 0.0 else 0.0
-        else:
-            partial = _sum_of_logs(total, b)
-            bits = 0.0
-            for i in range(b):
-                bits += top[i]
-                total[i] = 1.0 / total[i] if total[i] > 0.0 else 0.0
-            partial += LN2 * (bits + b * shift)
+        wait = _ratios(X, block + BLOCK, stop, x, whole, constants, centres, factors, D, e, top, total, z, wait)
+        loglik += _log_likelihood_of(total, top, shift, weight, b)
         for i in range(b, whole):
             total[i] = 0.0
-        loglik += partial
+        if pooled:
+            _moments_pooled(x, whole, centres, e, total, weight, counts, first, second, pairs, q, gathered, inverse)
+            continue
+        if by_feature:
+            _weigh_all(e, total, whole, counts)
+            _moments_by_feature(x, whole, centres, e, first, second)
+            continue
         for k in range(K):
             if D <= 4:
                 counts[k] += _moments_small(x, whole, centres[k], e[k], total, D, first[k], second[k])
@@ -351,16 +556,29 @@ def _pass_rows(X, v, start, stop, constants, shift, centres, factors, counts, fi
 
 
 @nb.njit(**_options)
+def _pass_chunks(
+    X, v, begin, end, rows, constants, shift, centres, factors, log_likelihood, counts, first, second, pairs
+):
+    """The sums of each of the chunks begin … end − 1 of so many rows."""
+    for c in range(begin, end):
+        start, stop = c * rows, min(X.shape[0], (c + 1) * rows)
+        sums = counts[c], first[c], second[c], pairs[c]
+        log_likelihood[c] = _pass_rows(X, v, start, stop, constants, shift, centres, factors, *sums)
+
+
+@nb.njit(**_options)
 def _density_rows(X, start, stop, constants, shift, centres, factors, log_density, responsibilities):
-    """Fill log p(x_n) and, where its array is not empty, r_nk for rows start … stop."""
+    """Fill log p(x_n) and, where its array is not empty, r_nk for rows start … stop, chunks of ``CHUNK_ROWS``."""
     D = X.shape[1]
-    K, width = centres.shape
-    x, e, top, total, z = _scratch(width, K)
+    K = centres.shape[0]
+    x, e, top, total, z = _scratch(centres, factors)
     wait = np.int64(0)
     for block in range(start, stop, BLOCK):
         b = min(BLOCK, stop - block)
         _load_block(X, block, b, x)
-        wait = _ratios(x, _whole(b), constants, centres, factors, D, e, top, total, z, wait)
+        # Every chunk begins anew, whoever does it.
+        wait = wait if (block - start) % CHUNK_ROWS else 0
+        wait = _ratios(X, block + BLOCK, stop, x, _whole(b), constants, centres, factors, D, e, top, total, z, wait)
         for i in range(b):
             log_density[block + i] = LN2 * (top[i] + shift) + log_positive(total[i])
         if responsibilities.shape[0] > 0:
@@ -376,19 +594,85 @@ def _add_density_of(total, top, shift, b, summed, high):
 
 
 @nb.njit(**_options)
+def _peaks(log_weights, P):
+    """Of S parameter sets: distances below their highest peaks (S, K), and these (S,)."""
+    S, K = log_weights.shape
+    constants, shifts = np.empty((S, K)), np.empty(S)
+    for s in range(S):
+        own = _log_normalisers(log_weights[s], P[s])
+        shifts[s] = _highest(own)
+        for k in range(K):
+            constants[s, k] = own[k]
+    return constants, shifts
+
+
+@nb.njit(**_options)
+def _likelihood_rows(X, v, start, stop, constants, shifts, form, means, P, sums):
+    """Add Σ v log p of rows start … stop under each of S parameter sets to sums (S,), one load of each block."""
+    S, K, D = means.shape
+    centres, factors = _unfilled(form, K, _width(D))
+    x, e, top, total, z = _scratch(centres, factors)
+    wait = np.zeros(S, np.int64)
+    for block in range(start, stop, BLOCK):
+        b = min(BLOCK, stop - block)
+        weight = v[block : block + b] if v.shape[0] > 0 else v
+        _load_block(X, block, b, x)
+        for s in range(S):
+            _padded(means[s], P[s], centres, factors)
+            wait[s] = _ratios(
+                X, block + BLOCK, stop, x, _whole(b), constants[s], centres, factors, D, e, top, total, z, wait[s]
+            )
+            sums[s] += _log_likelihood_of(total, top, shifts[s], weight, b)
+
+
+@nb.njit(**_options)
+def _pointwise_rows(X, start, stop, first, last, constants, shifts, form, means, P, out):
+    """Fill log p of rows start … stop under the parameter sets first … last of out (S, N), one load of each block."""
+    K, D = means.shape[1:]
+    centres, factors = _unfilled(form, K, _width(D))
+    x, e, top, total, z = _scratch(centres, factors)
+    wait = np.zeros(last - first, np.int64)
+    for block in range(start, stop, BLOCK):
+        b = min(BLOCK, stop - block)
+        _load_block(X, block, b, x)
+        for s in range(first, last):
+            _padded(means[s], P[s], centres, factors)
+            own = wait[s - first]
+            wait[s - first] = _ratios(
+                X, block + BLOCK, stop, x, _whole(b), constants[s], centres, factors, D, e, top, total, z, own
+            )
+            for i in range(b):
+                out[s, block + i] = LN2 * (top[i] + shifts[s]) + log_positive(total[i])
+
+
+@nb.njit(**_options)
 def _predictive_rows(
-    X, start, stop, log_weights, means, P, edges, thresholds, marked, log_density, below, first, second, mass
+    X,
+    start,
+    stop,
+    constants,
+    shifts,
+    form,
+    means,
+    P,
+    edges,
+    thresholds,
+    marked,
+    log_density,
+    below,
+    first,
+    second,
+    mass,
 ):
     """Averages over S parameter sets for rows start … stop, one load of each block; an empty array is left out.
 
     ``log_density`` and ``below`` have a column for each batch of parameter sets ``edges[b]`` … ``edges[b + 1]``.
     """
     S, K, D = means.shape
-    width = _width(D)
-    x, e, top, total, z = _scratch(width, K)
+    centres, factors = _unfilled(form, K, _width(D))
+    x, e, top, total, z = _scratch(centres, factors)
     high, summed, r_sum, r_squares = np.empty(BLOCK), np.empty(BLOCK), np.empty((K, BLOCK)), np.empty((K, BLOCK))
     lower, m_sum = np.empty(BLOCK), np.empty(BLOCK)
-    centres, factors = np.zeros((K, width)), np.zeros((K, width, width))
     wait = np.int64(0)
     for block in range(start, stop, BLOCK):
         b = min(BLOCK, stop - block)
@@ -406,10 +690,11 @@ def _predictive_rows(
                 summed[i] = 0.0
                 lower[i] = 0.0
             for s in range(edges[batch], edges[batch + 1]):
-                constants = _log_normalisers(log_weights[s], P[s])
-                shift = _highest(constants)
+                shift = shifts[s]
                 _padded(means[s], P[s], centres, factors)
-                wait = _ratios(x, whole, constants, centres, factors, D, e, top, total, z, wait)
+                wait = _ratios(
+                    X, block + BLOCK, stop, x, whole, constants[s], centres, factors, D, e, top, total, z, wait
+                )
                 _add_density_of(total, top, shift, whole, summed, high)
                 if below.shape[0] > 0:
                     for i in range(b):
@@ -451,17 +736,17 @@ def _predictive_rows(
 
 
 @nb.njit(**_options)
-def _class_rows(X, start, stop, log_weights, means, P, stops, mean, squares):
+def _class_rows(X, start, stop, constants, form, means, P, stops, mean, squares):
     """Mean and sum of squared deviations over S parameter sets of the class probabilities of rows start … stop.
 
     Class c has the components up to ``stops[c]``, from where the one before ends. Updated draw by draw (Welford 1962): a difference of
     sums would lose small spreads.
     """
     S, K, D = means.shape
-    C, width = stops.shape[0], _width(D)
-    x, e, top, total, z = _scratch(width, K)
+    C = stops.shape[0]
+    centres, factors = _unfilled(form, K, _width(D))
+    x, e, top, total, z = _scratch(centres, factors)
     p, center, spread = np.empty(BLOCK), np.empty((C, BLOCK)), np.empty((C, BLOCK))
-    centres, factors = np.zeros((K, width)), np.zeros((K, width, width))
     wait = np.int64(0)
     for block in range(start, stop, BLOCK):
         b = min(BLOCK, stop - block)
@@ -471,10 +756,10 @@ def _class_rows(X, start, stop, log_weights, means, P, stops, mean, squares):
                 center[c, i] = 0.0
                 spread[c, i] = 0.0
         for s in range(S):
-            constants = _log_normalisers(log_weights[s], P[s])
-            _highest(constants)
             _padded(means[s], P[s], centres, factors)
-            wait = _ratios(x, _whole(b), constants, centres, factors, D, e, top, total, z, wait)
+            wait = _ratios(
+                X, block + BLOCK, stop, x, _whole(b), constants[s], centres, factors, D, e, top, total, z, wait
+            )
             for i in range(b):
                 total[i] = 1.0 / total[i] if total[i] > 0.0 else 0.0
             k, share = 0, 1.0 / (s + 1.0)
@@ -502,6 +787,20 @@ def _chunk_rows(N, D, K):
     """Rows of a chunk: a function of the problem alone, so that sums come out the same on any number of threads."""
     chunks = max(1, min(MAX_CHUNKS, 8_000_000 // (K * D * D)))
     return max(CHUNK_ROWS, BLOCK * ((N + chunks * BLOCK - 1) // (chunks * BLOCK)))
+
+
+@nb.njit(**_options)
+def _pooled(second, D):
+    """The sum of the components' second moments, (1, D, D), from their upper triangles."""
+    out = np.zeros((1, D, D))
+    for k in range(second.shape[0]):
+        for j in range(D):
+            for f in range(j + 1):
+                out[0, j, f] += second[k, f, j]
+    for j in range(D):
+        for f in range(j):
+            out[0, f, j] = out[0, j, f]
+    return out
 
 
 @nb.njit(**_options)
@@ -542,11 +841,11 @@ def fused_pass(X, v, log_weights, means, precision_factors):
     width = _width(D)
     constants, shift, centres, factors = _prepare(log_weights, means, precision_factors)
     counts, first, second = np.zeros(K), np.zeros((K, D)), np.zeros((K, width, width))
-    loglik = 0.0
+    loglik, pairs = 0.0, np.zeros((0, 0))
     rows = _chunk_rows(N, D, K)
     for start in range(0, N, rows):
         c, f, s = np.zeros(K), np.zeros((K, width)), np.zeros((K, width, width))
-        loglik += _pass_rows(X, v, start, min(N, start + rows), constants, shift, centres, factors, c, f, s)
+        loglik += _pass_rows(X, v, start, min(N, start + rows), constants, shift, centres, factors, c, f, s, pairs)
         # Loops, not array expressions: those compile for seconds, for error messages that cannot occur.
         for k in range(K):
             counts[k] += c[k]
@@ -603,15 +902,34 @@ def gradients(counts, first, second, precision_factors):
 
 NO_WEIGHTS = np.empty(0)
 NO_RESPONSIBILITIES = np.empty((0, 0))
-LANES_SOURCE = "252d5a614842f23a"
+LANES_SOURCE = "4b972dfefa0bdf05"
 """Start of the hash of ``lanes.py``. Numba compiles a cached function anew where its own file has changed, and this one has then."""
 
 KERNEL_VERSION = hashlib.sha256(Path(__file__).read_bytes()).hexdigest()[:16]
 """Hash of this file: part of every cache key that depends on what the kernel does."""
 
 
+_limit: ContextVar[int | None] = ContextVar("threads", default=None)
+
+
+@contextmanager
+def at_most(n_threads: int) -> Iterator[None]:
+    """Within it, passes of this thread that are not told a number of threads take no more than this."""
+    token = _limit.set(n_threads)
+    try:
+        yield
+    finally:
+        _limit.reset(token)
+
+
 def available_threads() -> int:
-    """Cores that this process may use (``BAYESGMM_NUM_THREADS`` overrides)."""
+    """Cores that this process may use (``BAYESGMM_NUM_THREADS`` overrides), no more than :func:`at_most` allows."""
+    cores = _cores()
+    limit = _limit.get()
+    return cores if limit is None else min(cores, limit)
+
+
+def _cores() -> int:
     setting = os.environ.get("BAYESGMM_NUM_THREADS", "")
     if setting.isdigit() and int(setting) > 0:
         return int(setting)
@@ -627,22 +945,45 @@ def _pool(process: int, n_threads: int) -> ThreadPoolExecutor:
 def _over_chunks(
     n_rows: int, rows: int, work: float, n_threads: int | None, task: Callable[[int, int, int], None]
 ) -> None:
-    """Run ``task(chunk, start, stop)`` for every chunk, on threads where the work is worth it."""
-    starts = range(0, n_rows, rows)
+    """Run ``task(chunk, start, stop)`` for every chunk of so many rows; see :func:`_over_ranges`."""
+
+    def over(first: int, last: int) -> None:
+        for chunk in range(first, last):
+            task(chunk, chunk * rows, min(n_rows, (chunk + 1) * rows))
+
+    _over_ranges(-(-n_rows // rows), work, n_threads, over)
+
+
+def _over_ranges(n_chunks: int, work: float, n_threads: int | None, task: Callable[[int, int], None]) -> None:
+    """Run ``task(first, last)`` over ranges of chunks that make up all of them, on threads where the work is worth it.
+
+    Ranges shrink towards the end and go to whoever is free: few calls, and a core that other programs use holds nobody up.
+    """
     threads = 1
-    if work >= PARALLEL_FLOPS and len(starts) > 1:
-        threads = min(available_threads() if n_threads is None else n_threads, len(starts))
+    if work >= PARALLEL_FLOPS and n_chunks > 1:
+        threads = min(available_threads() if n_threads is None else n_threads, n_chunks)
     if threads <= 1:
-        for chunk, start in enumerate(starts):
-            task(chunk, start, min(n_rows, start + rows))
+        if n_chunks > 0:
+            task(0, n_chunks)
         return
+    ranges, first = [], 0
+    while first < n_chunks:
+        last = first + max(1, (n_chunks - first) // (2 * threads))
+        ranges.append((first, last))
+        first = last
+    left = iter(ranges)
 
-    def run(worker: int) -> None:
-        for chunk in range(worker, len(starts), threads):
-            task(chunk, starts[chunk], min(n_rows, starts[chunk] + rows))
+    def run() -> None:
+        for first, last in left:
+            task(first, last)
 
-    for done in [_pool(os.getpid(), threads).submit(run, worker) for worker in range(threads)]:
-        done.result()
+    # The caller is one of the threads.
+    others = [_pool(os.getpid(), threads - 1).submit(run) for _ in range(threads - 1)]
+    try:
+        run()
+    finally:
+        for other in others:
+            other.result()
 
 
 @nb.njit(**_options)
@@ -657,17 +998,30 @@ def _log(weights):
 @nb.njit(**_options)
 def _prepare(log_weights, means, precision_factors):
     K, D = means.shape
-    width = _width(D)
     constants = _log_normalisers(log_weights, precision_factors)
     shift = _highest(constants)
-    centres, factors = np.zeros((K, width)), np.zeros((K, width, width))
+    form = _form(means.reshape((1, K, D)), precision_factors.reshape((1, K, D, D)))
+    centres, factors = _unfilled(form, K, _width(D))
     _padded(means, precision_factors, centres, factors)
     return constants, shift, centres, factors
 
 
+@nb.njit(**_options)
+def _prepare_weights(weights, means, precision_factors):
+    return _prepare(_log(weights), means, precision_factors)
+
+
 def _prepared(parameters: MixtureParameters) -> tuple[FloatArray, float, FloatArray, FloatArray]:
     """What the loops take: peaks below the highest, that one, padded means and scaled factors."""
-    return _prepare(_log(parameters.weights), parameters.means, parameters.precision_factors)
+    return _prepare_weights(parameters.weights, parameters.means, parameters.precision_factors)
+
+
+def _sets(
+    weights: FloatArray, means: FloatArray, precision_factors: FloatArray
+) -> tuple[FloatArray, FloatArray, int, FloatArray, FloatArray]:
+    """What the loops over S parameter sets take: peaks below the highest, those, the form, means and factors."""
+    constants, shifts = _peaks(_log(weights.ravel()).reshape(weights.shape), precision_factors)
+    return constants, shifts, _form(means, precision_factors), means, precision_factors
 
 
 def pass_cost(n_rows: int, K: int, D: int) -> float:
@@ -676,23 +1030,31 @@ def pass_cost(n_rows: int, K: int, D: int) -> float:
 
 
 def accumulate(
-    X: FloatArray, parameters: MixtureParameters, sample_weight: FloatArray | None = None, n_threads: int | None = None
+    X: FloatArray | SingleArray,
+    parameters: MixtureParameters,
+    sample_weight: FloatArray | None = None,
+    n_threads: int | None = None,
+    moments: str = "full",
 ) -> SufficientStatistics:
     """Log-likelihood and sufficient statistics of all rows at given parameters: the E-step.
 
     Parameters
     ----------
     X : ndarray of shape (N, D)
-        Observations, C-contiguous float64, finite.
+        Observations, C-contiguous float64 or float32, finite; float32 is read as it is, and all sums are float64.
     parameters : MixtureParameters
     sample_weight : ndarray of shape (N,), optional
         Weights of the observations; 1 when None.
     n_threads : int, optional
         All available cores when None. The result does not depend on it.
+    moments : {"full", "pooled", "diagonal"}, default "full"
+        What is wanted of the second moments: S2_k of each component, their sum over the components, or their diagonals. The last two
+        take a time that does not grow with K D² (pooled: D² + K²).
 
     Returns
     -------
     SufficientStatistics
+        Its ``second`` is (K, D, D), (1, D, D) or (K, D).
     """
     N, D = X.shape
     K = parameters.n_components
@@ -701,24 +1063,96 @@ def accumulate(
     constants, shift, centres, factors = _prepared(parameters)
     rows = int(_chunk_rows(N, D, K))
     chunks = max(1, -(-N // rows))
+    # With few features the unrolled products cost less than what they save.
+    pooled = moments == "pooled" and D > 4 and 1 < K < D * D
+    by_feature = moments == "diagonal" and D >= BY_FEATURE_FROM
+    shape = (1, width, width) if pooled else (K, 1, width) if by_feature else (K, width, width)
     loglik, counts = np.zeros(chunks), np.zeros((chunks, K))
-    first, second = np.zeros((chunks, K, width)), np.zeros((chunks, K, width, width))
+    first, second = np.zeros((chunks, K, width)), np.zeros((chunks, *shape))
+    pairs = np.zeros((chunks, K, K) if pooled else (chunks, 0, 0))
+
+    def task(begin: int, end: int) -> None:
+        _pass_chunks(X, v, begin, end, rows, constants, shift, centres, factors, loglik, counts, first, second, pairs)
+
+    _over_ranges(chunks, pass_cost(N, K, D), n_threads, task)
+    for sums in (loglik, counts, first, second, pairs) if chunks > 1 else ():
+        _add_chunks(sums.reshape(chunks, -1))
+    total = float(N) if sample_weight is None else float(np.sum(sample_weight))
+    if moments == "full":
+        products = _fill_symmetric(second[0], D)
+    elif moments == "pooled":
+        products = _pooled(second[0], D)
+        if pooled:
+            _add_between(products[0], parameters.means, pairs[0])
+    else:
+        products = (second[0, :, 0, :D] if by_feature else np.diagonal(second[0], axis1=1, axis2=2)[:, :D]).copy()
+    return SufficientStatistics(float(loglik[0]), total, counts[0], first[0, :, :D].copy(), products)
+
+
+@nb.njit(**_options)
+def _add_chunks(sums):
+    """Add the sums (chunks, n) of all chunks, in their order, to those of the first."""
+    for c in range(1, sums.shape[0]):
+        for i in range(sums.shape[1]):
+            sums[0, i] += sums[c, i]
+
+
+@nb.njit(**_options)
+def _add_between(second, means, pairs):
+    """Add Σ_{k>m} pairs_km (μ_k − μ_m)(μ_k − μ_m)ᵀ."""
+    K, D = means.shape
+    z = np.empty(D)
+    for k in range(1, K):
+        for m in range(k):
+            if pairs[k, m] > 0.0:
+                for j in range(D):
+                    z[j] = means[k, j] - means[m, j]
+                for j in range(D):
+                    share = pairs[k, m] * z[j]
+                    for f in range(D):
+                        second[j, f] += share * z[f]
+
+
+def log_likelihoods(
+    X: FloatArray | SingleArray,
+    weights: FloatArray,
+    means: FloatArray,
+    precision_factors: FloatArray,
+    sample_weight: FloatArray | None = None,
+    n_threads: int | None = None,
+) -> FloatArray:
+    """Log-likelihood of all rows under each of S parameter sets, in one pass over the rows.
+
+    Parameters
+    ----------
+    X : ndarray of shape (N, D)
+        C-contiguous float64 or float32, finite.
+    weights : ndarray of shape (S, K)
+    means : ndarray of shape (S, K, D)
+    precision_factors : ndarray of shape (S, K, D, D)
+    sample_weight : ndarray of shape (N,), optional
+        1 when None.
+    n_threads : int, optional
+        All available cores when None. The result does not depend on it.
+
+    Returns
+    -------
+    ndarray of shape (S,)
+        Σ_n v_n log p(x_n given θ_s).
+    """
+    N, D = X.shape
+    S, K = weights.shape
+    v = NO_WEIGHTS if sample_weight is None else sample_weight
+    sets = _sets(weights, means, precision_factors)
+    rows = int(_chunk_rows(N, D, K))
+    sums = np.zeros((max(1, -(-N // rows)), S))
 
     def task(chunk: int, start: int, stop: int) -> None:
-        loglik[chunk] = _pass_rows(
-            X, v, start, stop, constants, shift, centres, factors, counts[chunk], first[chunk], second[chunk]
-        )
+        _likelihood_rows(X, v, start, stop, *sets, sums[chunk])
 
-    _over_chunks(N, rows, pass_cost(N, K, D), n_threads, task)
-    for chunk in range(1, chunks):
-        loglik[0] += loglik[chunk]
-        counts[0] += counts[chunk]
-        first[0] += first[chunk]
-        second[0] += second[chunk]
-    total = float(N) if sample_weight is None else float(np.sum(sample_weight))
-    return SufficientStatistics(
-        float(loglik[0]), total, counts[0], first[0, :, :D].copy(), _fill_symmetric(second[0], D)
-    )
+    _over_chunks(N, rows, S * pass_cost(N, K, D), n_threads, task)
+    _add_chunks(sums)
+    return sums[0]
 
 
 def _density(
@@ -731,10 +1165,11 @@ def _density(
     N, D = X.shape
     constants, shift, centres, factors = _prepared(parameters)
 
-    def task(chunk: int, start: int, stop: int) -> None:
+    def task(first: int, last: int) -> None:
+        start, stop = first * CHUNK_ROWS, min(N, last * CHUNK_ROWS)
         _density_rows(X, start, stop, constants, shift, centres, factors, log_density, responsibilities)
 
-    _over_chunks(N, CHUNK_ROWS, pass_cost(N, parameters.n_components, D), n_threads, task)
+    _over_ranges(-(-N // CHUNK_ROWS), pass_cost(N, parameters.n_components, D), n_threads, task)
 
 
 def log_density(X: FloatArray, parameters: MixtureParameters, n_threads: int | None = None) -> FloatArray:
@@ -786,7 +1221,7 @@ def _complete_beyond_range(X: FloatArray, r: FloatArray, parameters: MixturePara
     missing = 1 - r.sum(axis=1)
     beyond = np.flatnonzero(missing > 1e-6)
     if len(beyond):
-        r[beyond] += missing[beyond, None] * _nearest_beyond_range(X[beyond], parameters)
+        r[beyond] += missing[beyond, None] * _nearest_beyond_range(X[beyond].astype(np.float64), parameters)
 
 
 def _nearest_beyond_range(X: FloatArray, parameters: MixtureParameters) -> FloatArray:
@@ -910,7 +1345,7 @@ def predictive_averages(
     )
     limits = np.empty(0) if thresholds is None else np.ascontiguousarray(thresholds, dtype=np.float64)
     flags = np.empty((0, 0), dtype=np.bool_) if marked is None else np.ascontiguousarray(marked)
-    sets = (_log(weights.ravel()).reshape(S, K), means, precision_factors, edges, limits, flags)
+    sets = (*_sets(weights, means, precision_factors), edges, limits, flags)
     out = (found.log_density, found.below, found.responsibilities, found.squares, found.marked_mass)
 
     def task(chunk: int, start: int, stop: int) -> None:
@@ -935,7 +1370,7 @@ def _complete_averages(
     beyond = np.flatnonzero(missing > 1e-6)
     if len(beyond) == 0:
         return
-    rows = X[beyond]
+    rows = X[beyond].astype(np.float64)
     nearest = np.zeros((len(rows), weights.shape[1]))
     of_marked = np.zeros(len(rows))
     for s, draw in enumerate(map(MixtureParameters, weights, means, precision_factors)):
@@ -981,10 +1416,11 @@ def class_probabilities(
     N, D = X.shape
     S, K = weights.shape
     mean, squares = np.empty((N, len(stops))), np.empty((N, len(stops)))
-    sets = (_log(weights.ravel()).reshape(S, K), means, precision_factors, np.ascontiguousarray(stops, dtype=np.int64))
+    constants, _, *sets = _sets(weights, means, precision_factors)
+    ends = np.ascontiguousarray(stops, dtype=np.int64)
 
     def task(chunk: int, start: int, stop: int) -> None:
-        _class_rows(X, start, stop, *sets, mean, squares)
+        _class_rows(X, start, stop, constants, *sets, ends, mean, squares)
 
     _over_chunks(N, BLOCK, S * pass_cost(N, K, D), n_threads, task)
     return mean, np.sqrt(squares / S)
@@ -1012,12 +1448,14 @@ def pointwise_log_likelihood(
     N, D = X.shape
     S, K = weights.shape
     out = np.empty((S, N))
-    log_weights = _log(weights.ravel()).reshape(S, K)
+    sets = _sets(weights, means, precision_factors)
+    draws = max(1, S // 64)
+    pieces = -(-S // draws)
 
     def task(chunk: int, start: int, stop: int) -> None:
-        for s in range(start, stop):
-            constants, shift, centres, factors = _prepare(log_weights[s], means[s], precision_factors[s])
-            _density_rows(X, 0, N, constants, shift, centres, factors, out[s], NO_RESPONSIBILITIES)
+        part, piece = divmod(start, pieces)
+        begin, first = part * CHUNK_ROWS, piece * draws
+        _pointwise_rows(X, begin, min(N, begin + CHUNK_ROWS), first, min(S, first + draws), *sets, out)
 
-    _over_chunks(S, max(1, S // 64), S * pass_cost(N, K, D), n_threads, task)
+    _over_chunks(pieces * -(-N // CHUNK_ROWS), 1, S * pass_cost(N, K, D), n_threads, task)
     return out

@@ -30,6 +30,12 @@ LANES = 8 if llvmlite.binding.get_host_cpu_features().get("avx512f") else 4
 STRIP = 3 * LANES
 """Rows that are whitened together: four sums for each of three vectors fill the registers."""
 
+LINE = 8
+"""Numbers of a cache line."""
+
+GROUP = 4 * LANES
+"""Rows of a group of vectors that are worked on side by side; a block is a whole number of them."""
+
 LN2 = 0.6931471805599453
 ROUNDER = 1.5 * 2.0**52 + 1023.0
 
@@ -77,9 +83,9 @@ class Lanes:
             pointer = self.builder.gep(pointer, [I64(offset) if isinstance(offset, int) else offset])
         return pointer
 
-    def load(self, pointer: Any, kind: Any = VECTOR) -> Any:
+    def load(self, pointer: Any, kind: Any = VECTOR, align: int = 8) -> Any:
         """The numbers from a pointer on."""
-        return self.builder.load(self.builder.bitcast(pointer, kind.as_pointer()), align=8)
+        return self.builder.load(self.builder.bitcast(pointer, kind.as_pointer()), align=align)
 
     def store(self, value: Any, pointer: Any) -> None:
         """Write a vector from a pointer on."""
@@ -119,6 +125,10 @@ class Lanes:
     def larger(self, a: Any, b: Any) -> Any:
         """The larger of a and b; b where a is NaN."""
         return self.builder.select(self.builder.fcmp_ordered(">", a, b), a, b)
+
+    def reached(self, constant: Any, squares: Any) -> Any:
+        """The exponent constant − squares; −inf where a row beyond the reach of float64 has come to inf − inf."""
+        return self.larger(self.sub(constant, squares), self.splat(-math.inf))
 
     def dot(self, a: list[Any], b: list[Any]) -> Any:
         """Σ a_i b_i, long ones in two chains so that additions need not wait for each other."""
@@ -228,48 +238,109 @@ def _exponents(D: int) -> Any:
     return exponents
 
 
+def _whiten_strip(lanes: Lanes, x: Any, start: Any, mean: Any, factor: Any, width: Any, z: Any, take: Any) -> None:
+    """Code that whitens STRIP rows, y = Pᵀ(x − μ), four features at a time: ``take(j, a, v, y)`` gets vector v of feature j + a."""
+    builder, vectors = lanes.builder, range(STRIP // LANES)
+    with lanes.loop(I64(0), width, 1) as (f, _):
+        middle, column = lanes.broadcast(lanes.at(mean, f)), lanes.at(x, start, builder.mul(f, I64(PITCH)))
+        for v in vectors:
+            value = lanes.sub(lanes.load(lanes.at(column, v * LANES)), middle)
+            lanes.store(value, lanes.at(z, builder.mul(f, I64(STRIP)), v * LANES))
+    y = [lanes.zeros(len(vectors)) for _ in range(4)]
+
+    def step(j, f, n):
+        """Add the part of feature f to the first n of the four features from j on."""
+        row = [lanes.load(lanes.at(z, builder.mul(f, I64(STRIP)), v * LANES)) for v in vectors]
+        coefficients = lanes.at(factor, builder.mul(f, width), j)
+        for a in range(n):
+            p = lanes.broadcast(lanes.at(coefficients, a))
+            for v in vectors:
+                lanes.gain(y[a][v], p, row[v])
+
+    with lanes.loop(I64(0), width, 4) as (j, _):
+        for a in range(4):
+            lanes.clear(y[a])
+        for a in range(4):
+            step(j, lanes.plus(j, a), a + 1)
+        with lanes.loop(lanes.plus(j, 4), width, 1) as (f, _):
+            step(j, f, 4)
+        for a in range(4):
+            for v, value in enumerate(lanes.values(y[a])):
+                take(j, a, v, value)
+
+
 @intrinsic
 def exponents_of_strip(typingctx, x, start, constant, mean, factor, width, z, u):
     """Vector code for any number of features: u = constant − |Pᵀ(x − μ)|² for STRIP rows; z is scratch."""
 
     def build(lanes):
-        builder = lanes.builder
         x, start, constant, mean, factor, width, z, u = lanes.args
-        vectors = range(STRIP // LANES)
-        with lanes.loop(I64(0), width, 1) as (f, _):
-            middle, column = lanes.broadcast(lanes.at(mean, f)), lanes.at(x, start, builder.mul(f, I64(PITCH)))
-            for v in vectors:
-                value = lanes.sub(lanes.load(lanes.at(column, v * LANES)), middle)
-                lanes.store(value, lanes.at(z, builder.mul(f, I64(STRIP)), v * LANES))
-        y, squares = [lanes.zeros(len(vectors)) for _ in range(4)], lanes.zeros(len(vectors))
+        squares = lanes.zeros(STRIP // LANES)
         lanes.clear(squares)
-
-        def step(j, f, n):
-            """Add the part of feature f to the first n of the four features from j on."""
-            row = [lanes.load(lanes.at(z, builder.mul(f, I64(STRIP)), v * LANES)) for v in vectors]
-            coefficients = lanes.at(factor, builder.mul(f, width), j)
-            for a in range(n):
-                p = lanes.broadcast(lanes.at(coefficients, a))
-                for v in vectors:
-                    lanes.gain(y[a][v], p, row[v])
-
-        with lanes.loop(I64(0), width, 4) as (j, _):
-            for a in range(4):
-                lanes.clear(y[a])
-            for a in range(4):
-                step(j, lanes.plus(j, a), a + 1)
-            with lanes.loop(lanes.plus(j, 4), width, 1) as (f, _):
-                step(j, f, 4)
-            for a in range(4):
-                for v, value in enumerate(lanes.values(y[a])):
-                    lanes.gain(squares[v], value, value)
+        _whiten_strip(
+            lanes, x, start, mean, factor, width, z, lambda j, a, v, value: lanes.gain(squares[v], value, value)
+        )
         constant = lanes.splat(constant)
         for v, value in enumerate(lanes.values(squares)):
-            # A row beyond the reach of float64 squares may have come to inf − inf.
-            exponent = lanes.larger(lanes.sub(constant, value), lanes.splat(-math.inf))
-            lanes.store(exponent, lanes.at(u, start, v * LANES))
+            lanes.store(lanes.reached(constant, value), lanes.at(u, start, v * LANES))
 
     return types.void(x, start, constant, mean, factor, width, z, u), _code(build)
+
+
+@intrinsic
+def whiten_strip(typingctx, x, start, mean, factor, width, z, y):
+    """Vector code for any number of features: y = Pᵀ(x − μ) for STRIP rows, feature-major as x; z is scratch."""
+
+    def build(lanes):
+        x, start, mean, factor, width, z, y = lanes.args
+
+        def keep(j, a, v, value):
+            column = lanes.builder.mul(lanes.plus(j, a), I64(PITCH))
+            lanes.store(value, lanes.at(y, start, column, v * LANES))
+
+        _whiten_strip(lanes, x, start, mean, factor, width, z, keep)
+
+    return types.void(x, start, mean, factor, width, z, y), _code(build)
+
+
+@intrinsic
+def exponents_by_feature(typingctx, x, start, constant, mean, scale, width, u):
+    """Vector code for features that are whitened one by one: u = constant − Σ_j (scale_j (x_j − μ_j))² for GROUP rows."""
+
+    def build(lanes):
+        x, start, constant, mean, scale, width, u = lanes.args
+        _distances(lanes, x, start, constant, mean, width, u, scale)
+
+    return types.void(x, start, constant, mean, scale, width, u), _code(build)
+
+
+@intrinsic
+def exponents_of_whitened(typingctx, y, start, constant, mean, width, u):
+    """Vector code for rows that are whitened: u = constant − |y − mean|² for GROUP rows."""
+
+    def build(lanes):
+        y, start, constant, mean, width, u = lanes.args
+        _distances(lanes, y, start, constant, mean, width, u)
+
+    return types.void(y, start, constant, mean, width, u), _code(build)
+
+
+def _distances(
+    lanes: Lanes, x: Any, start: Any, constant: Any, mean: Any, width: Any, u: Any, scale: Any | None = None
+) -> None:
+    """Code for u = constant − Σ_j (scale_j (x_j − mean_j))²; four vectors side by side, so that additions need not wait."""
+    squares = lanes.zeros(GROUP // LANES)
+    lanes.clear(squares)
+    with lanes.loop(I64(0), width, 1) as (j, _):
+        middle, column = lanes.broadcast(lanes.at(mean, j)), lanes.at(x, start, lanes.builder.mul(j, I64(PITCH)))
+        factor = None if scale is None else lanes.broadcast(lanes.at(scale, j))
+        for v, total in enumerate(squares):
+            value = lanes.sub(lanes.load(lanes.at(column, v * LANES)), middle)
+            value = value if factor is None else lanes.mul(value, factor)
+            lanes.gain(total, value, value)
+    constant = lanes.splat(constant)
+    for v, value in enumerate(lanes.values(squares)):
+        lanes.store(lanes.reached(constant, value), lanes.at(u, start, v * LANES))
 
 
 @intrinsic
@@ -378,6 +449,54 @@ def diagonal_block(typingctx, x, b, mean, r, first, second, j, width, q):
     return types.void(x, b, mean, r, first, second, j, width, q), _code(build)
 
 
+@intrinsic
+def moments_by_feature(typingctx, x, b, mean, r, first, second, j):
+    """Vector code: S1 and the diagonal of S2 of the features j … j + 3 added to."""
+
+    def build(lanes):
+        x, b, mean, r, first, second, j = lanes.args
+        x, mean = lanes.at(x, lanes.builder.mul(j, I64(PITCH))), lanes.at(mean, j)
+        means = [lanes.broadcast(lanes.at(mean, a)) for a in range(4)]
+        sums, squares = lanes.zeros(4), lanes.zeros(4)
+        for variables in (sums, squares):
+            lanes.clear(variables)
+        with lanes.loop(I64(0), b, LANES) as (i, _):
+            weight = lanes.load(lanes.at(r, i))
+            for a in range(4):
+                z = lanes.sub(lanes.load(lanes.at(x, i, a * PITCH)), means[a])
+                value = lanes.mul(weight, z)
+                lanes.gain(sums[a], value)
+                lanes.gain(squares[a], value, z)
+        lanes.increase(lanes.at(first, j), lanes.values(sums))
+        lanes.increase(lanes.at(second, j), lanes.values(squares))
+
+    return types.void(x, b, mean, r, first, second, j), _code(build)
+
+
+@intrinsic
+def deviations(typingctx, x, b, mean, r, first, deviation, j, added):
+    """Vector code: r z of the features j … j + 3 written to ``deviation``, which is laid out as x, or added; S1 of these added to."""
+
+    def build(lanes):
+        x, b, mean, r, first, deviation, j, added = lanes.args
+        rows, mean = lanes.builder.mul(j, I64(PITCH)), lanes.at(mean, j)
+        x, deviation = lanes.at(x, rows), lanes.at(deviation, rows)
+        means = [lanes.broadcast(lanes.at(mean, a)) for a in range(4)]
+        sums = lanes.zeros(4)
+        lanes.clear(sums)
+        with lanes.loop(I64(0), b, LANES) as (i, _):
+            weight = lanes.load(lanes.at(r, i))
+            for a in range(4):
+                z = lanes.sub(lanes.load(lanes.at(x, i, a * PITCH)), means[a])
+                lanes.gain(sums[a], weight, z)
+                here = lanes.at(deviation, i, a * PITCH)
+                before = lanes.builder.select(added, lanes.load(here), lanes.splat(0.0))
+                lanes.store(lanes.fma(weight, z, before), here)
+        lanes.increase(lanes.at(first, j), lanes.values(sums))
+
+    return types.void(x, b, mean, r, first, deviation, j, added), _code(build)
+
+
 def _rectangle(n: int) -> Any:
     """Vector code: S2 of n features from f on with the four from j on, whose r z is q, added to."""
 
@@ -407,14 +526,22 @@ def _rectangle(n: int) -> Any:
     return rectangle
 
 
+def _numbers(lanes: Lanes, pointer: Any, n: int, single: bool) -> Any:
+    """A vector of n numbers, of single or double precision where they lie."""
+    kind = ir.VectorType(ir.FloatType() if single else F64, n)
+    value = lanes.load(pointer, kind, 4 if single else 8)
+    return lanes.builder.fpext(value, ir.VectorType(F64, n)) if single else value
+
+
 @intrinsic
 def transpose(typingctx, X, at, D, x, to):
     """Vector code: write four features of four rows of X, from element ``at`` on, feature-major to x, from ``to`` on."""
+    single = X.dtype == types.float32
 
     def build(lanes):
         builder = lanes.builder
         X, at, D, x, to = lanes.args
-        rows = [lanes.load(lanes.at(X, at, builder.mul(D, I64(i))), FOUR) for i in range(4)]
+        rows = [_numbers(lanes, lanes.at(X, at, builder.mul(D, I64(i))), 4, single) for i in range(4)]
         pairs = [
             [lanes.shuffle(a, b, [0, 4, 2, 6]), lanes.shuffle(a, b, [1, 5, 3, 7])] for a, b in (rows[:2], rows[2:])
         ]
@@ -426,6 +553,40 @@ def transpose(typingctx, X, at, D, x, to):
     return types.void(X, at, D, x, to), _code(build)
 
 
+@intrinsic
+def prefetch(typingctx, X, at):
+    """Ask for the cache line of element ``at``."""
+
+    def build(lanes):
+        X, at = lanes.args
+        pointer = lanes.builder.bitcast(lanes.at(X, at), ir.IntType(8).as_pointer())
+        kind = ir.FunctionType(ir.VoidType(), [pointer.type, I32, I32, I32])
+        function = cgutils.get_or_insert_function(lanes.builder.module, kind, "llvm.prefetch.p0")
+        # To read, kept in the second-level cache, data.
+        lanes.builder.call(function, [pointer, I32(0), I32(2), I32(1)])
+
+    return types.void(X, at), _code(build)
+
+
+def _part(D: int) -> Any:
+    """Vector code for D < 4 features: write four rows of X, from element ``at`` on, feature-major to x, from ``to`` on."""
+
+    @intrinsic
+    def part(typingctx, X, at, x, to):
+        single = X.dtype == types.float32
+
+        def build(lanes):
+            X, at, x, to = lanes.args
+            rows = _numbers(lanes, lanes.at(X, at), 4 * D, single)
+            for j in range(D):
+                lanes.store(lanes.shuffle(rows, rows, [D * i + j for i in range(4)]), lanes.at(x, to, j * PITCH))
+
+        return types.void(X, at, x, to), _code(build)
+
+    return part
+
+
 exponents_1, exponents_2, exponents_3, exponents_4, exponents_6, exponents_8 = map(_exponents, (1, 2, 3, 4, 6, 8))
 moments_1, moments_2, moments_3, moments_4 = (_moments(D) for D in (1, 2, 3, 4))
 rectangle_2, rectangle_3 = (_rectangle(n) for n in (2, 3))
+part_2, part_3 = map(_part, (2, 3))

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 FloatArray = NDArray[np.float64]
+SingleArray = NDArray[np.float32]
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,8 +62,8 @@ class SufficientStatistics:
         N_k = Σ_n v_n r_nk.
     first : ndarray of shape (K, D)
         S1_k = Σ_n v_n r_nk (x_n − μ_k).
-    second : ndarray of shape (K, D, D)
-        S2_k = Σ_n v_n r_nk (x_n − μ_k)(x_n − μ_k)ᵀ.
+    second : ndarray of shape (K, D, D), (1, D, D) or (K, D)
+        S2_k = Σ_n v_n r_nk (x_n − μ_k)(x_n − μ_k)ᵀ; where the covariances need no more than that, their sum over k or their diagonals.
     """
 
     log_likelihood: float

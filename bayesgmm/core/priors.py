@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -187,11 +188,32 @@ class ConjugatePrior(MixturePrior):
         ----------
         Fraley & Raftery (2007), section 3.2 (the defaults of the R package mclust).
         """
-        X = np.ascontiguousarray(X, dtype=float)
-        mean, covariance = weighted_covariance(
-            X, None if sample_weight is None else np.asarray(sample_weight, dtype=float)
-        )
-        D = X.shape[1]
+        X = _as_table(X)
+        v = None if sample_weight is None else np.asarray(sample_weight, dtype=float)
+        return cls.from_moments(*weighted_covariance(X, v), n_components)
+
+    @classmethod
+    def from_moments(cls, mean: FloatArray, covariance: FloatArray, n_components: int) -> ConjugatePrior:
+        """:meth:`fraley_raftery` of data with this mean (D,) and unbiased covariance (D, D).
+
+        Parameters
+        ----------
+        mean : ndarray of shape (D,)
+        covariance : ndarray of shape (D, D)
+        n_components : int
+            K.
+
+        Returns
+        -------
+        ConjugatePrior
+            Resolved.
+
+        Raises
+        ------
+        ValueError
+            If a column is constant or columns are collinear.
+        """
+        D = len(mean)
         refuse_singular(covariance, "the data")
         return cls(np.ones(n_components), mean, 0.01, D + 2.0, covariance / n_components ** (2 / D))
 
@@ -224,15 +246,43 @@ class ConjugatePrior(MixturePrior):
         ValueError
             If a given value does not fit K or D, or the data are too degenerate to scale a prior by.
         """
-        X = np.ascontiguousarray(X, dtype=float)
+        X = _as_table(X)
         v = None if sample_weight is None else np.asarray(sample_weight, dtype=float)
-        K, D = n_components, X.shape[1]
+        return self.resolve_with(
+            weighted_mean(X, v),
+            n_components,
+            lambda: _within_covariance(X, n_components, covariance_type, v),
+        )
+
+    def resolve_with(
+        self, mean_of_data: FloatArray, n_components: int, within: Callable[[], FloatArray]
+    ) -> ConjugatePrior:
+        """:meth:`resolve`, for data of which the mean (D,) is known, and S_w (D, D) where it is asked for.
+
+        Parameters
+        ----------
+        mean_of_data : ndarray of shape (D,)
+        n_components : int
+            K.
+        within : callable
+            Returns S_w; called where no scale was given.
+
+        Returns
+        -------
+        ConjugatePrior
+
+        Raises
+        ------
+        ValueError
+            If a given value does not fit K or D.
+        """
+        K, D = n_components, len(mean_of_data)
         alpha, mean = self._weights_and_mean(K, D)
         nu = float(D + 2 if self.degrees_of_freedom is None else self.degrees_of_freedom)
         if nu <= D - 1:
             raise ValueError(f"degrees_of_freedom must exceed the number of features less one ({D - 1}); got {nu:g}")
         if self.scale is None:
-            scale = (D + 2) * _within_covariance(X, K, covariance_type, v)
+            scale = (D + 2) * within()
         else:
             scale = np.atleast_2d(np.asarray(self.scale, dtype=float))
             if scale.shape != (D, D):
@@ -240,7 +290,7 @@ class ConjugatePrior(MixturePrior):
         return replace(
             self,
             weight_concentration=alpha,
-            mean_prior=np.average(X, axis=0, weights=v) if mean is None else mean,
+            mean_prior=mean_of_data if mean is None else mean,
             mean_precision=float(self.mean_precision),
             degrees_of_freedom=nu,
             scale=scale,
@@ -266,7 +316,7 @@ class ConjugatePrior(MixturePrior):
 
         Returns
         -------
-        dict of str to (ndarray, tuple of str)
+        dict of str to (ndarray of the shape of its dims, tuple of str)
             Dims are those of the PyMC model: "component", "feature", "feature_bis".
 
         Raises
@@ -309,13 +359,13 @@ class ConjugatePrior(MixturePrior):
         ----------
         weights : ndarray of shape (..., K)
         means : ndarray of shape (..., K, D)
-        covariances : ndarray
-            Packed as ``covariance_type`` says, with the same leading axes.
+        covariances : ndarray of shape (..., K, D, D), (..., D, D), (..., K, D) or (..., K)
+            Packed as ``covariance_type`` says.
         covariance_type : {"full", "tied", "diag", "spherical"}, default "full"
 
         Returns
         -------
-        ndarray or float
+        ndarray of shape (...) or float
             One value per leading index.
         """
         K, D = np.shape(means)[-2:]
@@ -337,7 +387,7 @@ class ConjugatePrior(MixturePrior):
 
         Returns
         -------
-        ndarray or float
+        ndarray of shape (...) or float
             One value per leading index.
         """
         kind = structure(covariance_type)
@@ -416,12 +466,28 @@ class ConjugatePrior(MixturePrior):
         )
 
 
+def _as_table(X: ArrayLike) -> FloatArray:
+    """Rows as C-contiguous float64, or float32 where they are."""
+    return np.ascontiguousarray(X, dtype=np.float32 if getattr(X, "dtype", None) == np.float32 else np.float64)
+
+
+def weighted_mean(X: FloatArray, sample_weight: FloatArray | None = None) -> FloatArray:
+    """Mean (D,) of the rows under frequency weights, in float64; float32 rows are not copied."""
+    if X.dtype == np.float64:
+        return np.average(X, axis=0, weights=sample_weight)
+    total = np.zeros(X.shape[1])
+    for start in range(0, len(X), 65536):
+        rows = X[start : start + 65536].astype(np.float64)
+        total += rows.sum(axis=0) if sample_weight is None else sample_weight[start : start + 65536] @ rows
+    return total / (len(X) if sample_weight is None else sample_weight.sum())
+
+
 def weighted_covariance(X: FloatArray, sample_weight: FloatArray | None = None) -> tuple[FloatArray, FloatArray]:
     """Mean (D,) and unbiased covariance (D, D) of the rows under frequency weights."""
     total = float(len(X) if sample_weight is None else sample_weight.sum())
     if sample_weight is not None and total <= 1:
         raise ValueError(f"sample_weight sums to {total:g}: frequency weights must sum to more than one observation")
-    mean = np.average(X, axis=0, weights=sample_weight)
+    mean = weighted_mean(X, sample_weight)
     covariance = np.zeros((X.shape[1], X.shape[1]))
     for start in range(0, len(X), 65536):
         centred = X[start : start + 65536] - mean

@@ -140,8 +140,9 @@ def initial_labels(
     X, weight = _checked(X, sample_weight)
     if method in _CHOSEN_ROWS:
         chosen = _CHOSEN_ROWS[method](X, n_components, weight, rng)
-        centre, scale = _common_scale(X[chosen])
-        labels = nearest_centre(X, centre, scale, (X[chosen] - centre) * scale)
+        rows = _rows(X, chosen)
+        centre, scale = _common_scale(rows)
+        labels = nearest_centre(X, centre, scale, (rows - centre) * scale)
     else:
         labels = _PARTITIONS[method](X, n_components, weight, rng)
     return _without_empty(labels, n_components, weight, rng)
@@ -189,7 +190,7 @@ _AGAIN_1D = ["patchwork", "k-means++"]
 
 
 def _checked(X: FloatArray, sample_weight: FloatArray | None) -> tuple[FloatArray, FloatArray | None]:
-    X = np.ascontiguousarray(X, dtype=np.float64)
+    X = np.ascontiguousarray(X, dtype=np.float32 if X.dtype == np.float32 else np.float64)
     if sample_weight is not None and not np.any(sample_weight > 0):
         raise ValueError("sample_weight must be positive for at least one row")
     return X, sample_weight
@@ -223,6 +224,11 @@ def _sample(
     return counted, kept / kept.mean()
 
 
+def _rows(X: FloatArray, index: NDArray[np.int64]) -> FloatArray:
+    """Some rows in float64."""
+    return X[index].astype(np.float64, copy=False)
+
+
 def _common_scale(rows: FloatArray) -> tuple[FloatArray, FloatArray]:
     """Centre (D,) and one factor for all features (D,), which leave distances' order alone and their squares finite."""
     low, high = rows.min(axis=0), rows.max(axis=0)
@@ -250,8 +256,9 @@ def _plus_plus_rows(
 ) -> NDArray[np.int64]:
     """Indices of K rows chosen by greedy k-means++ among at most ``KMEANS_ROWS``."""
     index, kept = _sample(X, KMEANS_ROWS, weight, rng)
-    centre, scale = _common_scale(X[index])
-    return index[plus_plus((X[index] - centre) * scale, kept, _plus_plus_uniforms(n_components, rng))]
+    rows = _rows(X, index)
+    centre, scale = _common_scale(rows)
+    return index[plus_plus((rows - centre) * scale, kept, _plus_plus_uniforms(n_components, rng))]
 
 
 def _plus_plus_uniforms(n_components: int, rng: np.random.Generator) -> FloatArray:
@@ -261,16 +268,18 @@ def _plus_plus_uniforms(n_components: int, rng: np.random.Generator) -> FloatArr
 
 def _kmeans(X: FloatArray, n_components: int, weight: FloatArray | None, rng: np.random.Generator) -> LabelArray:
     index, kept = _sample(X, KMEANS_ROWS, weight, rng)
-    return _scaled_kmeans(X, X[index], kept, n_components, rng, *_common_scale(X[index]))
+    rows = _rows(X, index)
+    return _scaled_kmeans(X, rows, kept, n_components, rng, *_common_scale(rows))
 
 
 def _kmeans_rescaled(
     X: FloatArray, n_components: int, weight: FloatArray | None, rng: np.random.Generator
 ) -> LabelArray:
     index, kept = _sample(X, KMEANS_ROWS, weight, rng)
-    centre, scale = _unit_scale(X[index], kept)
+    rows = _rows(X, index)
+    centre, scale = _unit_scale(rows, kept)
     scale = scale * np.exp(RESCALING * rng.standard_normal(X.shape[1]))
-    return _scaled_kmeans(X, X[index], kept, n_components, rng, centre, scale)
+    return _scaled_kmeans(X, rows, kept, n_components, rng, centre, scale)
 
 
 def _scaled_kmeans(
@@ -291,7 +300,7 @@ def _scaled_kmeans(
 
 def _patchwork(X: FloatArray, K: int, weight: FloatArray | None, rng: np.random.Generator) -> LabelArray:
     index, kept = _sample(X, KMEANS_ROWS, weight, rng)
-    rows = X[index]
+    rows = _rows(X, index)
     centre, scale = _unit_scale(rows, kept)
     n_cells = min(max(PATCHWORK_CELLS, PATCHWORK_CELLS_PER_COMPONENT * K), len(rows))
     cells = (rows[_choose(len(rows), n_cells, kept, rng)] - centre) * scale
@@ -303,7 +312,7 @@ def _quantiles(X: FloatArray, K: int, weight: FloatArray | None, rng: np.random.
     if X.shape[1] != 1:
         raise ValueError(f"'quantiles' orders the rows by a single feature; X has {X.shape[1]}")
     index, kept = _sample(X, KMEANS_ROWS, weight, rng)
-    rows = X[index]
+    rows = _rows(X, index)
     order = np.argsort(rows[:, 0], kind="stable")
     reached = np.cumsum(kept[order])
     cuts = rows[order, 0][np.searchsorted(reached, reached[-1] * np.arange(1, K) / K)]
@@ -323,7 +332,7 @@ def _tree(
 ) -> LabelArray:
     """Groups by agglomeration of distinct rows; all rows then go to the most probable of the groups' Gaussians."""
     index, kept = _sample(X, TREE_ROWS, weight, rng)
-    distinct, inverse = np.unique(X[index], axis=0, return_inverse=True)
+    distinct, inverse = np.unique(_rows(X, index), axis=0, return_inverse=True)
     inverse = inverse.ravel()
     kept = np.bincount(inverse, weights=kept)
     kept /= kept.mean()

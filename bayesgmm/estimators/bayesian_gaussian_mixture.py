@@ -115,10 +115,10 @@ class BayesianGaussianMixture(DensityMixin, BaseEstimator):
         that have next to none, or climb to the same mode as another, last.
     prior_ : ConjugatePrior or HierarchicalPrior
         The prior with its resolved values.
-    weights_, means_, covariances_ : ndarray
+    weights_, means_, covariances_ : ndarray of shape (K,), (K, D), and that of GaussianMixture's
         Posterior means of the relabelled draws where the components are identified, else the mode (with a warning).
     n_features_in_ : int
-    feature_names_in_ : ndarray of str
+    feature_names_in_ : ndarray of str of shape (D,)
         When the table has column names.
 
     References
@@ -493,7 +493,7 @@ class BayesianGaussianMixture(DensityMixin, BaseEstimator):
         ----------
         X : array-like of shape (N, D), optional
             Default: the rows of the fit.
-        rows : int array-like, boolean mask or slice, optional
+        rows : int array-like of shape (n,), boolean mask of shape (N,) or slice, optional
             Positions of the n rows to take, at most 5,000: the result has n² entries.
         pairs : int array-like of shape (P, 2), optional
             Positions of two rows each: only these are worked out, of however many rows.

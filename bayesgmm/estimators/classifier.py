@@ -123,7 +123,7 @@ class MixtureClassifier(ClassifierMixin, BaseEstimator):
     converged_, n_iter_, lower_bound_ : bool, int, float
         With EM: of the last climb, over all rows.
     n_features_in_ : int
-    feature_names_in_ : ndarray of str
+    feature_names_in_ : ndarray of str of shape (D,)
         When the table has column names.
 
     Notes

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 import warnings
 from collections.abc import Callable
+from functools import partial
 from numbers import Integral, Real
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self
@@ -17,10 +18,19 @@ from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils.validation import check_is_fitted
 
 from bayesgmm import criteria
-from bayesgmm.core import em, kernel
+from bayesgmm.core import blocked, em, kernel, stepwise
+from bayesgmm.core.blocks import Accumulate, RowBlocks
 from bayesgmm.core.covariance import STRUCTURES, CovarianceStructure, structure
 from bayesgmm.core.parameters import FloatArray, MixtureParameters
 from bayesgmm.core.priors import ConjugatePrior
+from bayesgmm.estimators.blockwise import (
+    batches,
+    check_survey,
+    is_blockwise,
+    of_each_row,
+    refuse_weights_of_blocks,
+    row_blocks,
+)
 from bayesgmm.estimators.validation import (
     Labels,
     check_parameter_arrays,
@@ -74,8 +84,8 @@ class GaussianMixture(DensityMixin, BaseEstimator):
         Starting weights. When weights, means or precisions are given there is one start.
     means_init : array-like of shape (K, D), optional
         Starting means.
-    precisions_init : array-like, optional
-        Starting precisions (inverse covariances), in the shape that ``covariance_type`` has.
+    precisions_init : array-like of shape (K, D, D), (D, D), (K, D) or (K,), optional
+        Starting precisions (inverse covariances), in the shape that full, tied, diag or spherical has.
     random_state : int, RandomState, Generator or None, default None
         Seed; an int gives the same fit every time, on any number of threads.
     warm_start : bool, default False
@@ -88,40 +98,53 @@ class GaussianMixture(DensityMixin, BaseEstimator):
         None is maximum likelihood. "default" is ``ConjugatePrior.fraley_raftery``, made to regularise EM; a
         :class:`ConjugatePrior` is resolved on the data. The fit is then the mode in (π, μ, Σ).
     keep_history : bool, default False
-        Keep the parameters of every iteration of the best start in ``history_``.
+        Keep the parameters of every iteration of the best start in ``history_``. All iterations are plain steps of EM then.
+    learning_decay : float, default 0.6
+        α of ``partial_fit``, in (0.5, 1]: batch t + 1 moves the averages by (t + ``learning_offset``)^−α of the way. Smaller forgets
+        sooner what was learned from rows before; 0.6 is the choice of Cappé & Moulines (2009).
+    learning_offset : float, default 2.0
+        Larger trusts the first batch more.
+    acceleration : {"squarem", None}, default "squarem"
+        "squarem" finishes a fit by extrapolated steps of EM (Varadhan & Roland 2008), none of which lowers the objective: a third
+        of the passes where components overlap. None, and ``tol=0``, is plain EM to the end.
 
     Attributes
     ----------
     weights_ : ndarray of shape (K,)
     means_ : ndarray of shape (K, D)
-    covariances_ : ndarray
-        (K, D, D) full, (D, D) tied, (K, D) diag, (K,) spherical.
-    precisions_ : ndarray
-        Inverse covariances, same shape.
-    precisions_cholesky_ : ndarray
-        Upper triangular C with Σ⁻¹ = C Cᵀ, same shape, as scikit-learn has it.
+    covariances_ : ndarray of shape (K, D, D), (D, D), (K, D) or (K,)
+        Of full, tied, diag and spherical.
+    precisions_ : ndarray of the shape of covariances_
+        Inverse covariances.
+    precisions_cholesky_ : ndarray of the shape of covariances_
+        Upper triangular C with Σ⁻¹ = C Cᵀ, as scikit-learn has it.
     converged_ : bool
     n_iter_ : int
-        Iterations of the best start.
+        Iterations of the best start: passes over the data, those of rejected extrapolations too.
+    initialised_on_ : int
+        Number of rows that the starts were made from and first climbed on: all, but for rows in blocks.
     lower_bound_ : float
         Mean log-likelihood per row at the fitted parameters (plus log prior per row under a prior).
     lower_bounds_ : list of float
         That at the start and after every iteration of the best start.
     modes_ : tuple of Mode
         Distinct optima, best first: objective, how many starts reached each, smallest component, smallest relative eigenvalue, and
-        whether it is a spurious near-singular one.
+        whether it is a spurious near-singular one. Of rows in blocks: those that were followed on all rows.
     prior_ : ConjugatePrior or None
         The prior with its resolved values.
     history_ : tuple of MixtureParameters
         With ``keep_history``: the parameters at the start and after every iteration.
     n_features_in_ : int
-    feature_names_in_ : ndarray of str
+    feature_names_in_ : ndarray of str of shape (D,)
         When the table has column names.
 
     References
     ----------
     Dempster, Laird & Rubin (1977), Maximum likelihood from incomplete data via the EM algorithm, JRSS B 39, 1–38.
     Fraley & Raftery (2007), Bayesian regularization for normal mixture estimation, Journal of Classification 24, 155–181.
+    Cappé & Moulines (2009), On-line expectation–maximization algorithm for latent data models, JRSS B 71, 593–613.
+    Varadhan & Roland (2008), Simple and globally convergent methods for accelerating the convergence of any EM algorithm,
+    Scandinavian Journal of Statistics 35, 335–353.
 
     Examples
     --------
@@ -137,6 +160,9 @@ class GaussianMixture(DensityMixin, BaseEstimator):
     >>> round(em.bic(X), 1)
     2322.2
     """
+
+    modes_: tuple[em.Mode, ...]
+    lower_bounds_: list[float]
 
     _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
         "n_components": [Interval(Integral, 1, None, closed="left")],
@@ -155,6 +181,9 @@ class GaussianMixture(DensityMixin, BaseEstimator):
         "verbose_interval": [Interval(Integral, 1, None, closed="left")],
         "prior": [StrOptions({"default"}), ConjugatePrior, None],
         "keep_history": ["boolean"],
+        "acceleration": [StrOptions({"squarem"}), None],
+        "learning_decay": [Interval(Real, 0.5, 1.0, closed="right")],
+        "learning_offset": [Interval(Real, 0.0, None, closed="left")],
     }
 
     def __init__(
@@ -176,6 +205,9 @@ class GaussianMixture(DensityMixin, BaseEstimator):
         verbose_interval: int = 10,
         prior: str | ConjugatePrior | None = None,
         keep_history: bool = False,
+        acceleration: str | None = "squarem",
+        learning_decay: float = 0.6,
+        learning_offset: float = 2.0,
     ) -> None:
         self.n_components = n_components
         self.covariance_type = covariance_type
@@ -193,6 +225,9 @@ class GaussianMixture(DensityMixin, BaseEstimator):
         self.verbose_interval = verbose_interval
         self.prior = prior
         self.keep_history = keep_history
+        self.acceleration = acceleration
+        self.learning_decay = learning_decay
+        self.learning_offset = learning_offset
 
     @classmethod
     def from_parameters(
@@ -211,8 +246,8 @@ class GaussianMixture(DensityMixin, BaseEstimator):
         weights : array-like of shape (K,)
             On the simplex.
         means : array-like of shape (K, D)
-        covariances : array-like
-            In the shape that ``covariance_type`` has.
+        covariances : array-like of shape (K, D, D), (D, D), (K, D) or (K,)
+            In the shape that full, tied, diag or spherical has.
         covariance_type : {"full", "tied", "diag", "spherical"}, default "full"
         **parameters
             Further constructor parameters, such as ``random_state``.
@@ -250,12 +285,20 @@ class GaussianMixture(DensityMixin, BaseEstimator):
     ) -> Self:
         """Fit by EM from several starts.
 
+        Rows need not stand in memory: a path, or :func:`bayesgmm.open_blocks` of files, memory maps or what yields blocks, is read a
+        block at a time, once for each iteration. The starts are then made from, and first climbed on, a random sample of 100,000 rows;
+        optima that it cannot tell from its best one, three at most, are followed on all rows and stand in ``modes_``.
+
+        Interrupted (Ctrl-C), a fit keeps its last complete iteration, warns, and can be resumed with ``warm_start=True``.
+
         Parameters
         ----------
-        X : array-like of shape (N, D)
+        X : array-like of shape (N, D), path, or rows in blocks
+            A C-contiguous array of float64 or float32 is not copied: float32 is read as it is, here and where rows are scored, and all
+            arithmetic is in float64, so that the fit is that of the same numbers in float64.
         y : ignored
         sample_weight : array-like of shape (N,), optional
-            Frequency weights: a weight of 2 is the row twice.
+            Frequency weights: a weight of 2 is the row twice. Rows in blocks have a column of them instead.
         callback : callable, optional
             ``callback(iteration, parameters, objective)`` at the start and after every iteration of every start.
 
@@ -269,48 +312,201 @@ class GaussianMixture(DensityMixin, BaseEstimator):
             If the input is not a finite numeric table with at least K rows, or no start gives positive definite covariances.
         """
         check_settings(self)
-        table = check_table(self, X, reset=True, min_rows=2)
-        N, D = table.shape
-        K = self.n_components
-        weights = check_weights(sample_weight, table)
-        if N < K:
-            raise ValueError(f"Expected n_samples >= n_components but got n_components = {K}, n_samples = {N}")
-        names = column_names(X, number_of_features(X))
-        reg_covar = self.reg_covar
-        self.prior_ = self._resolve_prior(table, weights)
-        if self.prior_ is None:
-            warn_degenerate(table, K, names, reg_covar)
-            distinct = n_distinct_rows(table, K)
-            if distinct < K:
-                warnings.warn(
-                    f"Number of distinct rows ({distinct}) found smaller than n_components ({K}): components coincide",
-                    ConvergenceWarning,
-                    stacklevel=2,
-                )
-                if reg_covar == 0:
-                    raise ValueError(f"{distinct} distinct rows cannot carry {K} components at reg_covar=0")
-        rng = generator(self.random_state)
-        found = em.fit(
-            table,
-            K,
-            self.covariance_type,
-            prior=self.prior_,
-            sample_weight=weights,
-            reg_covar=reg_covar,
-            tol=self.tol,
-            max_iter=self.max_iter,
-            n_init=self.n_init,
-            init_params=self.init_params,
-            rng=rng,
-            starts=self._given_starts(table, weights, rng),
-            callback=self._reporter(callback),
-            keep_history=self.keep_history,
-        )
+        for name in ("_stepwise", "n_samples_seen_", "_interrupted"):
+            self.__dict__.pop(name, None)
+        kept = _Kept(self._reporter(callback))
+        try:
+            blocks = row_blocks(self, X, sample_weight, reset=True)
+            found = self._fit_table(X, sample_weight, kept) if blocks is None else self._fit_blocks(blocks, kept)
+        except KeyboardInterrupt:
+            if kept.parameters is None:
+                raise
+            self._keep_interrupted(kept)
+            return self
         self._keep(found)
         if self.keep_history:
             self.history_ = found.best.history
         self._warn(found)
         return self
+
+    def partial_fit(self, X: ArrayLike, y: Any = None, sample_weight: ArrayLike | None = None) -> Self:
+        """Learn from a batch of rows, each seen once: stepwise EM (Cappé & Moulines 2009).
+
+        The first batch is fitted as by :meth:`fit`, and any prior is resolved on it. Each later one moves the averages that EM's M-step
+        needs a little of the way (``learning_decay``, ``learning_offset``), and the M-step follows; a prior counts once, against all
+        rows so far. Batches should be alike in size, in random order, and some hundred rows each or more. After :meth:`fit` this goes
+        on from there.
+
+        Sets ``n_iter_`` to the number of batches, ``n_samples_seen_`` to that of rows, ``lower_bound_`` and ``lower_bounds_`` to the mean
+        log density of each batch before it was learned, and ``converged_`` to False: a stream has no end.
+
+        Parameters
+        ----------
+        X : array-like of shape (N, D), path, rows in blocks, or iterator of arrays
+            A batch. Of blocks, each is one.
+        y : ignored
+        sample_weight : array-like of shape (N,), optional
+            Frequency weights of one batch.
+
+        Returns
+        -------
+        GaussianMixture
+
+        Raises
+        ------
+        ValueError
+            If a batch is no finite numeric table with the features of the first, or the first has fewer than K rows.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> from bayesgmm import GaussianMixture
+        >>> rng = np.random.default_rng(0)
+        >>> em = GaussianMixture(2, random_state=0)
+        >>> for _ in range(50):
+        ...     em = em.partial_fit(rng.standard_normal((500, 1)) + 6 * rng.integers(2, size=(500, 1)))
+        >>> np.sort(em.weights_.round(1))
+        array([0.5, 0.5])
+        >>> em.n_samples_seen_
+        25000
+        """
+        check_settings(self)
+        if is_blockwise(X):
+            refuse_weights_of_blocks(sample_weight)
+            for rows, weights in batches(X):
+                self._learn(rows, weights)
+            return self
+        return self._learn(X, sample_weight)
+
+    def _learn(self, X: ArrayLike, sample_weight: ArrayLike | None) -> Self:
+        fitted = hasattr(self, "_parameters")
+        table = check_table(self, X, reset=not fitted)
+        weights = check_weights(sample_weight, table)
+        kind, rng = structure(self.covariance_type), generator(self.random_state)
+        state: stepwise.Stepwise | None = getattr(self, "_stepwise", None)
+        if state is None and not fitted:
+            found = self._fit_table(X, sample_weight, None)
+            best, self.modes_ = found.best, found.modes
+            problem = em.Problem(table, kind, self.prior_, weights, self.reg_covar)
+            bounds = [best.log_likelihood / problem.total_weight]
+            state, self.n_samples_seen_ = stepwise.begin(best, problem.e_step(best.parameters, "full")), len(table)
+        else:
+            problem = em.Problem(table, kind, self.prior_ if hasattr(self, "prior_") else None, weights, self.reg_covar)
+            if state is None:
+                before = float(self.modes_[0].run.counts.sum()) if getattr(self, "modes_", ()) else problem.total_weight
+                state, self.n_samples_seen_ = (
+                    stepwise.resume(self._parameters, self.covariances_, before),
+                    round(before),
+                )
+                self.lower_bounds_ = []
+            density = problem.e_step(state.parameters, "full")
+            state = stepwise.step(state, problem, density, self.learning_decay, self.learning_offset, rng)
+            bounds = [*self.lower_bounds_, density.log_likelihood / problem.total_weight]
+            self.n_samples_seen_ += len(table)
+            if state.restarted:
+                warnings.warn(
+                    f"a component lost its rows in batch {state.n_steps} and was started anew: K = {self.n_components} may be more than "
+                    "the stream carries, or the batches too small",
+                    ConvergenceWarning,
+                    stacklevel=4,
+                )
+        self._stepwise = state
+        self.converged_, self.n_iter_ = False, state.n_steps
+        self.lower_bounds_, self.lower_bound_ = bounds, bounds[-1]
+        self._set(state.parameters, state.covariances)
+        return self
+
+    def _fit_table(self, X: ArrayLike, sample_weight: ArrayLike | None, callback: em.Callback | None) -> em.EMFit:
+        table = check_table(self, X, reset=True, min_rows=2, single=True)
+        N = len(table)
+        K = self.n_components
+        weights = check_weights(sample_weight, table)
+        if N < K:
+            raise ValueError(f"Expected n_samples >= n_components but got n_components = {K}, n_samples = {N}")
+        names = column_names(X, number_of_features(X))
+        self.prior_ = self._resolve_prior(table, weights)
+        if self.prior_ is None:
+            warn_degenerate(table, K, names, self.reg_covar)
+            distinct = n_distinct_rows(table, K)
+            if distinct < K:
+                warnings.warn(
+                    f"Number of distinct rows ({distinct}) found smaller than n_components ({K}): components coincide",
+                    ConvergenceWarning,
+                    stacklevel=4,
+                )
+                if self.reg_covar == 0:
+                    raise ValueError(f"{distinct} distinct rows cannot carry {K} components at reg_covar=0")
+        rng = generator(self.random_state)
+        kind = structure(self.covariance_type)
+
+        def seeded() -> tuple[MixtureParameters, FloatArray]:
+            problem = em.Problem(table, kind, None, weights, max(self.reg_covar, 1e-12))
+            return em.start(problem, K, self.init_params, rng)
+
+        self.initialised_on_ = N
+        return em.fit(
+            table,
+            K,
+            self.covariance_type,
+            prior=self.prior_,
+            sample_weight=weights,
+            reg_covar=self.reg_covar,
+            tol=self.tol,
+            max_iter=self.max_iter,
+            n_init=self.n_init,
+            init_params=self.init_params,
+            rng=rng,
+            starts=self._given_starts(table.shape[1], seeded),
+            callback=callback,
+            keep_history=self.keep_history,
+            accelerated=self.acceleration is not None,
+        )
+
+    def _fit_blocks(self, blocks: RowBlocks, callback: em.Callback) -> em.EMFit:
+        """Fit rows in blocks: from a subsample, then all of them at each step."""
+        K, rng = self.n_components, generator(self.random_state)
+        seen = blocked.survey(blocks, int(rng.integers(2**32)))
+        check_survey(seen, K, feature_names(self), self.reg_covar, self.prior is not None)
+        self.prior_ = blocked.resolve_prior(self.prior, blocks, seen, K, self.covariance_type)
+        problem = blocked.problem_of(
+            blocks,
+            seen,
+            self.covariance_type,
+            self.prior_,
+            reg_covar=self.reg_covar,
+            tol=self.tol,
+            max_iter=self.max_iter,
+        )
+        starts = self._given_starts(blocks.n_features, lambda: blocked.given_start(problem, K, self.init_params, rng))
+        self.initialised_on_ = seen.moments.n_counted if starts else len(problem.X)
+        if self.verbose:
+            n_rows = seen.moments.n_rows
+            print(f"{n_rows} rows in blocks" if starts else f"Starts on {self.initialised_on_} of {n_rows} rows")
+        return blocked.fit(
+            problem,
+            K,
+            n_init=self.n_init,
+            init_params=self.init_params,
+            rng=rng,
+            starts=starts,
+            callback=callback,
+            keep_history=self.keep_history,
+            accelerated=self.acceleration is not None,
+        )
+
+    def _keep_interrupted(self, kept: _Kept) -> None:
+        """Take over the last complete iteration of a fit that was interrupted."""
+        assert kept.parameters is not None
+        kind = structure(self.covariance_type)
+        self.modes_ = ()
+        self.converged_, self.n_iter_ = False, kept.iteration
+        self.lower_bound_, self.lower_bounds_ = kept.objective, [kept.objective]
+        self._set(kept.parameters, kind.pack(kept.parameters.covariances))
+        self._interrupted = (
+            f"EM was interrupted: iteration {kept.iteration} is kept, which is no optimum; to go on from there, fit with "
+            "warm_start=True"
+        )
+        warnings.warn(self._interrupted, ConvergenceWarning, stacklevel=4)
 
     def _keep(self, found: em.EMFit) -> None:
         """Take over what EM found."""
@@ -328,22 +524,22 @@ class GaussianMixture(DensityMixin, BaseEstimator):
         return self.prior.resolve(X, self.n_components, self.covariance_type, weights)
 
     def _given_starts(
-        self, X: FloatArray, v: FloatArray | None, rng: np.random.Generator
+        self, D: int, seeded: Callable[[], tuple[MixtureParameters, FloatArray]]
     ) -> list[tuple[MixtureParameters, FloatArray]] | None:
-        kind, K, D = structure(self.covariance_type), self.n_components, X.shape[1]
+        """The start that was given, whole or in part: ``seeded`` makes the rest."""
+        kind, K = structure(self.covariance_type), self.n_components
         if self.warm_start and hasattr(self, "_parameters") and self.means_.shape == (K, D):
             return [(self._parameters, self.covariances_)]
         weights, means = check_parameter_arrays(self.weights_init, self.means_init, K, D)
         if weights is None and means is None and self.precisions_init is None:
             return None
-        problem = em.Problem(X, kind, None, v, max(self.reg_covar, 1e-12))
-        seeded, packed = em.start(problem, K, self.init_params, rng)
+        begin, packed = seeded()
         if self.precisions_init is not None:
             precisions = _checked_matrices(self.precisions_init, kind, K, D, "precisions")
             packed = kind.covariances_from_precisions(precisions)
         parameters = MixtureParameters(
-            seeded.weights if weights is None else weights,
-            seeded.means if means is None else means,
+            begin.weights if weights is None else weights,
+            begin.means if means is None else means,
             kind.factors(packed, K, D),
         )
         return [(parameters, packed)]
@@ -416,9 +612,16 @@ class GaussianMixture(DensityMixin, BaseEstimator):
         """
         return self.fit(X, y, sample_weight=sample_weight).predict(X)
 
-    def _table(self, X: ArrayLike) -> FloatArray:
+    def _table(self, X: ArrayLike, single: bool = False) -> FloatArray:
         check_is_fitted(self)
-        return check_table(self, X, reset=False)
+        return check_table(self, X, reset=False, single=single)
+
+    def _of_rows(
+        self, X: ArrayLike, function: Callable[..., Any], width: int | None = None, dtype: Any = np.float64
+    ) -> Any:
+        """A function of rows and of the parameters."""
+        check_is_fitted(self)
+        return of_each_row(self, X, partial(function, parameters=self._parameters), width, dtype)
 
     def score_samples(self, X: ArrayLike) -> FloatArray:
         """Log density of each row.
@@ -431,7 +634,7 @@ class GaussianMixture(DensityMixin, BaseEstimator):
         -------
         ndarray of shape (N,)
         """
-        return kernel.log_density(self._table(X), self._parameters)
+        return self._of_rows(X, kernel.log_density)
 
     def score(self, X: ArrayLike, y: Any = None, sample_weight: ArrayLike | None = None) -> float:
         """Mean log density of the rows.
@@ -446,10 +649,8 @@ class GaussianMixture(DensityMixin, BaseEstimator):
         -------
         float
         """
-        table = self._table(X)
-        return float(
-            np.average(kernel.log_density(table, self._parameters), weights=check_weights(sample_weight, table))
-        )
+        log_likelihood, total = self._log_likelihood(X, sample_weight)
+        return log_likelihood / total
 
     def predict_proba(self, X: ArrayLike) -> FloatArray:
         """Responsibilities: the probability of each component for each row.
@@ -462,7 +663,7 @@ class GaussianMixture(DensityMixin, BaseEstimator):
         -------
         ndarray of shape (N, K)
         """
-        return kernel.responsibilities(self._table(X), self._parameters)[0]
+        return self._of_rows(X, _responsibilities, self.n_components)
 
     def predict(self, X: ArrayLike) -> Labels:
         """Component of highest responsibility for each row.
@@ -475,7 +676,7 @@ class GaussianMixture(DensityMixin, BaseEstimator):
         -------
         ndarray of shape (N,)
         """
-        return np.argmax(self.predict_proba(X), axis=1)
+        return self._of_rows(X, _labels, dtype=np.int64)
 
     def assign(
         self,
@@ -591,14 +792,23 @@ class GaussianMixture(DensityMixin, BaseEstimator):
         ----------
         Biernacki, Celeux & Govaert (2000), Assessing a mixture model for clustering with the integrated completed likelihood.
         """
-        table = self._table(X)
+        check_is_fitted(self)
+        if (blocks := row_blocks(self, X, sample_weight, reset=False)) is not None:
+            log_likelihood, total = self._log_likelihood(X, sample_weight)
+            unclear = float(blocks.total(partial(_log_highest, parameters=self._parameters)))
+            return criteria.bic(log_likelihood, self._n_parameters(), total) - 2 * unclear
+        table = self._table(X, single=True)
         v = check_weights(sample_weight, table)
         r, density = kernel.responsibilities(table, self._parameters)
         log_likelihood, total = _summed(density, v)
         return criteria.icl(log_likelihood, self._n_parameters(), total, r, v)
 
     def _log_likelihood(self, X: ArrayLike, sample_weight: ArrayLike | None) -> tuple[float, float]:
-        table = self._table(X)
+        check_is_fitted(self)
+        if (blocks := row_blocks(self, X, sample_weight, reset=False)) is not None:
+            found = blocks.total(Accumulate(self._parameters))
+            return found.log_likelihood, found.total_weight
+        table = self._table(X, single=True)
         v = check_weights(sample_weight, table)
         return _summed(kernel.log_density(table, self._parameters), v)
 
@@ -638,12 +848,18 @@ class GaussianMixture(DensityMixin, BaseEstimator):
         """
         from bayesgmm.core import information
 
-        table = self._table(X)
-        kind = structure(self.covariance_type)
-        v = check_weights(sample_weight, table)
         if method == "bootstrap":
             return self.bootstrap(X, n_bootstrap, sample_weight).standard_errors
-        problem = em.Problem(table, kind, self.prior_ if hasattr(self, "prior_") else None, v, self.reg_covar)
+        check_is_fitted(self)
+        kind, prior = structure(self.covariance_type), getattr(self, "prior_", None)
+        if (blocks := row_blocks(self, X, sample_weight, reset=False)) is not None:
+            seen = blocked.survey(blocks, 0, 0)
+            problem: em.Problem = blocked.problem_of(
+                blocks, seen, self.covariance_type, prior, reg_covar=self.reg_covar
+            )
+        else:
+            table = self._table(X)
+            problem = em.Problem(table, kind, prior, check_weights(sample_weight, table), self.reg_covar)
         return information.standard_errors(problem, self._parameters, self.covariances_, method)
 
     def bootstrap(
@@ -768,6 +984,35 @@ class GaussianMixture(DensityMixin, BaseEstimator):
 
     def __sklearn_is_fitted__(self) -> bool:
         return hasattr(self, "_parameters")
+
+
+class _Kept:
+    """The best that a fit has come to so far, iteration by iteration: what is left when it is interrupted."""
+
+    def __init__(self, callback: em.Callback | None) -> None:
+        self._callback = callback
+        self.parameters: MixtureParameters | None = None
+        self.iteration, self.objective = 0, -np.inf
+
+    def __call__(self, iteration: int, parameters: MixtureParameters, objective: float) -> None:
+        if objective >= self.objective:
+            self.iteration, self.parameters, self.objective = iteration, parameters, objective
+        if self._callback is not None:
+            self._callback(iteration, parameters, objective)
+
+
+def _responsibilities(X: FloatArray, parameters: MixtureParameters) -> FloatArray:
+    return kernel.responsibilities(X, parameters)[0]
+
+
+def _labels(X: FloatArray, parameters: MixtureParameters) -> Labels:
+    return np.argmax(_responsibilities(X, parameters), axis=1)
+
+
+def _log_highest(X: FloatArray, v: FloatArray | None, block: int, parameters: MixtureParameters) -> float:
+    """Task: Σ_n v_n log max_k r_nk."""
+    highest = np.log(_responsibilities(X, parameters).max(axis=1))
+    return float(highest.sum() if v is None else v @ highest)
 
 
 def draw_rows(rng: np.random.Generator, y: Labels, means: FloatArray, precision_factors: FloatArray) -> FloatArray:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 from typing import Any
 
@@ -35,7 +36,9 @@ def check_settings(estimator: BaseEstimator) -> None:
         estimator._validate_params()
 
 
-def check_table(estimator: BaseEstimator, X: Any, *, reset: bool, min_rows: int = 1) -> FloatArray:
+def check_table(
+    estimator: BaseEstimator, X: Any, *, reset: bool, min_rows: int = 1, single: bool = False
+) -> FloatArray:
     """Observations as a C-contiguous float64 array (N, D).
 
     Parameters
@@ -47,6 +50,8 @@ def check_table(estimator: BaseEstimator, X: Any, *, reset: bool, min_rows: int 
     reset : bool
         True while fitting.
     min_rows : int, default 1
+    single : bool, default False
+        Float32 stays float32, and is not copied where it is C-contiguous.
 
     Returns
     -------
@@ -55,7 +60,7 @@ def check_table(estimator: BaseEstimator, X: Any, *, reset: bool, min_rows: int 
     Raises
     ------
     TypeError
-        If X is a sparse matrix or a Dask collection.
+        If X is a sparse matrix, a Dask collection, or in blocks.
     ValueError
         If X is not a finite numeric table, with the row and the column at fault.
     """
@@ -64,11 +69,18 @@ def check_table(estimator: BaseEstimator, X: Any, *, reset: bool, min_rows: int 
             "sparse input is not supported: Gaussian densities need dense rows; use X.toarray() or X.todense() if it fits in "
             "memory, or reduce the dimension first (for example with TruncatedSVD)"
         )
+    if isinstance(X, str | os.PathLike) or hasattr(X, "total"):
+        raise TypeError(
+            "this needs all rows in memory, not a table in blocks or the path of one: read it, or a part of it, first"
+        )
     if type(X).__module__.partition(".")[0] == "dask":
-        raise TypeError("Dask collections are not read directly: call X.compute() first, or fit a sample of the rows")
+        raise TypeError(
+            "this needs all rows in memory, not a Dask collection: call X.compute() first, or give a sample of the rows"
+        )
     _refuse_text(X)
+    dtype = [np.float64, np.float32] if single else np.float64
     array = validate_data(
-        estimator, X, reset=reset, dtype=np.float64, order="C", ensure_all_finite=False, ensure_min_samples=min_rows
+        estimator, X, reset=reset, dtype=dtype, order="C", ensure_all_finite=False, ensure_min_samples=min_rows
     )
     # min and max are finite exactly when every value is, at no memory of the size of X.
     if not (np.isfinite(array.min()) and np.isfinite(array.max())):
@@ -249,23 +261,29 @@ def partial_labels(y: Any, n_rows: int, classes: np.ndarray | None = None) -> tu
 
 def warn_degenerate(X: FloatArray, n_components: int, names: list[str], reg_covar: float) -> None:
     """Warn of constant columns, and of a ``reg_covar`` that would swamp the data."""
-    low, high = X.min(axis=0), X.max(axis=0)
+    # Some thousand rows tell whether reg_covar would swamp a column.
+    spread = np.var(X[:: max(1, len(X) // 5000)], axis=0, dtype=np.float64)
+    warn_degenerate_columns(X.min(axis=0), X.max(axis=0), spread, names, reg_covar, len(X) > 1)
+
+
+def warn_degenerate_columns(
+    low: FloatArray, high: FloatArray, spread: FloatArray, names: list[str], reg_covar: float, several: bool = True
+) -> None:
+    """The same of columns (D,) whose range and variance are known."""
     constant = [names[j] for j in np.flatnonzero(low == high)]
-    if constant and len(X) > 1:
+    if constant and several:
         warnings.warn(
             f"{_columns(constant)} constant: the variance there is reg_covar alone",
             DataWarning,
-            stacklevel=4,
+            stacklevel=5,
         )
-    # Some thousand rows tell whether reg_covar would swamp a column.
-    spread = np.var(X[:: max(1, len(X) // 5000)], axis=0)
     swamped = [names[j] for j in np.flatnonzero((spread < reg_covar) & (low < high))]
     if swamped:
         warnings.warn(
             f"reg_covar={reg_covar:g} exceeds the variance of column{'s' * (len(swamped) > 1)} "
             f"{', '.join(map(repr, swamped))}: rescale the data or lower reg_covar",
             DataWarning,
-            stacklevel=4,
+            stacklevel=5,
         )
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Self
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -28,10 +30,8 @@ HYPER_NAMES = ("scale_diagonal_log__", "scale_offdiagonal")
 """Those of a random scale, after the others."""
 
 
-class CompiledPosterior:
-    """Log posterior and gradient of one model over a flat unconstrained vector θ of length P.
-
-    Evaluation releases the GIL and may run in several threads at once.
+class MixturePosterior(ABC):
+    """Log posterior and gradient of one model over a flat unconstrained vector θ of length P, and what θ stands for.
 
     Parameters
     ----------
@@ -67,31 +67,26 @@ class CompiledPosterior:
         self.ndim = int(stops[-1])
         self.slices = dict(zip(names, cuts, strict=True))
         self._parts = tuple(zip(cuts, self._shapes, strict=True))
-        self._packed = PackedPosterior(inputs, self._layout)
 
-    @classmethod
-    def from_data(
-        cls,
-        X: ArrayLike,
-        n_components: int,
-        covariance_type: str = "full",
-        prior: str | Prior = "default",
-        sample_weight: ArrayLike | None = None,
-        classes: ClassLayout | None = None,
-    ) -> CompiledPosterior:
-        """Posterior of the model that ``build_model`` builds from the same arguments.
+    @abstractmethod
+    def logp_and_grad(self, theta: FloatArray) -> tuple[float, FloatArray]:
+        """Log posterior density of θ, as the PyMC model's ``logp()``, and its gradient.
 
-        With ``classes`` X is sorted by them, and a row of known class belongs to its components alone (:mod:`bayesgmm.core.classes`).
+        Parameters
+        ----------
+        theta : ndarray of shape (P,)
 
-        Raises
-        ------
-        ValueError
-            As ``build_model``.
+        Returns
+        -------
+        logp : float
+        gradient : ndarray of shape (P,)
         """
-        inputs = ModelInputs.resolve(X, n_components, covariance_type, prior, sample_weight)
-        return cls(replace(inputs, classes=classes), covariance_type)
 
-    def without_scale(self, precision_factors: FloatArray) -> CompiledPosterior:
+    @abstractmethod
+    def _with(self, inputs: ModelInputs) -> Self:
+        """Take the same data with other inputs of the prior."""
+
+    def without_scale(self, precision_factors: FloatArray) -> Self:
         """Take the posterior with a random scale integrated out; itself, where the scale is fixed.
 
         The covariances determine themselves, not the scale behind them: given it, their coordinates and its own lie along a curved
@@ -104,13 +99,13 @@ class CompiledPosterior:
 
         Returns
         -------
-        CompiledPosterior
+        MixturePosterior
             Its point holds no scale; :meth:`draw_scale` draws it.
         """
         if not self.inputs.hierarchical:
             return self
         V, _ = self._unconstrain_scale(precision_factors[: self._shapes[1][0]], None)
-        return CompiledPosterior(self.inputs.without_scale(V), self.covariance_type)
+        return self._with(self.inputs.without_scale(V))
 
     def draw_scale(self, precision_factors: FloatArray, rng: np.random.Generator) -> tuple[FloatArray, FloatArray]:
         """Draw the scale that was integrated out, given the covariances.
@@ -158,37 +153,11 @@ class CompiledPosterior:
         """Names of the unconstrained variables that are not empty."""
         return tuple(name for name, part in self.slices.items() if part.stop > part.start)
 
-    def whitened(self, center: FloatArray, factor: FloatArray) -> PackedPosterior:
-        """Take the same density over y with θ = center + factor y, as the sampler's C functions read it.
-
-        Parameters
-        ----------
-        center : ndarray of shape (P,)
-        factor : ndarray of shape (P, P)
-            Lower triangular.
-
-        Returns
-        -------
-        PackedPosterior
-        """
-        return PackedPosterior(self.inputs, self._layout, center, factor)
-
-    def logp_and_grad(self, theta: FloatArray) -> tuple[float, FloatArray]:
-        """Log posterior density of θ, as the PyMC model's ``logp()``, and its gradient.
-
-        Parameters
-        ----------
-        theta : ndarray of shape (P,)
-
-        Returns
-        -------
-        logp : float
-        gradient : ndarray of shape (P,)
-        """
+    def _point(self, theta: FloatArray) -> FloatArray:
         point = np.asarray(theta, dtype=np.float64)
         if point.shape != (self.ndim,):
             raise ValueError(f"theta must have shape ({self.ndim},), got {point.shape}")
-        return self._packed(point)
+        return point
 
     def _matrices(self, theta: FloatArray) -> tuple[FloatArray, ...]:
         return tuple(theta[..., part].reshape(*theta.shape[:-1], *shape) for part, shape in self._parts)
@@ -348,3 +317,74 @@ class CompiledPosterior:
         else:
             total = total - np.sum(2.0 * log_V[..., :C] + log_squares, axis=(1, 2))
         return total if points.ndim == 2 else float(total[0])
+
+
+class CompiledPosterior(MixturePosterior):
+    """The posterior of rows in memory, by one call of a C function.
+
+    Evaluation releases the GIL and may run in several threads at once.
+
+    Parameters
+    ----------
+    inputs : ModelInputs
+        Data and resolved prior.
+    covariance_type : {"full", "tied", "diag", "spherical"}, default="full"
+    """
+
+    def __init__(self, inputs: ModelInputs, covariance_type: str = "full") -> None:
+        super().__init__(inputs, covariance_type)
+        self._packed = PackedPosterior(inputs, self._layout)
+
+    @classmethod
+    def from_data(
+        cls,
+        X: ArrayLike,
+        n_components: int,
+        covariance_type: str = "full",
+        prior: str | Prior = "default",
+        sample_weight: ArrayLike | None = None,
+        classes: ClassLayout | None = None,
+    ) -> CompiledPosterior:
+        """Posterior of the model that ``build_model`` builds from the same arguments.
+
+        With ``classes`` X is sorted by them, and a row of known class belongs to its components alone (:mod:`bayesgmm.core.classes`).
+
+        Raises
+        ------
+        ValueError
+            As ``build_model``.
+        """
+        inputs = ModelInputs.resolve(X, n_components, covariance_type, prior, sample_weight)
+        return cls(replace(inputs, classes=classes), covariance_type)
+
+    def _with(self, inputs: ModelInputs) -> Self:
+        return type(self)(inputs, self.covariance_type)
+
+    def whitened(self, center: FloatArray, factor: FloatArray) -> PackedPosterior:
+        """Take the same density over y with θ = center + factor y, as the sampler's C functions read it.
+
+        Parameters
+        ----------
+        center : ndarray of shape (P,)
+        factor : ndarray of shape (P, P)
+            Lower triangular.
+
+        Returns
+        -------
+        PackedPosterior
+        """
+        return PackedPosterior(self.inputs, self._layout, center, factor)
+
+    def logp_and_grad(self, theta: FloatArray) -> tuple[float, FloatArray]:
+        """Log posterior density of θ, as the PyMC model's ``logp()``, and its gradient.
+
+        Parameters
+        ----------
+        theta : ndarray of shape (P,)
+
+        Returns
+        -------
+        logp : float
+        gradient : ndarray of shape (P,)
+        """
+        return self._packed(self._point(theta))

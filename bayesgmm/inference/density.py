@@ -21,7 +21,7 @@ import numpy as np
 from numba import types
 
 from bayesgmm.core.kernel import KERNEL_VERSION, LOG_2PI, fused_pass, gradients
-from bayesgmm.core.parameters import FloatArray
+from bayesgmm.core.parameters import FloatArray, SufficientStatistics
 from bayesgmm.inference.layout import BartlettLayout, ModelInputs
 
 _options = {"cache": True, "nogil": True, "error_model": "numpy"}
@@ -333,6 +333,7 @@ def _log_posterior(
     groups,
     class_stops,
     log_class_priors,
+    statistics,
     gradient,
 ):
     """Log posterior at theta; its gradient goes into ``gradient``.
@@ -340,7 +341,8 @@ def _log_posterior(
     ``shape`` holds the shapes of the two Bartlett matrices and the numbers of χ² and Normal variables behind the scale: 0 and 0 where
     ``scale`` is V itself. ``joint`` are the degrees of freedom h of a scale that is integrated out (else 0), with ``rate`` its L, and
     the constant that comes with them. ``groups`` are passes over rows of known class and the others, none where one pass takes all;
-    ``class_stops`` and ``log_class_priors`` are empty but where classes have given priors.
+    ``class_stops`` and ``log_class_priors`` are empty but where classes have given priors. ``statistics`` are what the pass would
+    find (:func:`pack_statistics`), empty where it is to be made.
     """
     K, D = concentration.shape[0], mean_prior.shape[0]
     R, C, B, Q, H, T = shape
@@ -364,17 +366,21 @@ def _log_posterior(
     log_weights = log_weights_forward(theta[:first])
     factors = precision_factors_forward(V, squares, below, K)
 
-    if groups.shape[0] == 0:
-        log_likelihood, counts, sums, products = fused_pass(X, v, log_weights, means, factors)
-        g_log_weights, g_means, g_factors = gradients(counts, sums, products, factors)
+    held = log_weights
+    if class_stops.shape[0] > 0:
+        held = with_class_priors(log_weights, class_stops, log_class_priors)
+    if statistics.shape[0] > 0:
+        log_likelihood = statistics[0]
+        counts = statistics[1 : 1 + K]
+        sums = statistics[1 + K : 1 + K + K * D].reshape((K, D))
+        products = statistics[1 + K + K * D :].reshape((K, D, D))
+    elif groups.shape[0] == 0:
+        log_likelihood, counts, sums, products = fused_pass(X, v, held, means, factors)
     else:
-        held = log_weights
-        if class_stops.shape[0] > 0:
-            held = with_class_priors(log_weights, class_stops, log_class_priors)
         log_likelihood, counts, sums, products = grouped_pass(X, v, groups, held, means, factors)
-        g_log_weights, g_means, g_factors = gradients(counts, sums, products, factors)
-        if class_stops.shape[0] > 0:
-            g_log_weights = with_class_priors_pullback(held, class_stops, log_class_priors, g_log_weights)
+    g_log_weights, g_means, g_factors = gradients(counts, sums, products, factors)
+    if class_stops.shape[0] > 0:
+        g_log_weights = with_class_priors_pullback(held, class_stops, log_class_priors, g_log_weights)
     value = log_likelihood
 
     # Dirichlet, with the volume element log K + Σ log π of the simplex coordinates.
@@ -450,7 +456,9 @@ def _from_whitened(y, center, factor, theta):
 
 _NUMBERS = types.CPointer(types.double)
 _ADDRESSES = types.CPointer(_NUMBERS)
-_N_SIZES = 16
+_N_SIZES = 17
+_STATISTICS = 15
+"""Place of the statistics among the addresses."""
 
 
 @cache
@@ -480,6 +488,7 @@ def density_function() -> Any:
         rate, joint = nb.carray(addresses[11], (D, D)), sizes[12:14]
         groups, n_given = nb.carray(addresses[12], (int(sizes[14]), 4)), int(sizes[15])
         class_stops, log_class_priors = nb.carray(addresses[13], (n_given,)), nb.carray(addresses[14], (n_given,))
+        statistics = nb.carray(addresses[15], (int(sizes[16]),))
         shape = (R, C, B, Q, H, T)
         kappa = sizes[8]
         whitened = sizes[9] != 0.0
@@ -504,6 +513,7 @@ def density_function() -> Any:
             groups,
             class_stops,
             log_class_priors,
+            statistics,
             slope,
         )
         if whitened:
@@ -541,6 +551,12 @@ def _callable() -> Any:
     return prototype(density_function().address)
 
 
+def pack_statistics(statistics: SufficientStatistics) -> FloatArray:
+    """Log-likelihood, counts, first and second moments as one array."""
+    parts = (statistics.counts, statistics.first, statistics.second)
+    return np.concatenate([[statistics.log_likelihood], *(part.ravel() for part in parts)])
+
+
 class PackedPosterior:
     """Data, prior and whitening of one posterior as the C functions read them.
 
@@ -552,6 +568,8 @@ class PackedPosterior:
         With ``factor``: points are y with θ = center + factor y.
     factor : ndarray of shape (P, P), optional
         Lower triangular.
+    summed : bool, default False
+        Whether the sums of the pass come with each call and not from the data of ``inputs``.
     """
 
     def __init__(
@@ -560,6 +578,7 @@ class PackedPosterior:
         layout: BartlettLayout,
         center: FloatArray | None = None,
         factor: FloatArray | None = None,
+        summed: bool = False,
     ) -> None:
         K, D = inputs.n_components, inputs.n_features
         shapes = (*layout.squares_shape(K, D), *layout.below_shape(K, D))
@@ -568,7 +587,10 @@ class PackedPosterior:
         joint = inputs.joint_degrees_and_constant(shapes[0]) if inputs.integrated else (0.0, 0.0)
         given = inputs.given_classes
         passes = (len(inputs.groups), len(given[0]))
-        sizes = (len(inputs.X), D, K, *shapes, n_weights, kappa, float(factor is not None), *hyper, *joint, *passes)
+        whitened = float(factor is not None)
+        self._n_statistics = 1 + K * (1 + D + D * D) if summed else 0
+        tail = (*hyper, *joint, *passes, self._n_statistics)
+        sizes = (len(inputs.X), D, K, *shapes, n_weights, kappa, whitened, *tail)
         self._arrays = tuple(
             np.ascontiguousarray(array, dtype=np.float64)
             for array in (
@@ -586,15 +608,18 @@ class PackedPosterior:
                 inputs.rate_factor,
                 inputs.groups,
                 *given,
+                np.empty(0),
             )
         )
         self.addresses = np.array([array.ctypes.data for array in self._arrays], dtype=np.uintp)
         """Addresses of the arrays, which live as long as this object."""
-        self._address = self.addresses.ctypes.data
         self._buffers = threading.local()
 
-    def __call__(self, point: FloatArray) -> tuple[float, FloatArray]:
-        """Log density and gradient at a point (P,); may run in several threads at once."""
+    def __call__(self, point: FloatArray, statistics: FloatArray | None = None) -> tuple[float, FloatArray]:
+        """Log density and gradient at a point (P,); may run in several threads at once.
+
+        ``statistics`` are those of the pass at this point, where the posterior is ``summed``.
+        """
         buffers, P = self._buffers, len(point)
         try:
             held, out, addresses = buffers.point, buffers.out, buffers.addresses
@@ -602,8 +627,12 @@ class PackedPosterior:
             # To ask an array for its address takes longer than a pass over a small table: once for each thread.
             held, out = np.empty(P), np.empty(P + 1)
             begin = out.ctypes.data
-            addresses = (held.ctypes.data, begin, begin + 8 * P, self._address)
+            buffers.statistics, buffers.table = np.empty(self._n_statistics), self.addresses.copy()
+            buffers.table[_STATISTICS] = buffers.statistics.ctypes.data
+            addresses = (held.ctypes.data, begin, begin + 8 * P, buffers.table.ctypes.data)
             buffers.point, buffers.out, buffers.addresses = held, out, addresses
         held[:] = point
+        if statistics is not None:
+            buffers.statistics[:] = statistics
         _callable()(P, *addresses)
         return float(out[P]), out[:P].copy()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from scipy.linalg import cholesky, solve_triangular
@@ -15,7 +15,7 @@ from bayesgmm.core.covariance import structure
 from bayesgmm.core.parameters import FloatArray, covariances_from_factors
 
 if TYPE_CHECKING:
-    from bayesgmm.inference.compiled import CompiledPosterior
+    from bayesgmm.inference.compiled import MixturePosterior
 
 FULL_HESSIAN_LIMIT = 1500
 """Largest number of parameters for which the Hessian is taken whole, by differences of the gradient."""
@@ -24,8 +24,24 @@ SMALLEST_CURVATURE = 1e-2
 """Curvature, in units of the start's own scale, below which a direction counts as flat."""
 
 
+NEWTON_REACH = 3.0
+"""Newton decrement, in posterior standard deviations, up to which Newton's method starts from where EM ended."""
+
+SETTLED = 0.1
+"""Way, in posterior standard deviations, over which the curvature counts as the same."""
+
+AT_MODE = 3e-3
+"""Newton decrement at which the climb by Newton's method ends."""
+
+ENOUGH = 0.9
+"""Share of the draws that the importance weights of as many proposals must be worth for no more to be made."""
+
+
 class LogPosterior(Protocol):
-    """What the approximation needs of a compiled posterior."""
+    """What the approximation needs of a compiled posterior.
+
+    One for which a point is dear also has ``curvature`` and ``log_densities`` (:class:`bayesgmm.inference.summed.SummedPosterior`).
+    """
 
     @property
     def ndim(self) -> int:
@@ -72,12 +88,12 @@ class LaplaceApproximation:
         return -0.5 * np.sum(y * y, axis=0) - constant
 
 
-def rough_scales(compiled: CompiledPosterior, theta: FloatArray, counts: FloatArray) -> FloatArray:
+def rough_scales(compiled: MixturePosterior, theta: FloatArray, counts: FloatArray) -> FloatArray:
     """Posterior standard deviations as they would be if the labels were known, to about a factor of 3.
 
     Parameters
     ----------
-    compiled : CompiledPosterior
+    compiled : MixturePosterior
     theta : ndarray of shape (P,)
         Near a mode.
     counts : ndarray of shape (K,)
@@ -194,6 +210,8 @@ def laplace(posterior: LogPosterior, start: FloatArray, scale: FloatArray) -> La
     -------
     LaplaceApproximation
     """
+    if hasattr(posterior, "curvature") and posterior.ndim <= FULL_HESSIAN_LIMIT:
+        return _newton(posterior, start, scale)
     theta = polish(posterior, start, scale)
     if posterior.ndim > FULL_HESSIAN_LIMIT:
         log_density, gradient = posterior.logp_and_grad(theta)
@@ -220,6 +238,48 @@ def laplace(posterior: LogPosterior, start: FloatArray, scale: FloatArray) -> La
     return LaplaceApproximation(theta, float(log_density), factor, decrement, flat)
 
 
+def _newton(posterior: Any, start: FloatArray, scale: FloatArray) -> LaplaceApproximation:
+    """Climb by Newton's method, with few passes: the curvature is taken anew only where the way was long.
+
+    From a start that is too far away, or where the density is not concave, the quasi-Newton method goes first.
+    """
+    theta = start
+    log_density, gradient, information = posterior.curvature(theta, scale)
+    factor, flat = _inverse_root(information, scale)
+    decrement = float(np.linalg.norm(factor.T @ gradient))
+    if flat or decrement > NEWTON_REACH:
+        theta = polish(posterior, start, scale)
+        log_density, gradient, information = posterior.curvature(theta, scale)
+        factor, flat = _inverse_root(information, scale)
+        decrement = float(np.linalg.norm(factor.T @ gradient))
+    way = 0.0
+    for _ in range(20):
+        if decrement < AT_MODE:
+            break
+        newton, step = factor @ (factor.T @ gradient), 1.0
+        here = posterior.logp_and_grad(theta + newton)
+        while step > 1e-3 and not here[0] > log_density:
+            step *= 0.5
+            here = posterior.logp_and_grad(theta + step * newton)
+        if not here[0] > log_density:
+            break
+        theta, way = theta + step * newton, way + step * decrement
+        log_density, gradient = here
+        if way > SETTLED:
+            log_density, gradient, information = posterior.curvature(theta, scale)
+            factor, flat = _inverse_root(information, scale)
+            way = 0.0
+        decrement = float(np.linalg.norm(factor.T @ gradient))
+    return LaplaceApproximation(theta, float(log_density), factor, decrement, flat)
+
+
+def log_densities(posterior: LogPosterior, points: FloatArray) -> FloatArray:
+    """Log posterior densities of points (S, P), together where the posterior can."""
+    if hasattr(posterior, "log_densities"):
+        return np.asarray(posterior.log_densities(points))
+    return np.array([posterior.logp_and_grad(point)[0] for point in points])
+
+
 def _inverse_root(information: FloatArray, scale: FloatArray) -> tuple[FloatArray, int]:
     """Lower L with L Lᵀ = H⁻¹; directions of little or negative curvature get a bounded variance."""
     values, vectors = np.linalg.eigh(information)
@@ -237,6 +297,8 @@ class ImportanceDraws:
     ----------
     theta : ndarray of shape (S, P)
         Equally weighted.
+    log_density : ndarray of shape (S,)
+        Log posterior density (unnormalised) of each.
     pareto_k : float
         Tail index k̂ of the importance ratios: above 0.7 the draws are not to be trusted.
     effective_size : float
@@ -246,6 +308,7 @@ class ImportanceDraws:
     """
 
     theta: FloatArray
+    log_density: FloatArray
     pareto_k: float
     effective_size: float
     n_proposed: int
@@ -253,9 +316,15 @@ class ImportanceDraws:
 
 
 def importance_draws(
-    posterior: LogPosterior, modes: Sequence[LaplaceApproximation], n_draws: int, rng: np.random.Generator
+    posterior: LogPosterior,
+    modes: Sequence[LaplaceApproximation],
+    n_draws: int,
+    rng: np.random.Generator,
 ) -> ImportanceDraws:
     """Draw from a mixture of Laplace approximations and resample with Pareto-smoothed importance weights.
+
+    There are twice as many proposals as draws; where a posterior has ``log_densities``, because its points are dear, the second half is
+    made only if the first is not worth ``ENOUGH`` of the draws.
 
     Parameters
     ----------
@@ -274,29 +343,44 @@ def importance_draws(
     ----------
     Vehtari, Simpson, Gelman, Yao & Gabry (2024), Pareto smoothed importance sampling, JMLR 25(72).
     """
-    from arviz_stats.base import array_stats
+    dear = hasattr(posterior, "log_densities")
+    theta, density, ratios = _propose(posterior, modes, n_draws if dear else 2 * n_draws, rng)
+    weights, pareto_k = _smoothed(ratios)
+    if dear and not (1 / np.sum(weights**2) >= ENOUGH * n_draws and pareto_k <= 0.5):
+        more = _propose(posterior, modes, n_draws, rng)
+        theta, density, ratios = (np.concatenate(both) for both in zip((theta, density, ratios), more, strict=True))
+        weights, pareto_k = _smoothed(ratios)
+    # Systematic resampling: one uniform number, the least variance.
+    positions = (rng.random() + np.arange(n_draws)) / n_draws
+    chosen = np.minimum(np.searchsorted(np.cumsum(weights), positions), len(theta) - 1)
+    rng.shuffle(chosen)
+    size = float(1 / np.sum(weights**2))
+    return ImportanceDraws(theta[chosen], density[chosen], pareto_k, size, len(theta), len(np.unique(chosen)))
 
+
+def _propose(
+    posterior: LogPosterior, modes: Sequence[LaplaceApproximation], n_proposed: int, rng: np.random.Generator
+) -> tuple[FloatArray, FloatArray, FloatArray]:
+    """Proposals, their log posterior densities, and these less the log densities they were drawn from."""
     evidence = np.array([mode.log_evidence for mode in modes])
     shares = np.exp(evidence - logsumexp(evidence))
-    n_proposed = 2 * n_draws
     which = np.sort(rng.choice(len(modes), size=n_proposed, p=shares))
     noise = rng.standard_normal((n_proposed, posterior.ndim))
     theta = np.empty_like(noise)
     for m, mode in enumerate(modes):
         theta[which == m] = mode.center + noise[which == m] @ mode.factor.T
     proposal = np.stack([mode.log_normal_density(theta) for mode in modes], axis=1) + np.log(shares)
-    ratios = np.array([posterior.logp_and_grad(point)[0] for point in theta]) - logsumexp(proposal, axis=1)
-    ratios[~np.isfinite(ratios)] = -np.inf
+    density = log_densities(posterior, theta)
+    return theta, density, density - logsumexp(proposal, axis=1)
+
+
+def _smoothed(ratios: FloatArray) -> tuple[FloatArray, float]:
+    """Pareto-smoothed importance weights that sum to 1, and k̂."""
+    from arviz_stats.base import array_stats
+
     finite = np.where(np.isfinite(ratios), ratios, ratios[np.isfinite(ratios)].min() - 700)
     # ArviZ takes the negative log weights. Ratios that are all equal (a posterior that is exactly normal) have no tail.
     log_weights, pareto_k = array_stats.psislw(-finite, r_eff=1.0)
     if not np.isfinite(pareto_k) and np.ptp(finite) < 1e-9:
-        log_weights, pareto_k = np.zeros(n_proposed), -np.inf
-    weights = np.exp(log_weights - logsumexp(log_weights))
-    # Systematic resampling: one uniform number, the least variance.
-    positions = (rng.random() + np.arange(n_draws)) / n_draws
-    chosen = np.minimum(np.searchsorted(np.cumsum(weights), positions), n_proposed - 1)
-    rng.shuffle(chosen)
-    return ImportanceDraws(
-        theta[chosen], float(pareto_k), float(1 / np.sum(weights**2)), n_proposed, len(np.unique(chosen))
-    )
+        log_weights, pareto_k = np.zeros(len(finite)), -np.inf
+    return np.exp(log_weights - logsumexp(log_weights)), float(pareto_k)

@@ -227,6 +227,10 @@ class ModelInputs:
         """Take the same inputs with the random scale integrated out, in the coordinates of a fixed V (D, D)."""
         return replace(self, scale_factor=np.require(scale_factor, np.float64, ["C"]), rate_factor=self.scale_factor)
 
+    def without_rows(self) -> ModelInputs:
+        """Take the same prior without data."""
+        return replace(self, X=np.empty((0, self.n_features)), sample_weight=np.empty(0))
+
     def joint_degrees_and_constant(self, n_covariances: int) -> tuple[float, float]:
         """Degrees of freedom h of a random scale given R covariances, and the constant of their density, the scale integrated out.
 

@@ -73,6 +73,7 @@ def leave_out(
     refits: int = 10,
     own_thresholds: Callable[[Draws], FloatArray] | None = None,
     own_curves: bool = True,
+    rows: IntArray | None = None,
     random_state: np.random.Generator,
 ) -> LeftOut:
     """Leave each row of a fit out in turn.
@@ -94,6 +95,8 @@ def leave_out(
         Thresholds of other draws, for refits; default: the first of ``thresholds`` for all.
     own_curves : bool, default True
         False: the tail probability of a row is looked up in the curve that all rows share, which the row itself has a part in.
+    rows : ndarray of int of shape (n,), optional
+        Positions of the rows to leave out, whose values come in this order. Default: all.
     random_state : numpy.random.Generator
 
     Returns
@@ -106,6 +109,8 @@ def leave_out(
     Statistics and Computing 27, 1413–1432.
     """
     X, v = post._X, post._sample_weight
+    if rows is not None:
+        X, v = np.ascontiguousarray(X[rows]), None if v is None else v[rows]
     N, S = len(X), len(draws[0])
     efficiency = relative_efficiency_of(post, thin)
     none = np.empty(0, dtype=np.int64)
@@ -129,7 +134,8 @@ def leave_out(
             )
         else:
             out.tail_probability[part], out.tail_error[part] = own.tail(weights, density)
-    return _treat(post, out, good_k(S), thresholds, own_thresholds, refits, len(tail.rows), random_state)
+    places = np.arange(N) if rows is None else rows
+    return _treat(post, out, places, v, good_k(S), thresholds, own_thresholds, refits, len(tail.rows), random_state)
 
 
 def _blocks(X: FloatArray, draws: Draws) -> Iterator[tuple[slice, FloatArray]]:
@@ -184,6 +190,8 @@ class _Reweighted:
 def _treat(
     post: Any,
     out: LeftOut,
+    places: IntArray,
+    v: FloatArray | None,
     threshold: float,
     thresholds: FloatArray,
     own_thresholds: Callable[[Draws], FloatArray] | None,
@@ -192,18 +200,17 @@ def _treat(
     rng: np.random.Generator,
 ) -> LeftOut:
     """Sample again without the rows whose weights cannot be relied upon, worst first."""
-    v = post._sample_weight
     bad = np.flatnonzero(out.pareto_k > threshold if v is None else (out.pareto_k > threshold) & (v > 0))
     bad = bad[np.argsort(-out.pareto_k[bad], kind="stable")]
     done, left = [], list(map(int, bad[refits:]))
     for row in map(int, bad[:refits]):
         try:
-            found = refit_without(post, row, rng).draws
+            found = refit_without(post, int(places[row]), rng).draws
         except (ValueError, RuntimeError):
             left.append(row)
             continue
         draws, edges = found.flat(), found.batch_edges()
-        here = post._X[row : row + 1]
+        here = post._X[places[row]][None]
         log_likelihood = kernel.pointwise_log_likelihood(here, *draws)[:, 0]
         limits = np.full(len(log_likelihood), thresholds[0]) if own_thresholds is None else own_thresholds(draws)
         by_batch = kernel.predictive_averages(here, *draws, edges=edges, with_responsibilities=False).log_density
@@ -215,5 +222,5 @@ def _treat(
         share = float(np.mean(log_likelihood < limits))
         out.below[row], out.below_error[row] = share, np.sqrt(share * (1 - share) / len(log_likelihood))
         done.append(row)
-    refitted, unreliable = (np.array(sorted(rows), dtype=np.int64) for rows in (done, left))
+    refitted, unreliable = (np.sort(places[np.array(rows, dtype=np.int64)]) for rows in (done, left))
     return replace(out, refitted=refitted, unreliable=unreliable)

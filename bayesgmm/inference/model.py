@@ -230,6 +230,12 @@ def build_model(
     ValueError
         If the data, weights or an option are not usable.
 
+    References
+    ----------
+    Diebolt & Robert (1994), Estimation of finite mixture distributions through Bayesian sampling, Journal of the Royal Statistical
+    Society B 56, 363–375; Bartlett (1933), On the theory of statistical regression, Proceedings of the Royal Society of Edinburgh 53,
+    260–283.
+
     Examples
     --------
     >>> import numpy as np, pymc as pm, bayesgmm

@@ -18,13 +18,14 @@ from bayesgmm.core.hierarchical import HierarchicalPrior, Prior
 from bayesgmm.core.parameters import FloatArray
 from bayesgmm.exceptions import SamplingInterrupted
 from bayesgmm.inference import posterior
-from bayesgmm.inference.compiled import CompiledPosterior
+from bayesgmm.inference.compiled import CompiledPosterior, MixturePosterior
 from bayesgmm.inference.diagnostics import Diagnostics, diagnose
 from bayesgmm.inference.folding import ComponentBlocks
 from bayesgmm.inference.laplace import LaplaceApproximation, importance_draws, laplace, rough_scales
 from bayesgmm.inference.nuts import Chains, run_nuts
 from bayesgmm.inference.posterior import PosteriorDraws
 from bayesgmm.inference.relabel import permuted_share, relabel_within, switching_share
+from bayesgmm.inference.summed import SummedPosterior, TableRows
 
 if TYPE_CHECKING:
     from xarray import DataTree
@@ -40,6 +41,9 @@ SAME_MODE = 0.1
 
 STRANDED_NATS = 10.0
 """A chain whose region holds less than e^−10 of the best one's mass is replaced."""
+
+MANY_ROWS = 20_000
+"""From here on a pass is worth more than the calls around it."""
 
 START_DEGREES_OF_FREEDOM = 4
 """Chains start from Student-t draws with these degrees of freedom around a mode: overdispersed, as R-hat needs."""
@@ -149,15 +153,25 @@ def sample_posterior(task: Task, settings: Settings, rng: np.random.Generator) -
         task.X, n_components, task.kind.name, task.prior, task.sample_weight, task.classes
     )
     compiled = compiled.without_scale(task.modes[0].parameters.precision_factors)
+    around = _around_modes(compiled, task)
     # The products here are small: BLAS threads would only spin beside the chains'.
     with threadpool_limits(limits=1, user_api="blas"):
-        found = approximate_modes(compiled, task)
+        found = approximate_modes(around, task)
         distinct = [*found.kept, *(m for m in range(len(task.modes)) if m not in (*found.kept, *found.merged))]
         ordered = replace(task, modes=tuple(task.modes[m] for m in distinct))
-        method = _by_importance if settings.method == "laplace" else _by_nuts
-        result = method(compiled, ordered, settings, found.approximations, rng)
+        if settings.method == "laplace":
+            result = _by_importance(around, ordered, settings, found.approximations, rng)
+        else:
+            result = _by_nuts(compiled, ordered, settings, found.approximations, rng)
         order = (*distinct, *found.merged)
         return replace(result, mode_order=order, modes=tuple(task.modes[m] for m in order))
+
+
+def _around_modes(compiled: CompiledPosterior, task: Task) -> MixturePosterior:
+    """The posterior as the approximations see it: of many rows, by passes of all threads that do the work of many."""
+    if task.classes is not None or len(task.X) < MANY_ROWS:
+        return compiled
+    return SummedPosterior(TableRows(task.X, task.sample_weight), compiled.inputs.without_rows(), task.kind.name)
 
 
 @dataclass(frozen=True, eq=False)
@@ -215,7 +229,7 @@ def near_modes(
     return [m for m, density in enumerate(densities) if max(densities) - density <= SCREEN_NATS]
 
 
-def approximate_modes(compiled: CompiledPosterior, task: Task) -> ApproximatedModes:
+def approximate_modes(compiled: MixturePosterior, task: Task) -> ApproximatedModes:
     """Laplace approximations of the modes that may hold mass, each started from its closed-form M-step.
 
     Modes that climb to one point are one. Under a hierarchical prior the mass of each in the model itself, by Laplace, says which are
@@ -246,7 +260,7 @@ def approximate_modes(compiled: CompiledPosterior, task: Task) -> ApproximatedMo
     )
 
 
-def _distinct(compiled: CompiledPosterior, approximations: Sequence[LaplaceApproximation]) -> list[int]:
+def _distinct(compiled: MixturePosterior, approximations: Sequence[LaplaceApproximation]) -> list[int]:
     """Indices of approximations that did not end at the mode of an earlier one, in whatever order of the components."""
     K, name = compiled.inputs.n_components, compiled.covariance_type
     blocks = ComponentBlocks.of(compiled.slices, K, name)
@@ -274,7 +288,7 @@ def _interchangeable(classes: ClassLayout | None, n_components: int) -> tuple[sl
 
 
 def _by_importance(
-    compiled: CompiledPosterior,
+    compiled: MixturePosterior,
     task: Task,
     settings: Settings,
     approximations: Sequence[LaplaceApproximation],
@@ -282,8 +296,7 @@ def _by_importance(
 ) -> Result:
     shape = (settings.chains, settings.draws)
     resampled = importance_draws(compiled, approximations, settings.chains * settings.draws, rng)
-    log_posterior = np.array([compiled.logp_and_grad(point)[0] for point in resampled.theta]).reshape(shape)
-    chains = Chains(resampled.theta.reshape(*shape, -1), {"lp": log_posterior})
+    chains = Chains(resampled.theta.reshape(*shape, -1), {"lp": resampled.log_density.reshape(shape)})
     draws, diagnostics = _judge(
         compiled,
         task,
@@ -327,7 +340,7 @@ def _by_nuts(
 
 
 def _with_scales(
-    compiled: CompiledPosterior, chains: Chains, draws: PosteriorDraws, rng: np.random.Generator
+    compiled: MixturePosterior, chains: Chains, draws: PosteriorDraws, rng: np.random.Generator
 ) -> tuple[Chains, PosteriorDraws]:
     """Draws with a random scale drawn where it was integrated out, once for equal draws, and their log density with it."""
     if not compiled.inputs.integrated:
@@ -409,7 +422,7 @@ def _replace_stranded(
 
 
 def allot_chains(
-    compiled: CompiledPosterior,
+    compiled: MixturePosterior,
     task: Task,
     approximations: Sequence[LaplaceApproximation],
     n_chains: int,
@@ -422,7 +435,7 @@ def allot_chains(
 
     Parameters
     ----------
-    compiled : CompiledPosterior
+    compiled : MixturePosterior
     task : Task
     approximations : sequence of LaplaceApproximation
     n_chains : int
@@ -448,7 +461,7 @@ def allot_chains(
 
 
 def _dispersed(
-    compiled: CompiledPosterior,
+    compiled: MixturePosterior,
     center: FloatArray,
     spread: Callable[[FloatArray], FloatArray],
     rng: np.random.Generator,
@@ -462,7 +475,7 @@ def _dispersed(
     return center + step
 
 
-def _random_start(compiled: CompiledPosterior, task: Task, rng: np.random.Generator) -> FloatArray:
+def _random_start(compiled: MixturePosterior, task: Task, rng: np.random.Generator) -> FloatArray:
     """Unconstrained parameters of a random partition of the rows, after one M-step under the prior."""
     problem = task.problem
     n_components = len(task.modes[0].counts)
@@ -475,7 +488,7 @@ def _random_start(compiled: CompiledPosterior, task: Task, rng: np.random.Genera
 
 
 def _judge(
-    compiled: CompiledPosterior,
+    compiled: MixturePosterior,
     task: Task,
     chains: Chains,
     settings: Settings,

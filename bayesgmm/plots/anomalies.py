@@ -21,6 +21,7 @@ from bayesgmm.estimators.validation import named_columns
 from bayesgmm.plots import rows
 from bayesgmm.plots.densities import BAND, curve_grid, plane_axis
 from bayesgmm.plots.fitted import Fitted, evenly_spaced, fitted, marginal, marginal_parameters
+from bayesgmm.plots.screening import lowest_rows, screen
 from bayesgmm.plots.shapes import plane_limits
 from bayesgmm.plots.style import BAND_STYLE, INK, MUTED, canvas, colour, component_handles, counted, label, palette
 
@@ -95,13 +96,17 @@ def anomaly_density(
     Notes
     -----
     More than 20,000 rows are shown as bins (one feature: so many of them, evenly spaced), and so many marks of a kind at most.
-    Flags are the detector's, by all its draws: for millions of rows fewer (``n_draws``) save time.
+    Flags are the detector's. Of very many rows all draws are used, and fitted rows are left out, only where that can change a flag.
+
+    References
+    ----------
+    Bishop (1994), Novelty detection and neural network validation, IEE Proceedings – Vision, Image and Signal Processing 141, 217–222.
     """
     _check_detector(detector)
     view, names = _view(detector, X), _row_names(X) if row_names is None else row_names
     table = view.rows
-    judged = detector.table(X)
-    kind = judged["kind"].to_numpy()
+    judged = screen(detector, X, table, NAMED_ROWS)
+    kind = judged.kind
     if view.n_features == 1:
         view.positions(features if features is not None else [0])
     pair, remark = ([0], "") if view.n_features == 1 else view.plane(features)
@@ -122,12 +127,13 @@ def anomaly_density(
         cut = _mark(c.ax, x, y, kind, ("far", "small component"))
         far = np.flatnonzero(kind == "far")
         if len(pair) == 2 and len(far) <= CROWDED:
-            lowest = far[np.argsort(judged["log_density"].to_numpy()[far], kind="stable")[:NAMED_ROWS]]
+            lowest = far[np.argsort(judged.log_density[far], kind="stable")[:NAMED_ROWS]]
             _name_rows(c.ax, x, y, lowest, names)
         c.title(
             f"{view.described}{_left_out_note(X)}",
             f"{line}; {_percent(detector.false_alarm_)} of the model's own rows lie below f_min",
             f"flagged: {_flagged_note(kind)}{cut}",
+            judged.remark,
             remark,
         )
         handles = [
@@ -246,19 +252,20 @@ def ranked_scores(
     -----
     The point is the log of the density averaged over draws, and so lies high in the interval, which is of each draw's log density. For rows
     that are left out the draws are weighted by Pareto-smoothed importance sampling. Around EM's fit there is no interval.
+
+    References
+    ----------
+    Bishop (1994), Novelty detection and neural network validation, IEE Proceedings – Vision, Image and Signal Processing 141, 217–222;
+    Vehtari, Gelman & Gabry (2017), Practical Bayesian model evaluation using leave-one-out cross-validation and WAIC, Statistics and
+    Computing 27, 1413–1432.
     """
     _check_detector(detector)
     if isinstance(top, bool) or not isinstance(top, int | np.integer) or top < 1:
         raise ValueError(f"top must be a whole number of rows, at least 1; got {top!r}")
     view, names = _view(detector, X), _row_names(X) if row_names is None else row_names
     table = view.rows
-    if X is None:
-        judged = detector.table()
-        order = np.argsort(judged["log_density"].to_numpy(), kind="stable")[:top]
-        judged = judged.iloc[order]
-    else:
-        order = np.argsort(detector._log_density(table), kind="stable")[:top]
-        judged = detector._table_of(np.ascontiguousarray(table[order]), None, errors=False)
+    judged = lowest_rows(detector, X, table, top)
+    order = judged.index.to_numpy()
     score, offset = judged["log_density"].to_numpy(), detector.offset_
     low, high = _intervals(detector, table, order, X is None)
     edge = min(offset, float(np.median(score))) - CUT * max(1.0, float(np.median(np.abs(score - offset))))
@@ -365,6 +372,10 @@ def flagged_share(
     Notes
     -----
     The band is binomial, of independent rows. Rates are no smaller than the simulated rows can tell (``n_simulated``).
+
+    References
+    ----------
+    Bayarri & Berger (2000), P values for composite null models, Journal of the American Statistical Association 95, 1127–1142.
     """
     from scipy.stats import binom
 
@@ -372,7 +383,8 @@ def flagged_share(
     view = _view(detector, X)
     table = view.rows
     N, own, curve = len(table), detector.false_alarm_, detector._tail.curve
-    density = np.sort(detector.leave_one_out_scores() if X is None else detector._log_density(table))
+    judged = screen(detector, X, table)
+    density = np.sort(judged.log_density)
     lowest = min(max(0.3 / N, curve.resolution), 0.005, max(0.5 * own, curve.resolution))
     rates = np.geomspace(lowest, 1.0, RATES)
     share = np.searchsorted(density, [curve.quantile(rate) for rate in rates], side="left") / N
@@ -392,8 +404,8 @@ def flagged_share(
         none = "" if flagged else " (drawn at the lower edge)"
         c.title(
             f"{view.described}{_left_out_note(X)}",
-            f"at the detector's threshold, log f_min = {detector.offset_:.4g}: {flagged:,} rows flagged{none}, "
-            f"{own * N:.3g} expected",
+            f"threshold log f_min = {detector.offset_:.4g}: {flagged:,} rows flagged{none}, {_expected(own * N)} expected",
+            judged.remark,
         )
         c.legend(
             [
@@ -452,6 +464,10 @@ def assignment(
     -----
     As :meth:`bayesgmm.BayesianGaussianMixture.assign` says, by all draws for up to 20 million rows × draws, and by fewer for more. Where
     components are not identified responsibilities are the mode's. More than 20,000 rows are shown as bins.
+
+    References
+    ----------
+    Chow (1970), On optimum recognition error and reject tradeoff, IEEE Transactions on Information Theory 16, 41–46.
     """
     if isinstance(fit, AnomalyDetector):
         check_is_fitted(fit)
@@ -596,6 +612,10 @@ def _flagged_note(kind: np.ndarray) -> str:
 
 def _left_out_note(X: Any) -> str:
     return "; each row judged by the others" if X is None else ""
+
+
+def _expected(count: float) -> str:
+    return f"{count:,.0f}" if count >= 100 else f"{count:.3g}"
 
 
 def _percent(share: float) -> str:

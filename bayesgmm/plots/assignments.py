@@ -72,6 +72,10 @@ def responsibilities(
     -----
     Of a posterior they are averaged over draws; where components are not identified they are the mode's. More than 20,000 rows are
     shown as bins with the mean colour of their rows.
+
+    References
+    ----------
+    McLachlan & Peel (2000), Finite Mixture Models, Wiley.
     """
     view = fitted(fit, X, need_rows=True, what="responsibilities")
     if view.n_features == 1:
@@ -203,6 +207,11 @@ def soft_and_hard(
     ------
     TypeError, NotFittedError, ValueError
         As :func:`responsibilities` does.
+
+    References
+    ----------
+    Lloyd (1982), Least squares quantization in PCM, IEEE Transactions on Information Theory 28, 129–137; McLachlan & Peel (2000), Finite
+    Mixture Models, Wiley.
     """
     from sklearn.metrics import adjusted_rand_score
 

@@ -59,6 +59,11 @@ def trace(
         If it is not fitted.
     ValueError
         If a variable or feature is unknown, or there is nothing that varies.
+
+    References
+    ----------
+    Gabry, Simpson, Vehtari, Betancourt & Gelman (2019), Visualization in Bayesian workflow, Journal of the Royal Statistical Society A 182,
+    389–402.
     """
     import arviz_plots
 
@@ -99,6 +104,11 @@ def rank(
     ------
     TypeError, NotFittedError, ValueError
         As :func:`trace` does.
+
+    References
+    ----------
+    Vehtari, Gelman, Simpson, Carpenter & Bürkner (2021), Rank-normalization, folding, and localization: an improved R-hat, Bayesian
+    Analysis 16, 667–718.
     """
     import arviz_plots
 

@@ -182,6 +182,10 @@ def coclustering(
         If it is not fitted.
     ValueError
         If there are no rows, ``max_rows`` lies outside 2 … 5,000, or the labels are not as many as the rows.
+
+    References
+    ----------
+    Fritsch & Ickstadt (2009), Improved criteria for clustering based on the posterior similarity matrix, Bayesian Analysis 4, 367–391.
     """
     from bayesgmm.averaging import MAX_ROWS
     from bayesgmm.averaging import coclustering as probabilities

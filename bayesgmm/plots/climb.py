@@ -84,6 +84,11 @@ def em_steps(
         If ``fit`` is no mixture of this package.
     ValueError
         If the fit has kept no history, an iteration is negative, or X does not have the fit's features.
+
+    References
+    ----------
+    Dempster, Laird & Rubin (1977), Maximum likelihood from incomplete data via the EM algorithm, Journal of the Royal Statistical Society B
+    39, 1–38.
     """
     history = _history(fit)
     view = fitted(fit, X)
@@ -212,6 +217,11 @@ def animate_em(
         If the fit has kept no history, the name does not end in ``.gif``, or X does not have the fit's features.
     OSError
         If the file cannot be written.
+
+    References
+    ----------
+    Dempster, Laird & Rubin (1977), Maximum likelihood from incomplete data via the EM algorithm, Journal of the Royal Statistical Society B
+    39, 1–38.
     """
     import matplotlib.pyplot as plt
     from PIL import Image
@@ -306,6 +316,10 @@ def modes(fit: Any, *, ax: Axes | None = None, figsize: tuple[float, float] | No
         If ``fit`` is no mixture of this package.
     ValueError
         If it was made from known parameters and has no optima.
+
+    References
+    ----------
+    McLachlan & Peel (2000), Finite Mixture Models, Wiley.
     """
     check_fit(fit)
     found = getattr(fit, "modes_", ())

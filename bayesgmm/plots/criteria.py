@@ -37,6 +37,14 @@ def selection(selection: Any, *, figsize: tuple[float, float] | None = None) -> 
     Returns
     -------
     matplotlib.figure.Figure
+
+    References
+    ----------
+    Akaike (1974), A new look at the statistical model identification, IEEE Transactions on Automatic Control 19, 716–723; Schwarz
+    (1978), Estimating the dimension of a model, Annals of Statistics 6, 461–464; Biernacki, Celeux & Govaert (2000), Assessing a
+    mixture model for clustering with the integrated completed likelihood, IEEE Transactions on Pattern Analysis and Machine
+    Intelligence 22, 719–725; Vehtari, Gelman & Gabry (2017), Practical Bayesian model evaluation using leave-one-out cross-validation
+    and WAIC, Statistics and Computing 27, 1413–1432.
     """
     from bayesgmm.selection import CRITERIA
 
@@ -100,6 +108,11 @@ def number_of_components(found: Any, *, ax: Axes | None = None, figsize: tuple[f
         If ``found`` is neither.
     ValueError
         If a selection has no evidences.
+
+    References
+    ----------
+    Richardson & Green (1997), On Bayesian analysis of mixtures with an unknown number of components, Journal of the Royal Statistical
+    Society B 59, 731–792.
     """
     if hasattr(found, "probabilities") and hasattr(found, "lower"):
         return _components_figure(found, ax, figsize)

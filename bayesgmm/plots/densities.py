@@ -96,6 +96,10 @@ def density(
     Notes
     -----
     Curves average all draws; the band has 1,000 and a surface 200 of them, evenly spaced. More than 20,000 rows are shown as bins.
+
+    References
+    ----------
+    Gelman, Carlin, Stern, Dunson, Vehtari & Rubin (2013), Bayesian Data Analysis, third edition, chapter 22.
     """
     view = fitted(fit, X)
     chosen, remark = view.separating(features, MAX_FEATURES)

@@ -87,6 +87,11 @@ def forest(
         If one of them is not fitted.
     ValueError
         If they differ in components, features or covariance_type, or a feature is unknown.
+
+    References
+    ----------
+    Gabry, Simpson, Vehtari, Betancourt & Gelman (2019), Visualization in Bayesian workflow, Journal of the Royal Statistical Society A 182,
+    389–402.
     """
     view, panels, marked, remark = _panels_of(post, em, features, "forest")
     height = 0.85 + 0.21 * max(len(panel.entries) for panel in panels)
@@ -139,6 +144,11 @@ def posterior(
     ------
     TypeError, NotFittedError, ValueError
         As :func:`forest` does.
+
+    References
+    ----------
+    Gabry, Simpson, Vehtari, Betancourt & Gelman (2019), Visualization in Bayesian workflow, Journal of the Royal Statistical Society A 182,
+    389–402.
     """
     view, panels, marked, remark = _panels_of(post, em, features, "posterior")
     with _grid(panels, figsize, 1.75, columns=4 if len(panels) > 6 else 3, width=2.4) as c:

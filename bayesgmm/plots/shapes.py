@@ -63,6 +63,10 @@ def mixture(fit: Any, X: ArrayLike | None = None, *, figsize: tuple[float, float
     ------
     TypeError, ValueError
         As those two do.
+
+    References
+    ----------
+    McLachlan & Peel (2000), Finite Mixture Models, Wiley.
     """
     if getattr(fit, "n_features_in_", 0) == 1:
         return density(fit, X, figsize=figsize)
@@ -110,6 +114,10 @@ def ellipses(
         If it is not fitted.
     ValueError
         If there is one feature alone, a level lies outside (0, 1), or X does not have the fit's features.
+
+    References
+    ----------
+    McLachlan & Peel (2000), Finite Mixture Models, Wiley.
     """
     shares = sorted(check_levels(levels))
     if draws < 0:
@@ -269,6 +277,10 @@ def structures(
     ------
     ValueError
         If X is not a finite table with two features or more, or a level lies outside (0, 1).
+
+    References
+    ----------
+    Banfield & Raftery (1993), Model-based Gaussian and non-Gaussian clustering, Biometrics 49, 803–821.
     """
     from bayesgmm.estimators.gaussian_mixture import GaussianMixture
 

@@ -322,7 +322,7 @@ class FitFacts:
             n_rows=len(X),
             flagged=int((density < detector.offset_).sum()),
             discoveries=int((adjusted <= DISCOVERY_RATE).sum()),
-            expected=Said(FALSE_ALARM * len(X), f"{FALSE_ALARM * len(X):,.1f}"),
+            expected=Said(FALSE_ALARM * len(X), f"{FALSE_ALARM * len(X):,.{0 if len(X) >= 10_000 else 1}f}"),
             log_threshold=float(detector.offset_),
             top=top,
             left_out=left_out,

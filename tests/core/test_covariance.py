@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -227,6 +228,31 @@ def test_factors_and_precisions_against_explicit_inverses(covariance_type):
         oracles.expand_covariances(precisions, covariance_type, K, D), inverses, rtol=1e-9, atol=1e-10
     )
     np.testing.assert_allclose(kind.covariances_from_precisions(precisions), mixture.packed, rtol=1e-9, atol=1e-11)
+
+
+@pytest.mark.parametrize("covariance_type", STRUCTURES)
+@pytest.mark.parametrize("with_prior", [False, True])
+def test_m_steps_need_no_more_moments_than_their_structure_asks_for(covariance_type, with_prior):
+    rng = np.random.default_rng(4)
+    K, D = 3, 6
+    mixture, kind = random_mixture(rng, K, D, covariance_type), structure(covariance_type)
+    # Nobody's: a component that no row belongs to.
+    theta = replace(mixture.parameters, weights=np.array([0.4, 0.6, 0.0]))
+    X = mixture.sample(rng, 300)
+    few, all_moments = (kernel.accumulate(X, theta, moments=moments) for moments in (kind.moments, "full"))
+    prior = ConjugatePrior.fraley_raftery(X, K)
+
+    def steps(statistics):
+        if with_prior:
+            yield from covariance.maximise_with_prior(statistics, theta.means, kind, prior)
+            free = covariance.maximise_unconstrained(statistics, theta.means, kind, prior)
+            yield from (free.weights, free.means, free.precision_factors)
+        else:
+            yield from covariance.maximise(statistics, theta.means, kind, 1e-6)
+
+    for found, expected in zip(steps(few), steps(all_moments), strict=True):
+        # The same sums in another order, once less those of the shift of the means.
+        np.testing.assert_allclose(found, expected, rtol=1e-11, atol=1e-13)
 
 
 @pytest.mark.parametrize("covariance_type", STRUCTURES)

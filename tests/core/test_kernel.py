@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from bayesgmm.core import kernel, lanes
+from bayesgmm.core import blocks, kernel, lanes
+from bayesgmm.core.covariance import structure
 from bayesgmm.core.parameters import MixtureParameters
 from tests import oracles
 from tests.mixtures import Mixture, random_mixture
@@ -61,6 +62,122 @@ def test_sums_and_densities_against_plain_numpy(D, K):
     # exp(−d) turns the error of d ≤ 1e3 in the exponent, ≈ 1e-12, into a relative error of the responsibility.
     np.testing.assert_allclose(responsibilities, oracles.responsibilities(X, *natural), rtol=1e-9, atol=1e-12)
     np.testing.assert_array_equal(kernel.log_density(X, mixture.parameters), log_density)
+
+
+def reduced(second, moments):
+    """Second moments (K, D, D) in another form."""
+    if moments == "pooled":
+        return second.sum(axis=0, keepdims=True)
+    return np.diagonal(second, axis1=1, axis2=2) if moments == "diagonal" else second
+
+
+@pytest.mark.parametrize("covariance_type", ["tied", "diag", "spherical"])
+@pytest.mark.parametrize("D", [1, 2, 3, 4, 5, 7, 8, 9, 13, 20])
+@pytest.mark.parametrize("K", [1, 2, 5])
+def test_structures_against_plain_numpy(covariance_type, D, K):
+    """Whitening once for all components, or feature by feature, and no more of the second moments than is wanted."""
+    rng = np.random.default_rng(100 * D + K)
+    mixture = random_mixture(rng, K, D, covariance_type)
+    X, p = mixture.sample(rng, 700), mixture.parameters
+    v = rng.uniform(0, 3, 700)
+    v[::7] = 0.0
+    natural = (mixture.weights, mixture.means, mixture.covariances)
+    moments = structure(covariance_type).moments
+    for weight in (None, v):
+        loglik, counts, first, second = oracles.weighted_sums(X, *natural, weight)
+        sums = kernel.accumulate(X, p, weight, moments=moments)
+        assert_sums_equal(sums, (loglik, counts, first, reduced(second, moments)))
+        # The form of the whitening and what is asked of the moments have nothing to do with each other.
+        assert_sums_equal(kernel.accumulate(X, p, weight), (loglik, counts, first, second))
+    r, log_density = kernel.responsibilities(X, p)
+    np.testing.assert_allclose(log_density, oracles.mixture_log_density(X, *natural), rtol=1e-11, atol=1e-11)
+    np.testing.assert_allclose(r, oracles.responsibilities(X, *natural), rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("moments", ["pooled", "diagonal"])
+@pytest.mark.parametrize("D", [2, 5, 9])
+def test_moments_of_free_covariances(moments, D):
+    rng = np.random.default_rng(D)
+    mixture = random_mixture(rng, 3, D)
+    X = mixture.sample(rng, 400)
+    loglik, counts, first, second = oracles.weighted_sums(X, mixture.weights, mixture.means, mixture.covariances)
+    sums = kernel.accumulate(X, mixture.parameters, moments=moments)
+    assert_sums_equal(sums, (loglik, counts, first, reduced(second, moments)))
+
+
+def test_form_of_whitening_is_that_of_all_parameter_sets():
+    rng = np.random.default_rng(0)
+
+    def stacked(*types):
+        each = [random_mixture(rng, 3, 6, name).parameters for name in types]
+        return np.stack([p.means for p in each]), np.stack([p.precision_factors for p in each])
+
+    assert kernel._form(*stacked("diag", "spherical")) == kernel.BY_FEATURE
+    assert kernel._form(*stacked("tied", "tied")) == kernel.SHARED
+    for types in (("full",), ("tied", "full"), ("diag", "full"), ("full", "diag"), ("tied", "diag")):
+        assert kernel._form(*stacked(*types)) == kernel.FREE
+    means, P = stacked("tied")
+    means[0, 2] += 1e6
+    # Whitened rows and means would lose six more digits in their difference.
+    assert kernel._form(means, P) == kernel.FREE
+
+
+@pytest.mark.parametrize("D", [5, 9])
+def test_pooled_moments_of_separated_components_do_not_cancel(D):
+    """Means 1e4 sd apart and 1e8 from zero: moments about one centre would keep no more than eight digits of sixteen."""
+    rng = np.random.default_rng(D)
+    means = np.zeros((3, D))
+    means[1:, :2] = [[1e4, 0.0], [0.0, -1e4]]
+    covariance = random_mixture(rng, 1, D, "tied").covariances[0]
+    near = Mixture(np.array([0.5, 0.3, 0.2]), means, covariance, np.stack([covariance] * 3))
+    # Multiples of 2⁻²⁰ keep their differences exactly when 2²⁷ is added.
+    X = np.round(near.sample(rng, 500) * 2.0**20) * 2.0**-20
+    natural = (near.weights, near.means, near.covariances)
+    loglik, counts, first, second = oracles.weighted_sums(X, *natural)
+    far = Mixture(near.weights, means + 2.0**27, covariance, near.covariances)
+    assert kernel._form(near.means[None], near.parameters.precision_factors[None]) == kernel.SHARED
+    for rows, mixture in ((X, near), (X + 2.0**27, far)):
+        sums = kernel.accumulate(rows, mixture.parameters, moments="pooled")
+        # Exponents are within 1e-9 (see SHARED_REACH); the moments themselves are exact to rounding.
+        assert_sums_equal(sums, (loglik, counts, first, reduced(second, "pooled")), rtol=1e-9)
+
+
+@pytest.mark.parametrize("D", [1, 2, 3, 4, 5, 8, 13])
+def test_single_precision_rows_give_what_the_same_numbers_give_in_double(D):
+    """Bit for bit: they become float64 as they are loaded."""
+    rng = np.random.default_rng(D)
+    mixture = random_mixture(rng, 3, D)
+    X = mixture.sample(rng, 700).astype(np.float32)
+    same, v, p = X.astype(np.float64), rng.uniform(0, 2, 700), mixture.parameters
+    draws = [np.stack([a, a]) for a in (p.weights, p.means, p.precision_factors)]
+    sums, expected = kernel.accumulate(X, p, v), kernel.accumulate(same, p, v)
+    assert sums.log_likelihood == expected.log_likelihood
+    assert sums.second.dtype == np.float64
+    for name in ("counts", "first", "second"):
+        np.testing.assert_array_equal(getattr(sums, name), getattr(expected, name))
+    for function in (
+        lambda rows: kernel.log_density(rows, p),
+        lambda rows: kernel.responsibilities(rows, p)[0],
+        lambda rows: kernel.pointwise_log_likelihood(rows, *draws),
+        lambda rows: kernel.posterior_predictive(rows, *draws)[0],
+        lambda rows: kernel.log_likelihoods(rows, *draws, v),
+    ):
+        np.testing.assert_array_equal(function(X), function(same))
+
+
+def test_single_precision_rows_are_not_copied():
+    rng = np.random.default_rng(2)
+    mixture = random_mixture(rng, 2, 8)
+    X = rng.standard_normal((200_000, 8), dtype=np.float32)
+    kernel.accumulate(X[:300], mixture.parameters)
+    tracemalloc.start()
+    try:
+        kernel.accumulate(X, mixture.parameters)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    # In float64 they would be 12.8 MB; the sums of the chunks are some kilobytes.
+    assert peak < 1e6
 
 
 @pytest.mark.parametrize("N", [1, 2, 3, 5, 255, 256, 257, 511, 512, 513, 8191, 8192, 8193, 16385])
@@ -285,6 +402,38 @@ def test_results_do_not_depend_on_the_number_of_threads(D):
         np.testing.assert_array_equal(d, density)
 
 
+@pytest.mark.parametrize("covariance_type", ["tied", "diag"])
+def test_sums_of_structures_do_not_depend_on_the_number_of_threads(covariance_type):
+    rng = np.random.default_rng(0)
+    mixture = random_mixture(rng, 4, 6, covariance_type)
+    X, moments = mixture.sample(rng, 60_000), structure(covariance_type).moments
+    reference = kernel.accumulate(X, mixture.parameters, n_threads=1, moments=moments)
+    for n_threads in (2, 3, 8):
+        sums = kernel.accumulate(X, mixture.parameters, n_threads=n_threads, moments=moments)
+        assert sums.log_likelihood == reference.log_likelihood
+        for name in ("counts", "first", "second"):
+            np.testing.assert_array_equal(getattr(sums, name), getattr(reference, name))
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+def test_log_likelihoods_of_many_parameter_sets_are_those_of_single_passes(weighted):
+    """Bit for bit, on any number of threads, also where rows lie so far out that some sets need maxima and others do not."""
+    rng = np.random.default_rng(0)
+    mixtures = [random_mixture(rng, 3, 4) for _ in range(7)]
+    X = mixtures[0].sample(rng, 30_000)
+    X[5000] += 60.0
+    v = rng.uniform(0, 2, len(X)) if weighted else None
+    stacked = [np.stack(a) for a in zip(*[(m.weights, m.means, m.parameters.precision_factors) for m in mixtures])]
+    expected = [kernel.accumulate(X, m.parameters, v).log_likelihood for m in mixtures]
+    for n_threads in (1, 2, 5):
+        np.testing.assert_array_equal(kernel.log_likelihoods(X, *stacked, v, n_threads=n_threads), expected)
+    others = [random_mixture(rng, 2, 4) for _ in range(2)]
+    mixed = [others[0], *mixtures[:3], others[1]]
+    task = blocks.LogLikelihoods([m.parameters for m in mixed])
+    found = [kernel.accumulate(X, m.parameters, v).log_likelihood for m in mixed]
+    np.testing.assert_array_equal(task(X, v, 0), found)
+
+
 def test_fused_pass_takes_no_weights_as_all_ones():
     rng = np.random.default_rng(3)
     mixture = random_mixture(rng, 2, 3)
@@ -456,36 +605,37 @@ def test_compiled_functions_release_the_gil(name):
     assert getattr(kernel, name).targetoptions["nogil"] is True
 
 
+@pytest.mark.parametrize("covariance_type", ["full", "tied", "diag"])
 @pytest.mark.parametrize("D", [1, 3, 4, 6, 8, 13])
-def test_vectors_of_eight_give_the_same_sums(D, eight_lanes):
-    """As on a processor with AVX-512; on others each vector becomes two registers."""
+def test_vectors_of_the_other_width_give_the_same_sums(D, covariance_type, other_lanes):
+    """As on a processor with AVX-512, or without: what the registers do not hold is two vectors, or half a one."""
     rng = np.random.default_rng(D)
-    mixture = random_mixture(rng, 3, D)
+    mixture = random_mixture(rng, 3, D, covariance_type)
     X = mixture.sample(rng, 3 * lanes.BLOCK + 11)
-    p = mixture.parameters
-    arguments = (X, kernel.NO_WEIGHTS, np.log(p.weights), p.means, p.precision_factors)
-    assert eight_lanes.LANES == 8
-    found, expected = eight_lanes.fused_pass(*arguments), kernel.fused_pass(*arguments)
-    for a, b in zip(found, expected, strict=True):
+    moments = structure(covariance_type).moments
+    assert {other_lanes.LANES, lanes.LANES} == {4, 8}
+    found = other_lanes.accumulate(X, mixture.parameters, n_threads=1, moments=moments)
+    expected = kernel.accumulate(X, mixture.parameters, n_threads=1, moments=moments)
+    for name in ("log_likelihood", "counts", "first", "second"):
         # The same terms in another order.
-        np.testing.assert_allclose(a, b, rtol=1e-11, atol=1e-9)
+        np.testing.assert_allclose(getattr(found, name), getattr(expected, name), rtol=1e-11, atol=1e-9)
 
 
 @pytest.fixture(scope="module")
-def eight_lanes(tmp_path_factory):
-    """The kernel's sources, loaded from another place as on a processor with AVX-512, so that no cache is shared."""
+def other_lanes(tmp_path_factory):
+    """The kernel's sources with vectors of the other width, loaded from another place, so that no cache is shared."""
     folder = tmp_path_factory.mktemp("lanes")
     text = Path(lanes.__file__).read_text(encoding="utf-8")
-    changed = re.sub(r"^LANES = .*$", "LANES = 8", text, flags=re.MULTILINE)
+    changed = re.sub(r"^LANES = .*$", f"LANES = {12 - lanes.LANES}", text, flags=re.MULTILINE)
     assert changed != text
-    (folder / "lanes_of_eight.py").write_text(changed, encoding="utf-8")
+    (folder / "other_lanes.py").write_text(changed, encoding="utf-8")
     text = Path(kernel.__file__).read_text(encoding="utf-8")
-    changed = text.replace("from bayesgmm.core import lanes", "import lanes_of_eight as lanes")
-    changed = changed.replace("from bayesgmm.core.lanes import", "from lanes_of_eight import")
-    (folder / "kernel_of_eight.py").write_text(changed, encoding="utf-8")
+    changed = text.replace("from bayesgmm.core import lanes", "import other_lanes as lanes")
+    changed = changed.replace("from bayesgmm.core.lanes import", "from other_lanes import")
+    (folder / "other_kernel.py").write_text(changed, encoding="utf-8")
     sys.path.insert(0, str(folder))
     try:
-        return importlib.import_module("kernel_of_eight")
+        return importlib.import_module("other_kernel")
     finally:
         sys.path.remove(str(folder))
 

@@ -91,12 +91,6 @@ def test_sparse_matrices_are_refused_with_a_way_out(make, rows):
         GaussianMixture(2, random_state=0).fit(rows).predict(make(rows))
 
 
-def test_dask_collections_are_refused_with_a_way_out(rows):
-    array = pytest.importorskip("dask.array")
-    with pytest.raises(TypeError, match="compute"):
-        GaussianMixture(2).fit(array.from_array(rows))
-
-
 @pytest.mark.parametrize(
     ("X", "message"),
     [

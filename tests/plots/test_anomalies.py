@@ -11,7 +11,7 @@ from sklearn.exceptions import NotFittedError
 from sklearn.frozen import FrozenEstimator
 
 from bayesgmm import AnomalyDetector, GaussianMixture, plots
-from bayesgmm.plots import rows
+from bayesgmm.plots import rows, screening
 from tests.plots.conftest import all_text, laplace
 
 
@@ -261,3 +261,30 @@ def test_bad_input(em_detector, plane, post):
         plots.assignment(em_detector, plane[1], min_log_density=-3)
     with pytest.raises(ValueError, match="min_responsibility"):
         plots.assignment(em_detector, plane[1], min_responsibility=2)
+
+
+@pytest.mark.filterwarnings("ignore:.*cannot be left out reliably")
+@pytest.mark.parametrize("left_out", [False, True])
+@pytest.mark.parametrize("which", ["detector", "one"])
+def test_many_rows_are_screened_to_the_same_answers(which, left_out, request, monkeypatch):
+    # Limits are lowered so that a table that can be checked is "very many rows".
+    found = request.getfixturevalue(which)
+    given = found.estimator_._X
+    names = getattr(found, "feature_names_in_", None)
+    X = None if left_out else pd.DataFrame(given, columns=names) if names is not None else given
+    table = found.table(X)
+    monkeypatch.setattr(screening, "ALL_DRAWS", 1)
+    monkeypatch.setattr(screening, "LEFT_OUT_ROWS", 1)
+    seen = screening.screen(found, X, given, lowest=7)
+    assert "40 of 600 draws" in seen.remark
+    assert list(seen.kind) == list(table["kind"])
+    # The lowest are exact: by the same draws and weights, but for the order of sums.
+    lowest = table["log_density"].sort_values(kind="stable").iloc[:7]
+    np.testing.assert_array_equal(np.argsort(seen.log_density, kind="stable")[:7], lowest.index)
+    np.testing.assert_allclose(seen.log_density[lowest.index], lowest, rtol=1e-12)
+    # The others are means over 40 of 600 draws: within a few of their errors, which are about 0.1 here.
+    np.testing.assert_allclose(seen.log_density, table["log_density"], atol=1.0)
+    named = screening.lowest_rows(found, X, given, 5)
+    np.testing.assert_array_equal(named.index, lowest.index[:5])
+    figure = plots.flagged_share(found, X)
+    assert "by all where it matters" in all_text(figure)

@@ -1,0 +1,158 @@
+"""Fits to Dask collections are those to the same rows in memory, on a cluster that loses a worker on the way too."""
+
+from __future__ import annotations
+
+import os
+import signal
+
+import numpy as np
+import pandas as pd
+import pytest
+from sklearn.base import clone
+
+from bayesgmm import ConjugatePrior, GaussianMixture
+from bayesgmm.exceptions import DataError
+from bayesgmm.inference.compiled import CompiledPosterior
+from bayesgmm.inference.summed import SummedPosterior
+
+da = pytest.importorskip("dask.array", reason="Dask is not installed: pip install 'bayesgmm[dask]'")
+dd = pytest.importorskip("dask.dataframe", reason="Dask is not installed: pip install 'bayesgmm[dask]'")
+pytest.importorskip("distributed", reason="distributed is not installed: pip install 'bayesgmm[dask]'")
+
+from bayesgmm.distributed import DaskBlocks, connected  # noqa: E402
+
+# The same iterations on sums that were added in another order.
+RELATIVE = 1e-10
+
+
+@pytest.fixture(scope="module")
+def client():
+    with connected(n_workers=2) as found:
+        yield found
+
+
+@pytest.fixture(scope="module")
+def rows():
+    """Three groups that overlap."""
+    rng = np.random.default_rng(11)
+    groups = [
+        rng.normal(centre, size, (n, 2)) for centre, size, n in ((0, 1, 900), (2.5, 1.5, 700), ((-2, 2), 0.8, 400))
+    ]
+    return rng.permutation(np.concatenate(groups))
+
+
+@pytest.fixture(scope="module")
+def weights(rows):
+    return np.random.default_rng(12).integers(0, 4, len(rows)).astype(float)
+
+
+def from_a_start(**settings):
+    """Twenty plain steps of EM from one start."""
+    start = [[0.0, 0.0], [3.0, 3.0], [-1.0, 3.0]]
+    settings = {"weights_init": np.full(3, 1 / 3), "means_init": start, "max_iter": 20, "tol": 0} | settings
+    return GaussianMixture(3, precisions_init=PRECISIONS[settings["covariance_type"]], **settings)
+
+
+PRECISIONS = {"full": [np.eye(2)] * 3, "tied": np.eye(2), "diag": np.ones((3, 2)), "spherical": np.ones(3)}
+
+
+def assert_same(found, expected, relative=RELATIVE):
+    for name in ("weights_", "means_", "covariances_", "lower_bounds_"):
+        np.testing.assert_allclose(
+            getattr(found, name), getattr(expected, name), rtol=relative, atol=relative, err_msg=name
+        )
+
+
+@pytest.mark.filterwarnings("ignore:EM did not converge")
+@pytest.mark.parametrize("covariance_type", ["full", "tied", "diag", "spherical"])
+@pytest.mark.parametrize("weighted", [False, True])
+def test_em_is_that_in_memory_step_by_step(covariance_type, weighted, rows, weights, monkeypatch):
+    # on threads of this process, where a pass is quick; the cluster gives the same bits
+    monkeypatch.setattr("bayesgmm.distributed._client_of", lambda collection: None)
+    X = da.from_array(rows, chunks=((900, 0, 300, 800), 1))
+    fit = from_a_start(covariance_type=covariance_type)
+    in_memory = clone(fit).fit(rows, sample_weight=weights if weighted else None)
+    found = clone(fit).fit(X, sample_weight=da.from_array(weights, chunks=500) if weighted else None)
+    assert found.n_iter_ == in_memory.n_iter_ == 20
+    assert_same(found, in_memory)
+
+
+def test_a_fit_from_a_subsample_finds_the_optimum_in_memory(rows, weights, client):
+    frame = pd.DataFrame(rows, columns=["a", "b"]).assign(v=weights)
+    X = dd.from_pandas(frame, npartitions=5)
+    found = GaussianMixture(3, random_state=0, prior="default").fit(X[["a", "b"]], sample_weight=X.v)
+    expected = GaussianMixture(3, random_state=0, prior="default").fit(frame[["a", "b"]], sample_weight=weights)
+    assert found.feature_names_in_.tolist() == ["a", "b"]
+    # tol=1e-8 per row on the objective, which is quadratic at the optimum: parameters within √1e-8 times some units
+    assert abs(found.lower_bound_ - expected.lower_bound_) < 1e-7
+    order, other = np.argsort(found.weights_), np.argsort(expected.weights_)
+    np.testing.assert_allclose(found.means_[order], expected.means_[other], atol=5e-3)
+
+
+@pytest.mark.filterwarnings("ignore:EM did not converge")
+def test_a_worker_killed_in_mid_fit_does_not_show(rows, client):
+    X = da.from_array(rows, chunks=(250, 2)).persist()
+    expected = from_a_start(covariance_type="full").fit(X)
+    deaths = []
+
+    def kill(iteration, parameters, objective):
+        if iteration == 7:
+            deaths.append(min(client.run(os.getpid).values()))
+            os.kill(deaths[0], signal.SIGKILL)
+
+    found = from_a_start(covariance_type="full").fit(X, callback=kill)
+    assert deaths
+    assert_same(found, expected)
+
+
+def test_what_is_said_of_rows_is_said_when_it_is_asked_for(rows, weights, client):
+    frame = pd.DataFrame(rows, columns=["a", "b"])
+    fit = GaussianMixture(3, random_state=0, tol=1e-11).fit(frame, sample_weight=weights)
+    X = dd.from_pandas(frame.assign(more=1.0), npartitions=4)[["more", "b", "a"]]
+    for name in ("score_samples", "predict_proba", "predict"):
+        lazily, expected = getattr(fit, name)(X), getattr(fit, name)(frame)
+        assert isinstance(lazily, da.Array)
+        assert lazily.dtype == expected.dtype
+        np.testing.assert_allclose(lazily.compute(), expected, rtol=1e-12, atol=1e-12)
+    v = dd.from_pandas(pd.Series(weights), npartitions=4)
+    errors = fit.standard_errors(X, sample_weight=v), fit.standard_errors(frame, sample_weight=weights)
+    np.testing.assert_allclose(errors[0].means, errors[1].means, rtol=1e-9)
+    for name in ("score", "aic", "bic", "icl"):
+        found, expected = getattr(fit, name)(X, sample_weight=v), getattr(fit, name)(frame, sample_weight=weights)
+        np.testing.assert_allclose(found, expected, rtol=1e-12)
+
+
+def test_bad_rows_are_told_at_the_door_or_when_they_are_met(rows, client):
+    fit = GaussianMixture(2, random_state=0).fit(pd.DataFrame(rows, columns=["a", "b"]))
+    wrong = rows.copy()
+    wrong[1300, 1] = np.nan
+    X = dd.from_pandas(pd.DataFrame(wrong, columns=["a", "b"]), npartitions=4)
+    with pytest.raises(DataError, match="partition 2, row 300, column 'b'"):
+        GaussianMixture(2).fit(X)
+    with pytest.raises(DataError, match="partition 2, row 300, column 'b'"):
+        fit.predict(X).compute()
+    with pytest.raises(ValueError, match="column 'b' is missing"):
+        fit.predict(X[["a"]])
+    with pytest.raises(ValueError, match="3 features"):
+        GaussianMixture(2, random_state=0).fit(rows).score(da.ones((10, 3)))
+    with pytest.raises(DataError, match="column 'c' is not numeric"):
+        GaussianMixture(2).fit(X.assign(c="text"))
+    with pytest.raises(ValueError, match="n_components = 5, n_samples = 3"):
+        GaussianMixture(5).fit(da.from_array(rows[:3]))
+    with pytest.raises(TypeError, match="compute"):
+        fit.bootstrap(X)
+    with pytest.raises(TypeError, match="use fit"):
+        GaussianMixture(2).partial_fit(da.from_array(rows))
+
+
+def test_log_posterior_and_gradient_are_those_in_memory(rows, weights, client):
+    prior = ConjugatePrior().resolve(rows, 3, "full", weights)
+    compiled = CompiledPosterior.from_data(rows, 3, "full", prior, weights)
+    summed = SummedPosterior.from_prior(DaskBlocks(da.from_array(rows, chunks=(600, 2)), weights), "full", prior)
+    em = GaussianMixture(3, random_state=0).fit(rows, sample_weight=weights)
+    parameters = em._parameters
+    theta = compiled.unconstrain(parameters.weights, parameters.means, parameters.precision_factors)
+    theta = theta + 0.05 * np.random.default_rng(1).standard_normal(len(theta))
+    (found, gradient), (expected, wanted) = summed.logp_and_grad(theta), compiled.logp_and_grad(theta)
+    np.testing.assert_allclose(found, expected, rtol=RELATIVE)
+    np.testing.assert_allclose(gradient, wanted, rtol=RELATIVE, atol=RELATIVE * np.abs(wanted).max())

@@ -1,0 +1,243 @@
+from __future__ import annotations
+
+import threading
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from bayesgmm import open_blocks
+from bayesgmm.core.blocks import moments
+from bayesgmm.exceptions import DataError
+
+pyarrow = pytest.importorskip("pyarrow")
+
+NAMES = ["a", "b", "c"]
+
+
+@pytest.fixture(scope="module")
+def frame():
+    rng = np.random.default_rng(0)
+    return pd.DataFrame(rng.standard_normal((1000, 3)), columns=NAMES)
+
+
+def write(frame, path, **options):
+    if path.suffix == ".parquet":
+        frame.to_parquet(path, **options)
+    elif path.suffix == ".npy":
+        np.save(path, frame.to_numpy())
+    else:
+        frame.to_csv(path, index=False, sep="\t" if path.suffix == ".tsv" else ",")
+    return path
+
+
+def rows_of(table):
+    return np.concatenate(list(table))
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".tsv", ".parquet", ".npy"])
+def test_every_format_gives_the_same_rows_as_often_as_asked(frame, tmp_path, suffix):
+    table = open_blocks(write(frame, tmp_path / f"data{suffix}"), block_rows=300)
+    for _ in range(2):
+        np.testing.assert_array_equal(rows_of(table), frame.to_numpy())
+    assert table.columns == (("x1", "x2", "x3") if suffix == ".npy" else tuple(NAMES))
+    found = table.total(moments)
+    assert found.n_rows == 1000
+    np.testing.assert_allclose(found.mean, frame.mean(), atol=1e-15)
+
+
+def sources(frame, folder):
+    """The same table said in every way."""
+    (folder / "parts").mkdir()
+    shuffled = frame[["c", "a", "b"]]
+    for i, part in enumerate([frame[:400], shuffled[400:700], frame[700:]]):
+        write(part, folder / "parts" / f"{i}.parquet")
+    (folder / "parts" / ".hidden.parquet").write_bytes(b"no table")
+    fortran = np.asfortranarray(frame.to_numpy())
+    np.save(folder / "fortran.npy", fortran)
+    np.save(folder / "records.npy", frame.to_records(index=False))
+    pieces = [frame[:10], shuffled[10:600], frame[600:]]
+    return {
+        "folder": folder / "parts",
+        "pattern": f"{folder}/parts/*.parquet",
+        "list": sorted((folder / "parts").glob("[0-9]*")),
+        "fortran": folder / "fortran.npy",
+        "records": folder / "records.npy",
+        "array": fortran,
+        "frame": frame,
+        "memory map": np.load(folder / "fortran.npy", mmap_mode="r"),
+        "frames": pieces,
+        "function": lambda: iter(pieces),
+        "arrays": [frame[:10].to_numpy(), frame[10:].to_numpy()],
+    }
+
+
+@pytest.mark.parametrize(
+    "way",
+    ["folder", "pattern", "list", "fortran", "records", "array", "frame", "memory map", "frames", "function", "arrays"],
+)
+def test_every_way_to_say_a_table_gives_its_rows(frame, tmp_path, way):
+    table = open_blocks(sources(frame, tmp_path)[way], block_rows=128)
+    assert table.n_features == 3
+    np.testing.assert_array_equal(rows_of(table), frame.to_numpy())
+
+
+def test_columns_are_chosen_by_name_and_weights_are_no_feature(frame, tmp_path):
+    heavy = frame.assign(w=np.arange(1000) % 3, name="text")
+    for suffix in (".csv", ".parquet"):
+        table = open_blocks(write(heavy, tmp_path / f"data{suffix}"), columns=["c", "a"], weights="w")
+        np.testing.assert_array_equal(rows_of(table), frame[["c", "a"]])
+        found = table.total(moments)
+        assert found.weight == heavy["w"].sum()
+        np.testing.assert_allclose(found.mean, np.average(frame[["c", "a"]], axis=0, weights=heavy["w"]), atol=1e-14)
+    chosen = open_blocks([heavy[:500], heavy[500:]], columns=["b"], weights="w")
+    np.testing.assert_array_equal(rows_of(chosen), frame[["b"]])
+    assert open_blocks(frame.assign(w=1.0).to_numpy()).columns == ("x1", "x2", "x3", "x4")
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64, np.int16, bool])
+def test_types_of_numbers(tmp_path, dtype):
+    values = np.random.default_rng(0).integers(0, 2, (100, 2)).astype(dtype)
+    np.save(tmp_path / "x.npy", values)
+    pd.DataFrame(values, columns=["a", "b"]).to_parquet(tmp_path / "x.parquet")
+    for name in ("x.npy", "x.parquet"):
+        np.testing.assert_array_equal(rows_of(open_blocks(tmp_path / name)), values)
+
+
+def bad(frame, value, row=600):
+    out = frame.copy()
+    out.iloc[row, 1] = value
+    return out
+
+
+@pytest.mark.parametrize(
+    ("suffix", "value", "says"),
+    [
+        (".parquet", np.nan, r"data.parquet: row 601, column 'b', in block 3: missing"),
+        (".parquet", np.inf, r"data.parquet: row 601, column 'b', in block 3: infinite"),
+        (".npy", -np.inf, r"data.npy: row 601, column 'x2', in block 3: infinite"),
+        (".csv", np.nan, r"data.csv: line 602, column 'b', in block 1: missing"),
+        (".csv", "abc", r"data.csv: line 602, column 'b', in block 1: text 'abc'"),
+    ],
+)
+def test_what_is_no_number_is_named_by_file_block_and_row(frame, tmp_path, suffix, value, says):
+    frame = bad(frame.astype(object) if isinstance(value, str) else frame, value)
+    path = write(frame, tmp_path / f"data{suffix}")
+    with pytest.raises(DataError, match=says):
+        open_blocks(path, block_rows=256).total(moments)
+    if not isinstance(value, str):
+        with pytest.raises(DataError, match="the blocks: row 601"):
+            open_blocks([frame[:300], frame[300:]]).total(moments)
+
+
+def test_files_that_differ_in_their_columns_are_refused_by_name(frame, tmp_path):
+    first = write(frame, tmp_path / "0.parquet")
+    fewer = write(frame[["a", "b"]], tmp_path / "1.parquet")
+    more = write(frame.assign(d=1.0), tmp_path / "2.csv")
+    with pytest.raises(DataError, match=r"1.parquet has no column 'c'; its columns are 'a', 'b'"):
+        open_blocks([first, fewer])
+    with pytest.raises(DataError, match=r"2.csv has the column 'd', which .*0.parquet has not"):
+        open_blocks([first, more])
+    np.testing.assert_array_equal(rows_of(open_blocks([first, more], columns=NAMES))[1000:], frame)
+    np.save(tmp_path / "3.npy", frame[["a", "b"]].to_numpy())
+    with pytest.raises(DataError, match="3.npy has 2 columns, and .* has 3"):
+        open_blocks([first, tmp_path / "3.npy"])
+    with pytest.raises(DataError, match="block 2 has no column 'c'"):
+        list(open_blocks([frame, frame[["a", "b"]]]))
+    with pytest.raises(DataError, match="block 2 has 2 columns, and block 1 has 3"):
+        list(open_blocks([frame.to_numpy(), frame[["a", "b"]].to_numpy()]))
+
+
+def test_a_file_that_ends_in_the_middle_of_a_row(frame, tmp_path):
+    path = write(frame, tmp_path / "data.csv")
+    text = path.read_text().splitlines()
+    path.write_text("\n".join([*text[:-1], text[-1].rpartition(",")[0]]))
+    with pytest.raises(DataError, match="line 1001, in block 1: the file ends in the middle of a row: 2 of 3 fields"):
+        open_blocks(path).total(moments)
+    text[500] = "1.0"
+    path.write_text("\n".join(text) + "\n")
+    with pytest.raises(DataError, match="line 501, in block 1: the row is not complete: 1 of 3 fields"):
+        open_blocks(path).total(moments)
+
+
+def test_truncated_files(frame, tmp_path):
+    path = write(frame, tmp_path / "data.parquet", row_group_size=100)
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-200])
+    with pytest.raises(DataError, match=r"cannot read .*data.parquet"):
+        open_blocks(path)
+    damaged = bytearray(whole)
+    damaged[len(whole) // 3 : len(whole) // 2] = bytes(len(whole) // 2 - len(whole) // 3)
+    path.write_bytes(bytes(damaged))
+    with pytest.raises(DataError, match=r"cannot read .*data.parquet behind row"):
+        open_blocks(path, block_rows=100).total(moments)
+    numbers = write(frame, tmp_path / "data.npy")
+    table = open_blocks(numbers)
+    numbers.write_bytes(numbers.read_bytes()[:-9])
+    with pytest.raises(DataError, match="it ends before its last row"):
+        table.total(moments)
+    with pytest.raises(DataError, match="cannot read"):
+        open_blocks(numbers)
+
+
+@pytest.mark.parametrize(
+    ("source", "says"),
+    [
+        (lambda f, d: (f for _ in range(2)), "gives its rows once"),
+        (lambda f, d: d / "nothing.csv", "No such file"),
+        (lambda f, d: f"{d}/*.csv", "no file is called"),
+        (lambda f, d: d, "has no table"),
+        (lambda f, d: [], "no blocks"),
+        (lambda f, d: 3.0, "cannot read blocks of rows from a float"),
+        (lambda f, d: f.to_numpy()[None], "array of shape"),
+        (lambda f, d: [f.assign(b="x")], "block 1: row 1 of the block, column 'b': text 'x'"),
+        (lambda f, d: [[[1.0, 2.0]]], "block 1 is a list"),
+    ],
+)
+def test_what_is_no_table_is_refused(frame, tmp_path, source, says):
+    with pytest.raises(DataError, match=says):
+        list(open_blocks(source(frame, tmp_path)))
+
+
+def test_columns_that_are_not_there_or_hold_text(frame, tmp_path):
+    path = write(frame.assign(name="x"), tmp_path / "data.parquet")
+    with pytest.raises(DataError, match="no column 'z'"):
+        open_blocks(path, columns=["z"])
+    with pytest.raises(DataError, match="chosen twice"):
+        open_blocks(path, columns=["a", "a"])
+    with pytest.raises(DataError, match="'name' holds no numbers"):
+        list(open_blocks(path))
+    with pytest.raises(DataError, match="'name' holds text"):
+        list(open_blocks(write(frame.assign(name="x"), tmp_path / "data.csv")))
+    with pytest.raises(DataError, match="holds the weights"):
+        open_blocks(path, columns=["a", "b"], weights="a")
+    with pytest.raises(DataError, match="row 1 has the weight -1"):
+        list(open_blocks([frame.assign(w=-1.0)], weights="w"))
+
+
+def test_the_next_block_is_read_while_one_is_in_use_and_no_more():
+    read, started = [], threading.Condition()
+
+    def blocks():
+        for i in range(12):
+            with started:
+                read.append(i)
+                started.notify()
+            yield np.full((5, 1), float(i))
+
+    table = open_blocks(blocks)
+    read.clear()
+    for used, _ in enumerate(table):
+        with started:
+            assert started.wait_for(lambda used=used: len(read) >= min(used + 2, 12), timeout=10)
+            assert len(read) <= used + 2
+    assert not [t for t in threading.enumerate() if t.name.startswith("bayesgmm-reader")]
+
+
+def test_an_error_of_what_is_done_with_a_block_ends_the_reading(frame):
+    def fail(X, v, block):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        open_blocks([frame, frame]).total(fail)
+    assert not [t for t in threading.enumerate() if t.name.startswith("bayesgmm-reader")]
