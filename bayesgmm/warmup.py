@@ -62,6 +62,11 @@ def _em(X: FloatArray) -> None:
     mixture = GaussianMixture(2, random_state=0).fit(X)
     mixture.predict_proba(X)
     mixture.standard_errors(X)
+    # float32 is read as it is, and a structure with more than four features shares what it can.
+    GaussianMixture(2, random_state=0).fit(X.astype(np.float32))
+    GaussianMixture(2, covariance_type="tied", random_state=0).fit(
+        np.tile(X, 3) + np.random.default_rng(1).normal(size=(len(X), 6))
+    )
     # Large tables are seeded by a part of their rows, and the others follow.
     rng = np.random.default_rng(0)
     GaussianMixture(2, max_iter=1, random_state=0).fit(

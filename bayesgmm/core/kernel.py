@@ -514,19 +514,19 @@ def _log_likelihood_of(total, top, shift, weight, b):
     return partial
 
 
-@nb.njit(**_options)
+@nb.njit(**_inline_options)
 def _pass_rows(X, v, start, stop, constants, shift, centres, factors, counts, first, second, pairs):
     """Add the sums of rows start … stop; first is (K, width), the log-likelihood is returned.
 
     The shape of ``second`` says what is wanted: (K, width, width), its upper triangle the result; (K, 1, width), the diagonals; or
-    (1, width, width) with ``pairs`` (K, K), what ``_moments_pooled`` makes of all components.
+    (1, width, width) with ``pairs`` (K, K), what ``_moments_pooled`` makes of all components; it is not compiled where that is None.
     """
     D = X.shape[1]
     K, width = centres.shape
     x, e, top, total, z = _scratch(centres, factors)
-    pooled, by_feature = pairs.shape[0] > 0, second.shape[1] == 1
+    by_feature = second.shape[1] == 1
     q = np.zeros(4 * PITCH)
-    gathered = np.zeros(width * PITCH if pooled or (D >= COMPACT_FROM and not by_feature) else 0)
+    gathered = np.zeros(width * PITCH if second.shape[0] < K or (D >= COMPACT_FROM and not by_feature) else 0)
     kept, inverse = np.empty(BLOCK + 1, np.int32), np.empty(BLOCK)
     loglik, wait = 0.0, np.int64(0)
     for block in range(start, stop, BLOCK):
@@ -538,7 +538,7 @@ def _pass_rows(X, v, start, stop, constants, shift, centres, factors, counts, fi
         loglik += _log_likelihood_of(total, top, shift, weight, b)
         for i in range(b, whole):
             total[i] = 0.0
-        if pooled:
+        if pairs is not None:
             _moments_pooled(x, whole, centres, e, total, weight, counts, first, second, pairs, q, gathered, inverse)
             continue
         if by_feature:
@@ -562,8 +562,10 @@ def _pass_chunks(
     """The sums of each of the chunks begin … end − 1 of so many rows."""
     for c in range(begin, end):
         start, stop = c * rows, min(X.shape[0], (c + 1) * rows)
-        sums = counts[c], first[c], second[c], pairs[c]
-        log_likelihood[c] = _pass_rows(X, v, start, stop, constants, shift, centres, factors, *sums)
+        own = None if pairs is None else pairs[c]
+        log_likelihood[c] = _pass_rows(
+            X, v, start, stop, constants, shift, centres, factors, counts[c], first[c], second[c], own
+        )
 
 
 @nb.njit(**_options)
@@ -841,11 +843,11 @@ def fused_pass(X, v, log_weights, means, precision_factors):
     width = _width(D)
     constants, shift, centres, factors = _prepare(log_weights, means, precision_factors)
     counts, first, second = np.zeros(K), np.zeros((K, D)), np.zeros((K, width, width))
-    loglik, pairs = 0.0, np.zeros((0, 0))
+    loglik = 0.0
     rows = _chunk_rows(N, D, K)
     for start in range(0, N, rows):
         c, f, s = np.zeros(K), np.zeros((K, width)), np.zeros((K, width, width))
-        loglik += _pass_rows(X, v, start, min(N, start + rows), constants, shift, centres, factors, c, f, s, pairs)
+        loglik += _pass_rows(X, v, start, min(N, start + rows), constants, shift, centres, factors, c, f, s, None)
         # Loops, not array expressions: those compile for seconds, for error messages that cannot occur.
         for k in range(K):
             counts[k] += c[k]
@@ -995,7 +997,7 @@ def _log(weights):
     return out
 
 
-@nb.njit(**_options)
+@nb.njit(**_inline_options)
 def _prepare(log_weights, means, precision_factors):
     K, D = means.shape
     constants = _log_normalisers(log_weights, precision_factors)
@@ -1069,20 +1071,21 @@ def accumulate(
     shape = (1, width, width) if pooled else (K, 1, width) if by_feature else (K, width, width)
     loglik, counts = np.zeros(chunks), np.zeros((chunks, K))
     first, second = np.zeros((chunks, K, width)), np.zeros((chunks, *shape))
-    pairs = np.zeros((chunks, K, K) if pooled else (chunks, 0, 0))
+    pairs = np.zeros((chunks, K, K)) if pooled else None
 
     def task(begin: int, end: int) -> None:
         _pass_chunks(X, v, begin, end, rows, constants, shift, centres, factors, loglik, counts, first, second, pairs)
 
     _over_ranges(chunks, pass_cost(N, K, D), n_threads, task)
     for sums in (loglik, counts, first, second, pairs) if chunks > 1 else ():
-        _add_chunks(sums.reshape(chunks, -1))
+        if sums is not None:
+            _add_chunks(sums.reshape(chunks, -1))
     total = float(N) if sample_weight is None else float(np.sum(sample_weight))
     if moments == "full":
         products = _fill_symmetric(second[0], D)
     elif moments == "pooled":
         products = _pooled(second[0], D)
-        if pooled:
+        if pairs is not None:
             _add_between(products[0], parameters.means, pairs[0])
     else:
         products = (second[0, :, 0, :D] if by_feature else np.diagonal(second[0], axis1=1, axis2=2)[:, :D]).copy()
