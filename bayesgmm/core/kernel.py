@@ -579,7 +579,7 @@ def _density_rows(X, start, stop, constants, shift, centres, factors, log_densit
         b = min(BLOCK, stop - block)
         _load_block(X, block, b, x)
         # Every chunk begins anew, whoever does it.
-        wait = wait if (block - start) % CHUNK_ROWS else 0
+        wait = wait if (block - start) % CHUNK_ROWS else np.int64(0)
         wait = _ratios(X, block + BLOCK, stop, x, _whole(b), constants, centres, factors, D, e, top, total, z, wait)
         for i in range(b):
             log_density[block + i] = LN2 * (top[i] + shift) + log_positive(total[i])
