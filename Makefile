@@ -2,7 +2,7 @@
 
 BIN := .venv/bin
 
-.PHONY: help demo test check docs bench validate environment clean
+.PHONY: help demo test check docs bench validate validate-full environment clean
 
 help:
 	@echo "make demo      fit Old Faithful and write the results to bayesgmm-demo/"
@@ -10,7 +10,7 @@ help:
 	@echo "make check     format, lint, docstrings and types"
 	@echo "make docs      the documentation as a site in build/docs"
 	@echo "make bench     speed and memory beside other programs"
-	@echo "make validate  coverage, criteria and evidence where the truth is known (hours)"
+	@echo "make validate  calibration, coverage, criteria and evidence where the truth is known (an hour); validate-full: more (hours)"
 	@echo "make clean     remove the environment, caches and builds"
 
 environment:
@@ -37,7 +37,10 @@ bench: environment
 	$(BIN)/python -m benchmarks
 
 validate: environment
-	$(BIN)/python -m benchmarks.validate
+	$(BIN)/python -m benchmarks.validate --out build/validation.jsonl
+
+validate-full: environment
+	$(BIN)/python -m benchmarks.validate --full --out build/validation-full.jsonl
 
 clean:
 	rm -rf .venv build dist docs/api docs/gallery .mypy_cache .pytest_cache .ruff_cache

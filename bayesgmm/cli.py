@@ -478,6 +478,8 @@ def _fit(arguments: argparse.Namespace) -> int:
     options = _sampling_options(arguments, method)
     if on_cluster and arguments.data == "-":
         arguments.parser.error("--scheduler and --local-cluster: not with standard input, which no worker can read")
+    if on_cluster and arguments.out_of_core:
+        arguments.parser.error("--out-of-core: not on a cluster, whose workers hold what they have room for")
     if arguments.out_of_core and arguments.method != "em":
         arguments.parser.error(f"--out-of-core: not with --method {arguments.method}, which needs the rows in memory")
     if arguments.out_of_core and arguments.data == "-":

@@ -26,6 +26,7 @@ SECTIONS = (
     "em",
     "gradient",
     "sampling",
+    "overhead",
     "process",
     "memory",
     "selection",
@@ -34,6 +35,7 @@ SECTIONS = (
     "score",
     "acceleration",
     "outofcore",
+    "distributed",
 )
 WIDTH = 190
 

@@ -373,13 +373,13 @@ def centred_moments(statistics: SufficientStatistics, means: FloatArray) -> tupl
     shift = statistics.first / counts[:, None]
     empty = np.flatnonzero(statistics.counts <= 0)
     shift[empty] = 0.0
-    scatter = statistics.second - _products(statistics.first, shift, statistics.second)
+    scatter = statistics.second - products(statistics.first, shift, statistics.second)
     if len(empty) and len(scatter) == len(counts):
         scatter[empty] = 0.0
     return means + shift, scatter
 
 
-def _products(a: FloatArray, b: FloatArray, moments: FloatArray) -> FloatArray:
+def products(a: FloatArray, b: FloatArray, moments: FloatArray) -> FloatArray:
     """Products a_k b_kᵀ of the rows of two (K, D) in the form of second moments: (K, D, D), their sum (1, D, D) or diagonals (K, D)."""
     if moments.ndim == 2:
         return a * b
@@ -397,7 +397,7 @@ def posterior_moments(
     deviation = average - prior.resolved_mean
     shrunk = prior.resolved_mean + (counts / (counts + kappa))[:, None] * deviation
     share = kappa * counts / (kappa + counts)
-    return shrunk, scatter + _products(share[:, None] * deviation, deviation, scatter)
+    return shrunk, scatter + products(share[:, None] * deviation, deviation, scatter)
 
 
 def maximise(
