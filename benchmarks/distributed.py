@@ -100,7 +100,8 @@ def _case(D: int, K: int, n_rows: int, quick: bool) -> tuple[list[Row], dict[str
             f"{simulated / reckoned:.2f}",
             f"1 ± {TOLERANCE:g}",
             None if quick else abs(simulated / reckoned - 1) <= TOLERANCE,
-            f"slowest worker {duration(max(seconds))}, median {duration(float(np.median(seconds)))}, sums {duration(sum(map(max, levels)))}",
+            f"slowest worker {duration(max(seconds))}, median {duration(float(np.median(seconds)))}, "
+            f"sums {duration(sum(map(max, levels)))}",
             {"seconds": seconds, "levels": levels, "reckoned": reckoned},
         ),
         Row(

@@ -20,7 +20,7 @@ import numba as nb
 import numpy as np
 from numba import types
 
-from bayesgmm.core.kernel import BY_FEATURE, FREE, KERNEL_VERSION, LOG_2PI, SHARED, fused_pass_of, gradients
+from bayesgmm.core.kernel import KERNEL_VERSION, LOG_2PI, fused_pass_of, gradients
 from bayesgmm.core.parameters import FloatArray, SufficientStatistics
 from bayesgmm.inference.layout import BartlettLayout, ModelInputs
 
@@ -290,7 +290,7 @@ def with_class_priors_pullback(log_weights, class_stops, log_class_priors, g):
 
 # Numba's cache does not see that the kernel has changed: what calls it is kept within the C function alone, whose key says so.
 @nb.njit(**{**_options, "cache": False})
-def grouped_pass(X, v, groups, log_weights, means, factors, form):
+def grouped_pass(X, v, groups, log_weights, means, factors, by_feature):
     """Sum of passes over slices of rows and components; ``groups`` (G, 4) are first and one past the last of both."""
     K, D = means.shape
     counts, first, second = np.zeros(K), np.zeros((K, D)), np.zeros((K, D, D))
@@ -304,7 +304,7 @@ def grouped_pass(X, v, groups, log_weights, means, factors, form):
             log_weights[begin:end],
             means[begin:end],
             factors[begin:end],
-            form,
+            by_feature,
         )
         log_likelihood += value
         for k in range(end - begin):
@@ -368,7 +368,7 @@ def _log_posterior(
     factors = precision_factors_forward(V, squares, below, K)
 
     # V is diagonal where there is nothing below: so are the factors.
-    form = BY_FEATURE if Q == 0 and D > 1 else SHARED if R == 1 else FREE
+    by_feature = Q == 0 and D > 1
     held = log_weights
     if class_stops.shape[0] > 0:
         held = with_class_priors(log_weights, class_stops, log_class_priors)
@@ -378,9 +378,9 @@ def _log_posterior(
         sums = statistics[1 + K : 1 + K + K * D].reshape((K, D))
         products = statistics[1 + K + K * D :].reshape((K, D, D))
     elif groups.shape[0] == 0:
-        log_likelihood, counts, sums, products = fused_pass_of(X, v, held, means, factors, form)
+        log_likelihood, counts, sums, products = fused_pass_of(X, v, held, means, factors, by_feature)
     else:
-        log_likelihood, counts, sums, products = grouped_pass(X, v, groups, held, means, factors, form)
+        log_likelihood, counts, sums, products = grouped_pass(X, v, groups, held, means, factors, by_feature)
     g_log_weights, g_means, g_factors = gradients(counts, sums, products, factors)
     if class_stops.shape[0] > 0:
         g_log_weights = with_class_priors_pullback(held, class_stops, log_class_priors, g_log_weights)
