@@ -5,6 +5,7 @@
 - criteria: how often each criterion picks the right number of components, and what its choice costs in prediction;
 - evidence: whether the standard error of the log evidence is its scatter;
 - galaxies: p(K) of the galaxies beside the published values;
+- laplace: means and standard deviations by Laplace and importance resampling beside those by NUTS, at many rows.
 - sbc: simulation-based calibration of the posterior for every prior and structure, and whether it sees a fault that is sown.
 
 Each prints a table; its module in ``benchmarks/validation`` says what is measured. With ``--out`` every result is kept in a
@@ -21,7 +22,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-STUDIES = ("sbc", "coverage", "evidence", "anomaly", "criteria", "galaxies")
+STUDIES = ("sbc", "coverage", "evidence", "anomaly", "laplace", "criteria", "galaxies")
 
 
 def _chosen(text: str) -> list[str]:

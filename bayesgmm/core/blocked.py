@@ -16,6 +16,7 @@ import numpy as np
 from bayesgmm.core import em, kernel
 from bayesgmm.core.blocks import Accumulate, Draw, Moments, RowBlocks, Subsample, Task, moments
 from bayesgmm.core.covariance import structure
+from bayesgmm.core.hierarchical import HierarchicalPrior, weighted_median
 from bayesgmm.core.parameters import FloatArray, MixtureParameters, SufficientStatistics
 from bayesgmm.core.priors import ConjugatePrior
 
@@ -246,9 +247,21 @@ def resolve_prior(
     """
     if prior is None:
         return None
-    mean, covariance = found.mean_and_covariance
     if isinstance(prior, str):
-        return ConjugatePrior.from_moments(mean, covariance, n_components)
+        return ConjugatePrior.from_moments(*found.mean_and_covariance, n_components)
+    return resolve_conjugate(prior, blocks, found, n_components, covariance_type, **settings)
+
+
+def resolve_conjugate(
+    prior: ConjugatePrior,
+    blocks: RowBlocks,
+    found: Survey,
+    n_components: int,
+    covariance_type: str,
+    **settings: Any,
+) -> ConjugatePrior:
+    """A conjugate prior with every value known; see :func:`resolve_prior`."""
+    mean, covariance = found.mean_and_covariance
 
     def within() -> FloatArray:
         regular = ConjugatePrior.from_moments(mean, covariance, n_components)
@@ -257,6 +270,41 @@ def resolve_prior(
         return np.einsum("k,kij->ij", best.weights, best.covariances)
 
     return prior.resolve_with(mean, n_components, within)
+
+
+def resolve_hierarchical(
+    prior: HierarchicalPrior,
+    blocks: RowBlocks,
+    found: Survey,
+    n_components: int,
+    covariance_type: str,
+    **settings: Any,
+) -> HierarchicalPrior:
+    """A hierarchical prior with every value known: as in memory, but for b₀, by default the median of the sample.
+
+    Parameters
+    ----------
+    prior : HierarchicalPrior
+    blocks : RowBlocks
+    found : Survey
+    n_components : int
+        K.
+    covariance_type : {"full", "tied", "diag", "spherical"}
+        For ``em_prior`` alone.
+    **settings
+        As :func:`resolve_prior`.
+
+    Returns
+    -------
+    HierarchicalPrior
+    """
+    return prior.resolve_with(
+        n_components,
+        blocks.n_features,
+        range_of_data=lambda: (found.moments.low, found.moments.high),
+        median=lambda: weighted_median(found.sample.rows, found.sample.weights),
+        for_em=lambda conjugate: resolve_conjugate(conjugate, blocks, found, n_components, covariance_type, **settings),
+    )
 
 
 def given_start(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -149,7 +149,46 @@ class HierarchicalPrior(MixturePrior):
         """
         X = np.ascontiguousarray(X, dtype=float)
         v = None if sample_weight is None else np.asarray(sample_weight, dtype=float)
-        K, D = n_components, X.shape[1]
+        return self.resolve_with(
+            n_components,
+            X.shape[1],
+            range_of_data=lambda: _range(X, v),
+            median=lambda: weighted_median(X, v),
+            for_em=lambda prior: prior.resolve(X, n_components, covariance_type, v),
+        )
+
+    def resolve_with(
+        self,
+        n_components: int,
+        n_features: int,
+        *,
+        range_of_data: Callable[[], tuple[FloatArray, FloatArray]],
+        median: Callable[[], FloatArray],
+        for_em: Callable[[ConjugatePrior], ConjugatePrior],
+    ) -> HierarchicalPrior:
+        """:meth:`resolve`, for data of which what is asked for is known.
+
+        Parameters
+        ----------
+        n_components, n_features : int
+            K and D.
+        range_of_data : callable
+            Returns the smallest and the largest value (D,) of each feature.
+        median : callable
+            Returns the median (D,) of each feature.
+        for_em : callable
+            Resolves a conjugate prior.
+
+        Returns
+        -------
+        HierarchicalPrior
+
+        Raises
+        ------
+        ValueError
+            As :meth:`resolve`.
+        """
+        K, D = n_components, n_features
         alpha, mean = self._weights_and_mean(K, D)
         c0 = float(2.5 + (D - 1) / 2 if self.precision_shape is None else self.precision_shape)
         g0 = float(0.5 + (D - 1) / 2 if self.hyper_shape is None else self.hyper_shape)
@@ -158,7 +197,8 @@ class HierarchicalPrior(MixturePrior):
                 raise ValueError(f"{name} must exceed (D − 1)/2 = {(D - 1) / 2:g} for {D} features; got {value:g}")
         squared = np.ones(D)
         if self.mean_covariance is None or self.hyper_rate is None:
-            low, high = _range(X, v)
+            low, high = range_of_data()
+            refuse_constant(low, high)
             squared = (high - low) ** 2
         defaults = {"mean_covariance": squared, "hyper_rate": 100 * g0 / c0 / squared}
         matrices = {
@@ -168,7 +208,7 @@ class HierarchicalPrior(MixturePrior):
         for name, matrix in matrices.items():
             if matrix.shape != (D, D):
                 raise ValueError(f"{name} has {len(matrix)} values or rows for {D} features")
-        mean = _median(X, v) if mean is None else mean
+        mean = median() if mean is None else mean
         em_prior = self.em_prior
         if em_prior is None:
             em_prior = ConjugatePrior(alpha, mean, 0.01, 2 * c0, 2 * g0 * np.linalg.inv(matrices["hyper_rate"]))
@@ -180,7 +220,7 @@ class HierarchicalPrior(MixturePrior):
             precision_shape=c0,
             hyper_shape=g0,
             hyper_rate=matrices["hyper_rate"],
-            em_prior=em_prior.resolve(X, K, covariance_type, v),
+            em_prior=for_em(em_prior),
         )
 
     @property
@@ -471,16 +511,26 @@ def _range(X: FloatArray, v: FloatArray | None) -> tuple[FloatArray, FloatArray]
     if not len(rows) or not np.all(np.isfinite(rows)):
         raise ValueError("X must have finite rows, some of them with a weight, for a prior to be scaled by them")
     low, high = rows.min(axis=0), rows.max(axis=0)
+    refuse_constant(low, high)
+    return low, high
+
+
+def refuse_constant(low: FloatArray, high: FloatArray) -> None:
+    """Refuse a range (D,), (D,) that no prior can be scaled by.
+
+    Raises
+    ------
+    ValueError
+    """
     constant = np.flatnonzero(low == high)
     if len(constant):
         raise ValueError(
             f"column {', '.join(map(str, constant))} of X is constant, so no prior can be scaled by it: drop the column, or give "
             "the prior's mean_covariance and hyper_rate"
         )
-    return low, high
 
 
-def _median(X: FloatArray, v: FloatArray | None) -> FloatArray:
+def weighted_median(X: FloatArray, v: FloatArray | None) -> FloatArray:
     """Median (D,) of each feature, every row counted as often as its weight says."""
     if v is None:
         return np.median(X, axis=0)
