@@ -11,20 +11,21 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import numpy as np
 from numpy.typing import ArrayLike
-from sklearn.base import BaseEstimator, DensityMixin, _fit_context
+from sklearn.base import BaseEstimator, DensityMixin
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils.validation import check_is_fitted
 
 from bayesgmm.core import blocked, em, kernel
-from bayesgmm.core.blocks import Gather, RowBlocks
+from bayesgmm.core.blocks import RowBlocks
 from bayesgmm.core.covariance import STRUCTURES, structure
 from bayesgmm.core.hierarchical import HierarchicalPrior, Prior
 from bayesgmm.core.parameters import FloatArray
 from bayesgmm.core.priors import ConjugatePrior
-from bayesgmm.estimators.blockwise import check_survey, row_blocks
+from bayesgmm.estimators.blockwise import check_survey, of_each_row, row_blocks
 from bayesgmm.estimators.validation import (
     Labels,
+    check_settings,
     check_table,
     check_weights,
     feature_names,
@@ -222,7 +223,6 @@ class BayesianGaussianMixture(DensityMixin, BaseEstimator):
         self.cores = cores
         self.progressbar = progressbar
 
-    @_fit_context(prefer_skip_nested_validation=True)
     def fit(self, X: ArrayLike, y: Any = None, sample_weight: ArrayLike | None = None) -> Self:
         """Sample the posterior.
 
@@ -250,13 +250,14 @@ class BayesianGaussianMixture(DensityMixin, BaseEstimator):
         SamplingInterrupted
             If the user stopped the sampler; what was drawn is in the exception's ``estimator``.
         """
+        check_settings(self)
         em_rng, sampler_rng = generator(self.random_state).spawn(2)
-        blocks = row_blocks(self, X, reset=True)
+        blocks = row_blocks(self, X, sample_weight, reset=True)
         problem = None
         if blocks is None:
             found = self._fit_table(X, sample_weight, em_rng)
         else:
-            problem, found = self._fit_blocks(blocks, sample_weight, em_rng)
+            problem, found = self._fit_blocks(blocks, em_rng)
         self.modes_ = found.modes
         self._sample(sampler_rng, problem)
         return self
@@ -286,12 +287,8 @@ class BayesianGaussianMixture(DensityMixin, BaseEstimator):
             rng=rng,
         )
 
-    def _fit_blocks(
-        self, blocks: RowBlocks, sample_weight: ArrayLike | None, rng: np.random.Generator
-    ) -> tuple[blocked.BlockedProblem, em.EMFit]:
+    def _fit_blocks(self, blocks: RowBlocks, rng: np.random.Generator) -> tuple[blocked.BlockedProblem, em.EMFit]:
         """Modes of EM for rows in blocks: from a subsample, then all of them at each step."""
-        if sample_weight is not None:
-            raise ValueError("rows in blocks have their weights beside them: open_blocks(..., weights='column')")
         seen = blocked.survey(blocks, int(rng.integers(2**32)))
         K, kind, prior = self.n_components, self.covariance_type, self._prior()
         check_survey(seen, K, feature_names(self), 0.0, True)
@@ -387,12 +384,12 @@ class BayesianGaussianMixture(DensityMixin, BaseEstimator):
         check_is_fitted(self)
         return check_table(self, X, reset=False)
 
-    def _of_rows(self, X: ArrayLike, function: Callable[..., Any]) -> Any:
-        """A function of rows and of the draws, for a table in memory or a block of it at a time."""
+    def _of_rows(
+        self, X: ArrayLike, function: Callable[..., Any], width: int | None = None, dtype: Any = np.float64
+    ) -> Any:
+        """A function of rows and of the draws."""
         check_is_fitted(self)
-        of_rows = partial(function, draws=self._draws.flat())
-        blocks = row_blocks(self, X, reset=False)
-        return of_rows(self._table(X)) if blocks is None else blocks.total(Gather(of_rows)).values
+        return of_each_row(self, X, partial(function, draws=self._draws.flat()), width, dtype)
 
     def score_samples(self, X: ArrayLike) -> FloatArray:
         """Log posterior-predictive density of each row: log of the density averaged over draws.
@@ -405,7 +402,7 @@ class BayesianGaussianMixture(DensityMixin, BaseEstimator):
         -------
         ndarray of shape (N,)
         """
-        return np.asarray(self._of_rows(X, _log_density))
+        return self._of_rows(X, _log_density)
 
     def score(self, X: ArrayLike, y: Any = None, sample_weight: ArrayLike | None = None) -> float:
         """Mean log posterior-predictive density of the rows.
@@ -421,9 +418,7 @@ class BayesianGaussianMixture(DensityMixin, BaseEstimator):
         float
         """
         check_is_fitted(self)
-        if (blocks := row_blocks(self, X, reset=False)) is not None:
-            if sample_weight is not None:
-                raise ValueError("rows in blocks have their weights beside them: open_blocks(..., weights='column')")
+        if (blocks := row_blocks(self, X, sample_weight, reset=False)) is not None:
             total, weight = blocks.total(partial(_summed_log_density, draws=self._draws.flat()))
             return float(total / weight)
         table = self._table(X)
@@ -440,7 +435,7 @@ class BayesianGaussianMixture(DensityMixin, BaseEstimator):
         -------
         ndarray of shape (N, K)
         """
-        return np.asarray(self._of_rows(X, _responsibilities))
+        return self._of_rows(X, _responsibilities, self.n_components)
 
     def predict(self, X: ArrayLike) -> Labels:
         """Component of highest average responsibility for each row.
@@ -453,7 +448,7 @@ class BayesianGaussianMixture(DensityMixin, BaseEstimator):
         -------
         ndarray of shape (N,)
         """
-        return np.asarray(self._of_rows(X, _labels))
+        return self._of_rows(X, _labels, dtype=np.int64)
 
     def fit_predict(self, X: ArrayLike, y: Any = None, sample_weight: ArrayLike | None = None) -> Labels:
         """Fit, and give each row its most probable component.
