@@ -482,3 +482,24 @@ def test_works_in_a_pipeline_and_a_search(problem):
         error_score="raise",
     ).fit(problem)
     assert search.best_params_ == {"gaussianmixture__n_components": 3}
+
+
+@pytest.mark.parametrize("n_init", [1, 5])
+def test_acceleration_ends_at_the_same_optimum_in_fewer_passes(n_init):
+    rng = np.random.default_rng(0)
+    X = rng.standard_normal((2000, 2)) + 2 * rng.integers(2, size=(2000, 2))
+    seen = []
+    options = {"n_init": n_init, "random_state": 0, "max_iter": 20_000}
+    fast = GaussianMixture(3, **options).fit(X, callback=lambda *a: seen.append(a))
+    plain = GaussianMixture(3, acceleration=None, **options).fit(X)
+    assert fast.converged_
+    # both end where a step gains 1e-8, the plain one further below a flat top
+    assert fast.lower_bound_ > plain.lower_bound_ - 1e-9
+    assert fast.n_iter_ < plain.n_iter_ / 2
+    assert fast.n_iter_ == len(fast.lower_bounds_) - 1
+    assert np.diff(fast.lower_bounds_).min() >= 0
+    if n_init == 1:
+        assert [(i, objective) for i, _, objective in seen] == list(enumerate(fast.lower_bounds_))
+    stepped = GaussianMixture(3, keep_history=True, **options).fit(X)
+    assert stepped.lower_bounds_ == plain.lower_bounds_
+    assert len(stepped.history_) == plain.n_iter_ + 1
