@@ -11,7 +11,7 @@ import pytest
 from sklearn.base import clone
 from sklearn.frozen import FrozenEstimator
 
-from bayesgmm import AnomalyDetector, BayesianGaussianMixture, ConjugatePrior, GaussianMixture
+from bayesgmm import AnomalyDetector, BayesianGaussianMixture, ConjugatePrior, GaussianMixture, select
 from bayesgmm.exceptions import DataError, RowsNotHeldError
 from bayesgmm.inference.compiled import CompiledPosterior
 from bayesgmm.inference.summed import SummedPosterior
@@ -215,3 +215,21 @@ def test_a_detector_is_fitted_on_the_workers(rows, client):
     detector = AnomalyDetector(GaussianMixture(3, random_state=0), contamination=0.02, random_state=0).fit(X)
     flagged = (detector.predict(X) == -1).sum().compute()
     assert abs(flagged - 0.02 * len(rows)) <= 1
+
+
+def test_a_selection_by_the_criteria_of_em(rows, weights, monkeypatch, tmp_path):
+    monkeypatch.setattr("bayesgmm.distributed._client_of", lambda collection: None)
+    X = da.from_array(rows, chunks=(700, 2))
+    grid = {"n_components": [1, 3], "covariance_types": ["full", "diag"], "random_state": 0, "progressbar": False}
+    found = select(X, **grid, sample_weight=weights, tol=1e-10, out=tmp_path / "sweep")
+    expected = select(rows, **grid, sample_weight=weights, tol=1e-10)
+    columns = ["log_likelihood", "aic", "aicc", "bic", "icl"]
+    # ICL takes the logarithm of single responsibilities: it moves with the square root of what is left of the climb
+    np.testing.assert_allclose(found.table[columns].astype(float), expected.table[columns].astype(float), rtol=1e-5)
+    np.testing.assert_allclose(found.table["bic"].astype(float), expected.table["bic"].astype(float), rtol=1e-7)
+    assert found.best("bic") == expected.best("bic")
+    assert found.n_rows == len(rows)
+    again = select(X, **grid, sample_weight=weights, tol=1e-10, out=tmp_path / "sweep")
+    assert again.table["bic"].tolist() == found.table["bic"].tolist()
+    with pytest.raises(ValueError, match="method='em'"):
+        select(X, **grid, method="laplace")
