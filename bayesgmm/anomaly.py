@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from sklearn.base import BaseEstimator, OutlierMixin, _fit_context, clone
+from sklearn.base import BaseEstimator, OutlierMixin, clone
 from sklearn.frozen import FrozenEstimator
 from sklearn.utils._param_validation import Interval
 from sklearn.utils.validation import check_is_fitted
@@ -25,7 +25,7 @@ from bayesgmm.distributed import is_dask, map_frames
 from bayesgmm.estimators.bayesian_gaussian_mixture import BayesianGaussianMixture
 from bayesgmm.estimators.blockwise import of_each_row, row_blocks
 from bayesgmm.estimators.gaussian_mixture import GaussianMixture, stop_if_interrupted
-from bayesgmm.estimators.validation import check_weights, feature_names, generator, named_columns
+from bayesgmm.estimators.validation import check_settings, check_weights, feature_names, generator, named_columns
 from bayesgmm.exceptions import CriterionWarning, DataWarning
 
 if TYPE_CHECKING:
@@ -142,7 +142,6 @@ class AnomalyDetector(OutlierMixin, BaseEstimator):
         self.refits = refits
         self.random_state = random_state
 
-    @_fit_context(prefer_skip_nested_validation=False)
     def fit(self, X: ArrayLike | None, y: Any = None, sample_weight: ArrayLike | None = None) -> Self:
         """Fit the mixture where it is not fitted, and settle the threshold.
 
@@ -165,6 +164,7 @@ class AnomalyDetector(OutlierMixin, BaseEstimator):
         TypeError
             If a frozen estimator is not of this package.
         """
+        check_settings(self)
         given = [
             name for name in ("contamination", "f_min", "log_f_min", "false_alarm") if getattr(self, name) is not None
         ]

@@ -196,7 +196,8 @@ class Tied(Full):
     def expand(self, covariances: FloatArray, n_components: int, n_features: int) -> FloatArray:
         lead = covariances.shape[:-2]
         matrices = np.broadcast_to(covariances[..., None, :, :], (*lead, n_components, n_features, n_features))
-        return np.ascontiguousarray(matrices)
+        # A copy even of one component: what is broadcast may not be written to, another type to compiled code.
+        return np.array(matrices, order="C")
 
     @override
     def pack(self, matrices: FloatArray) -> FloatArray:

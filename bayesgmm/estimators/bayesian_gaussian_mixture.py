@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import numpy as np
 from numpy.typing import ArrayLike
-from sklearn.base import BaseEstimator, DensityMixin, _fit_context
+from sklearn.base import BaseEstimator, DensityMixin
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils.validation import check_is_fitted
@@ -25,6 +25,7 @@ from bayesgmm.core.priors import ConjugatePrior
 from bayesgmm.estimators.blockwise import check_survey, of_each_row, row_blocks
 from bayesgmm.estimators.validation import (
     Labels,
+    check_settings,
     check_table,
     check_weights,
     feature_names,
@@ -222,7 +223,6 @@ class BayesianGaussianMixture(DensityMixin, BaseEstimator):
         self.cores = cores
         self.progressbar = progressbar
 
-    @_fit_context(prefer_skip_nested_validation=True)
     def fit(self, X: ArrayLike, y: Any = None, sample_weight: ArrayLike | None = None) -> Self:
         """Sample the posterior.
 
@@ -250,6 +250,7 @@ class BayesianGaussianMixture(DensityMixin, BaseEstimator):
         SamplingInterrupted
             If the user stopped the sampler; what was drawn is in the exception's ``estimator``.
         """
+        check_settings(self)
         em_rng, sampler_rng = generator(self.random_state).spawn(2)
         blocks = row_blocks(self, X, sample_weight, reset=True)
         problem = None
