@@ -348,7 +348,7 @@ def _checked(rows: Any, weights: Any, block: int, columns: Sequence[str]) -> tup
     DataError
         If a value is no finite number, or the weights are others than those of the rows.
     """
-    X = np.require(rows, np.float64, ["C", "W"])
+    X = np.require(rows, np.float32 if rows.dtype == np.float32 else np.float64, ["C", "W"])
     with np.errstate(over="ignore", invalid="ignore"):
         # finite only where all values are
         total = X.sum()
