@@ -36,6 +36,7 @@ from bayesgmm.tabulation import (
 
 if TYPE_CHECKING:
     import pandas as pd
+    from distributed import Client
     from matplotlib.figure import Figure
 
 __all__ = ["COLUMNS", "CRITERIA", "Criterion", "Selection", "compare_elpds", "select", "stacking_weights"]
@@ -460,6 +461,7 @@ def select(
     out: str | Path | None = None,
     overwrite: bool = False,
     progressbar: bool = True,
+    client: Client | None = None,
     **options: Any,
 ) -> Selection:
     """Fit mixtures over numbers of components and covariance structures, and put all criteria into one table.
@@ -506,6 +508,9 @@ def select(
         Begin anew in ``out`` whatever is there; what a selection wrote there before is removed, other files are left alone.
     progressbar : bool, default True
         Show the progress over models on standard error.
+    client : distributed.Client, optional
+        Of a Dask cluster, whose workers sample the posteriors, several models at a time; the rows travel to each worker once. The result
+        does not depend on it.
     **options
         Of the fits: ``n_init``, ``init_params``, ``max_iter`` (all), ``tol``, ``reg_covar`` (EM), ``draws``, ``tune``, ``chains``,
         ``target_ess``, ``max_draws``, ``cores`` (posteriors). ``target_ess`` is 0 here, so that each posterior has the draws asked for.
@@ -562,25 +567,25 @@ def select(
         loo_refits=loo_refits,
     )
     if out is None:
-        return _swept(plan, None, progressbar)
+        return _swept(plan, None, progressbar, client)
     from bayesgmm.selection_files import keep
 
     if not Path(out).exists():
         Path(out).mkdir(parents=True)
     with sole_writer(out, wait=0.5):
         folder = Folder(out, plan, seed_given, overwrite)
-        found = _swept(replace(plan, entropy=folder.entropy), folder, progressbar)
+        found = _swept(replace(plan, entropy=folder.entropy), folder, progressbar, client)
         keep(found, folder.path)
     return found
 
 
-def _swept(plan: Plan, folder: Folder | None, progressbar: bool) -> Selection:
+def _swept(plan: Plan, folder: Folder | None, progressbar: bool, client: Client | None = None) -> Selection:
     models = {key: Model(key) for key in plan.keys}
     with quiet() as caught:
         if folder is not None:
             for model in models.values():
                 folder.load(model)
-        interrupted = run(plan, models, lambda m: None if folder is None else folder.save(m), progressbar)
+        interrupted = run(plan, models, lambda m: None if folder is None else folder.save(m), progressbar, client)
     _pass_on(caught)
     if interrupted is not None and not any(set(steps(plan)) <= m.done or "failed" in m.flags for m in models.values()):
         raise KeyboardInterrupt(interrupted)

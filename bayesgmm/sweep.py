@@ -16,7 +16,7 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -27,10 +27,14 @@ from bayesgmm.core.blocked import Survey
 from bayesgmm.core.blocks import RowBlocks
 from bayesgmm.core.covariance import STRUCTURES, structure
 from bayesgmm.core.parameters import FloatArray
+from bayesgmm.distributed import evaluated
 from bayesgmm.estimators.gaussian_mixture import GaussianMixture
 from bayesgmm.exceptions import DataError
 from bayesgmm.io import atomic_path, write_text
 from bayesgmm.persistence import data_hash
+
+if TYPE_CHECKING:
+    from distributed import Client
 
 Key = tuple[str, int]
 """Covariance structure and number of components: ``("full", 2)``."""
@@ -392,6 +396,7 @@ def run(
     models: Mapping[Key, Model],
     save: Callable[[Model], None],
     progressbar: bool = False,
+    client: Client | None = None,
 ) -> str | None:
     """Fit every model and evaluate its criteria.
 
@@ -403,6 +408,8 @@ def run(
     save : callable
         Called with each model that is finished.
     progressbar : bool, default False
+    client : distributed.Client, optional
+        Whose workers sample the posteriors, each of a model of its own.
 
     Returns
     -------
@@ -419,10 +426,8 @@ def run(
             _run_em(
                 plan, [m for m in todo if "em" not in m.done], tell, save if plan.method == "em" else lambda _: None
             )
-            for model in todo:
-                if "failed" not in model.flags:
-                    tell(0, f"{model.key[0]}, K = {model.key[1]}")
-                    _finish(plan, model)
+            done = _finished_here(plan, todo, tell) if client is None else _finished_on_workers(client, plan, todo)
+            for model in done:
                 if plan.method != "em":
                     save(model)
                     tell(1, "")
@@ -431,6 +436,30 @@ def run(
             finished = sum(set(steps(plan)) <= m.done or "failed" in m.flags for m in models.values())
             return f"stopped by the user: {finished} of {len(models)} models are finished"
     return None
+
+
+def _finished_here(plan: Plan, todo: Sequence[Model], tell: Callable[[int, str], None]) -> Iterator[Model]:
+    """The models, each when it is finished."""
+    for model in todo:
+        if "failed" not in model.flags:
+            tell(0, f"{model.key[0]}, K = {model.key[1]}")
+            _finish(plan, model)
+        yield model
+
+
+def _finished_on_workers(client: Client, plan: Plan, todo: Sequence[Model]) -> Iterator[Model]:
+    """The models as the workers of a cluster finish them; the rows travel to each worker once."""
+    computed = evaluated(client, _finished, plan, todo, "bayesgmm-model")
+    for place, found in computed:
+        vars(todo[place]).update(vars(found))
+        yield todo[place]
+
+
+def _finished(plan: Plan, model: Model) -> Model:
+    if "failed" not in model.flags:
+        with quiet():
+            _finish(plan, model)
+    return model
 
 
 def steps(plan: Plan) -> tuple[str, ...]:

@@ -234,3 +234,12 @@ def test_a_selection_by_the_criteria_of_em(rows, weights, monkeypatch, tmp_path)
     assert again.table["bic"].tolist() == found.table["bic"].tolist()
     with pytest.raises(ValueError, match="method='em'"):
         select(X, **grid, method="laplace")
+
+
+def test_posteriors_of_a_selection_are_sampled_on_the_workers(rows, client):
+    grid = {"n_components": [1, 2], "covariance_types": "full", "random_state": 0, "progressbar": False, "draws": 100}
+    grid |= {"method": "laplace", "criteria": ["waic"]}
+    found, expected = select(rows[:300], **grid, client=client), select(rows[:300], **grid)
+    assert found.table["elpd_waic"].tolist() == expected.table["elpd_waic"].tolist()
+    names = client.run_on_scheduler(lambda dask_scheduler: list(dask_scheduler.task_prefixes))
+    assert "bayesgmm-model" in names
