@@ -652,7 +652,10 @@ def connected(scheduler: str | None = None, n_workers: int | None = None) -> Ite
         threads = max(1, kernel.available_threads() // (n_workers or 1))
         with (
             LocalCluster(
-                n_workers=n_workers, threads_per_worker=threads, dashboard_address=None, silence_logs=logging.CRITICAL
+                n_workers=n_workers,
+                threads_per_worker=threads,
+                dashboard_address="127.0.0.1:0",
+                silence_logs=logging.CRITICAL,
             ) as cluster,
             Client(cluster) as client,
         ):

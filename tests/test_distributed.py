@@ -351,3 +351,11 @@ def test_other_things_are_no_dask(rows):
     assert not is_dask(rows)
     assert not is_dask(pd.DataFrame(rows))
     assert is_dask(da.from_array(rows))
+
+
+def test_a_cluster_without_workers_is_waited_for_and_given_up(rows, parameters, monkeypatch):
+    monkeypatch.setattr("bayesgmm.distributed.PATIENCE_SECONDS", 0.5)
+    with connected(n_workers=0) as empty:
+        monkeypatch.setattr("bayesgmm.distributed._client_of", lambda collection: empty)
+        with pytest.raises(ClusterError, match="has had no worker for 0.5 s"):
+            DaskBlocks(da.from_array(rows)).total(Accumulate(parameters))
