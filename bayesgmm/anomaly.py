@@ -214,7 +214,7 @@ class AnomalyDetector(OutlierMixin, BaseEstimator):
         if self._bayesian:
             thinned = fit._draws.thinned(int(self.n_draws))
             self._draws, self._edges = thinned.flat(), thinned.batch_edges()
-            if fit.method == "laplace":
+            if fit.method_ == "laplace":
                 from bayesgmm.inference.loo import relative_efficiency_of
 
                 self._per_effective = 1 / relative_efficiency_of(fit, 1)

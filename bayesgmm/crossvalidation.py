@@ -228,7 +228,7 @@ def _bayesian_fold(
         fitted.prior_,
         tuple(fitted.modes_),
         tuple(feature_names(fitted)),
-        fitted.method,
+        fitted.method_,
     )
     tune = 400 if isinstance(fitted.tune, str) else int(fitted.tune)
     chains = int(fitted.chains)

@@ -84,8 +84,9 @@ class BayesianGaussianMixture(DensityMixin, BaseEstimator):
     prior : "default", ConjugatePrior or HierarchicalPrior, default "default"
         "default" is ``ConjugatePrior()``: κ₀ = 0.01, ν₀ = D + 2, Λ₀ = (D + 2) S_w, resolved from the data once and kept in
         ``prior_``. ``HierarchicalPrior()`` is the same for every K and structure: evidences are compared under it.
-    method : {"nuts", "laplace"}, default "nuts"
-        "laplace" draws from normal approximations of the modes and resamples with Pareto-smoothed importance weights;
+    method : {"auto", "nuts", "laplace"}, default "auto"
+        "auto" is "nuts" for rows in memory, and "laplace" for rows in blocks or on a cluster, where NUTS takes a pass over all of them for
+        each of its steps. "laplace" draws from normal approximations of the modes and resamples with Pareto-smoothed importance weights;
         fast, and right where ``diagnostics_.pareto_k`` ≤ 0.7.
     draws : int, default 1000
         Draws per chain after warm-up.
@@ -161,7 +162,7 @@ class BayesianGaussianMixture(DensityMixin, BaseEstimator):
         "n_components": [Interval(Integral, 1, None, closed="left")],
         "covariance_type": [StrOptions(set(STRUCTURES))],
         "prior": [StrOptions({"default"}), ConjugatePrior, HierarchicalPrior],
-        "method": [StrOptions({"nuts", "laplace"})],
+        "method": [StrOptions({"auto", "nuts", "laplace"})],
         "draws": [Interval(Integral, 4, None, closed="left")],
         "tune": [StrOptions({"auto"}), Interval(Integral, 10, None, closed="left")],
         "chains": [Interval(Integral, 1, None, closed="left")],
@@ -192,7 +193,7 @@ class BayesianGaussianMixture(DensityMixin, BaseEstimator):
         *,
         covariance_type: str = "full",
         prior: str | Prior = "default",
-        method: str = "nuts",
+        method: str = "auto",
         draws: int = 1000,
         tune: int | str = "auto",
         chains: int = 4,
@@ -335,7 +336,7 @@ class BayesianGaussianMixture(DensityMixin, BaseEstimator):
         from bayesgmm.inference.sampling import Settings
 
         return Settings(
-            method=self.method,
+            method=self.method_,
             draws=int(self.draws),
             tune=200 if isinstance(self.tune, str) else int(self.tune),
             chains=int(self.chains),
@@ -364,6 +365,13 @@ class BayesianGaussianMixture(DensityMixin, BaseEstimator):
         else:
             self.weights_, self.means_ = self.map_.weights, self.map_.means
             self.covariances_ = kind.pack(self.map_.covariances)
+
+    @property
+    def method_(self) -> str:
+        """How the draws were made, "nuts" or "laplace"."""
+        if self.method != "auto":
+            return self.method
+        return "nuts" if "_X" in self.__dict__ else "laplace"
 
     @property
     def pymc_model_(self) -> pm.Model:

@@ -794,14 +794,17 @@ class GaussianMixture(DensityMixin, BaseEstimator):
         """
         check_is_fitted(self)
         if (blocks := row_blocks(self, X, sample_weight, reset=False)) is not None:
-            log_likelihood, total = self._log_likelihood(X, sample_weight)
-            unclear = float(blocks.total(partial(_log_highest, parameters=self._parameters)))
-            return criteria.bic(log_likelihood, self._n_parameters(), total) - 2 * unclear
+            return self._icl_of(blocks)
         table = self._table(X, single=True)
         v = check_weights(sample_weight, table)
         r, density = kernel.responsibilities(table, self._parameters)
         log_likelihood, total = _summed(density, v)
         return criteria.icl(log_likelihood, self._n_parameters(), total, r, v)
+
+    def _icl_of(self, blocks: RowBlocks) -> float:
+        """ICL of rows in blocks, in one pass."""
+        log_likelihood, total, unclear = blocks.total(partial(_completed, parameters=self._parameters))
+        return criteria.bic(log_likelihood, self._n_parameters(), total) - 2 * float(unclear)
 
     def _log_likelihood(self, X: ArrayLike, sample_weight: ArrayLike | None) -> tuple[float, float]:
         check_is_fitted(self)
@@ -1020,10 +1023,11 @@ def _labels(X: FloatArray, parameters: MixtureParameters) -> Labels:
     return np.argmax(_responsibilities(X, parameters), axis=1)
 
 
-def _log_highest(X: FloatArray, v: FloatArray | None, block: int, parameters: MixtureParameters) -> float:
-    """Task: Σ_n v_n log max_k r_nk."""
-    highest = np.log(_responsibilities(X, parameters).max(axis=1))
-    return float(highest.sum() if v is None else v @ highest)
+def _completed(X: FloatArray, v: FloatArray | None, block: int, parameters: MixtureParameters) -> FloatArray:
+    """Task: Σ_n v_n log p(x_n), Σ_n v_n and Σ_n v_n log max_k r_nk."""
+    r, density = kernel.responsibilities(X, parameters)
+    weights = np.ones(len(X)) if v is None else v
+    return np.array([weights @ density, weights.sum(), weights @ np.log(r.max(axis=1))])
 
 
 def draw_rows(rng: np.random.Generator, y: Labels, means: FloatArray, precision_factors: FloatArray) -> FloatArray:
