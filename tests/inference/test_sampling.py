@@ -15,6 +15,7 @@ from bayesgmm.core import em
 from bayesgmm.core.covariance import structure
 from bayesgmm.core.hierarchical import Prior
 from bayesgmm.datasets import load_faithful, load_galaxies
+from bayesgmm.inference import sampling
 from bayesgmm.inference.compiled import CompiledPosterior
 from bayesgmm.inference.nuts import Chains
 from bayesgmm.inference.sampling import (
@@ -196,8 +197,15 @@ def test_modes_are_those_of_the_model_where_em_had_another_prior(galaxies):
     assert owners[:3] == [c % len(mass) for c in range(3)]
 
 
-def test_an_estimators_modes_stand_in_the_order_of_their_mass():
-    X = load_faithful().to_numpy(dtype=float)
+def test_an_estimators_modes_stand_in_the_order_of_their_mass(monkeypatch):
+    X, seen = load_faithful().to_numpy(dtype=float), []
+
+    def watched(compiled, task):
+        # Where a climb through a flat posterior ends goes by its coordinates: what the fit itself found is what counts.
+        seen.append((task, approximate_modes(compiled, task)))
+        return seen[-1][1]
+
+    monkeypatch.setattr(sampling, "approximate_modes", watched)
     fitted = BayesianGaussianMixture(
         4, prior=HierarchicalPrior(), method="laplace", draws=100, target_ess=0, random_state=0, progressbar=False
     )
@@ -206,14 +214,12 @@ def test_an_estimators_modes_stand_in_the_order_of_their_mass():
         warnings.simplefilter("ignore", UserWarning)
         fitted.fit(X)
     assert fitted.map_ is fitted.modes_[0].run.parameters
-    found = approximate_modes(
-        CompiledPosterior.from_data(X, 4, prior=fitted.prior_).without_scale(fitted.map_.precision_factors),
-        Task(X, None, structure("full"), fitted.prior_, tuple(mode.run for mode in fitted.modes_), ()),
-    )
-    assert sorted(found.kept) == list(range(len(found.kept)))
-    mass = {m: approximation.log_evidence for m, approximation in zip(found.kept, found.approximations, strict=True)}
-    # Within a nat: on a flat top Laplace's approximation depends on its coordinates, which are not those of the fit here.
-    assert all(mass[m] > mass[m + 1] - 1 for m in range(len(mass) - 1))
+    ((task, found),) = seen
+    mass = [approximation.log_evidence for approximation in found.approximations]
+    assert len(mass) > 1
+    assert mass == sorted(mass, reverse=True)
+    for m, mode in zip(found.kept, fitted.modes_, strict=False):
+        assert task.modes[m] is mode.run
     objectives = [mode.objective for mode in fitted.modes_]
     assert objectives != sorted(objectives, reverse=True)
 
