@@ -472,13 +472,13 @@ def _as_table(X: ArrayLike) -> FloatArray:
 
 
 def weighted_mean(X: FloatArray, sample_weight: FloatArray | None = None) -> FloatArray:
-    """Mean (D,) of the rows under frequency weights, in float64; float32 rows are not copied."""
-    if X.dtype == np.float64:
-        return np.average(X, axis=0, weights=sample_weight)
+    """Mean (D,) of the rows under frequency weights, in float64 and blocks; float32 gives what the same numbers give in float64."""
     total = np.zeros(X.shape[1])
     for start in range(0, len(X), 65536):
-        rows = X[start : start + 65536].astype(np.float64)
-        total += rows.sum(axis=0) if sample_weight is None else sample_weight[start : start + 65536] @ rows
+        rows = X[start : start + 65536].astype(np.float64, copy=False)
+        rows = rows if sample_weight is None else rows * sample_weight[start : start + 65536, None]
+        # One row after another, from block to block: the sum does not know that there are blocks.
+        total = (np.vstack([total, rows]) if start else rows).sum(axis=0)
     return total / (len(X) if sample_weight is None else sample_weight.sum())
 
 

@@ -31,9 +31,11 @@ from bayesgmm.inference.sampling import (
 SETTINGS = Settings("nuts", draws=150, tune=120, chains=4, target_ess=0, max_draws=150, cores=2, progressbar=False)
 
 
-def make_task(X: np.ndarray, n_components: int, covariance_type: str = "full", prior: Prior | None = None) -> Task:
+def make_task(
+    X: np.ndarray, n_components: int, covariance_type: str = "full", prior: Prior | None = None, tol: float = 1e-9
+) -> Task:
     resolved = (prior or ConjugatePrior()).resolve(X, n_components, covariance_type)
-    found = em.fit(X, n_components, covariance_type, prior=resolved.for_em, tol=1e-9, rng=np.random.default_rng(0))
+    found = em.fit(X, n_components, covariance_type, prior=resolved.for_em, tol=tol, rng=np.random.default_rng(0))
     names = tuple(f"x{j}" for j in range(X.shape[1]))
     return Task(X, None, structure(covariance_type), resolved, tuple(m.run for m in found.modes), names)
 
@@ -167,9 +169,9 @@ def test_chains_go_round_the_modes_and_one_starts_at_random(bimodal):
 
 @pytest.fixture(scope="module")
 def galaxies() -> Task:
-    """Five components under a random scale: EM, under a fixed one, ends at points that are not modes of the posterior."""
+    """Five components under a random scale: EM, under a fixed one and stopped on a flat top, ends at points that are not modes."""
     X = np.ascontiguousarray(np.asarray(load_galaxies(), dtype=float).reshape(-1, 1))
-    return make_task(X, 5, prior=HierarchicalPrior())
+    return make_task(X, 5, prior=HierarchicalPrior(), tol=1e-6)
 
 
 def test_modes_are_those_of_the_model_where_em_had_another_prior(galaxies):
