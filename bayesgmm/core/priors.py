@@ -409,11 +409,12 @@ class ConjugatePrior(MixturePrior):
             each = constant - 0.5 * (nu + D + 1) * log_det - 0.5 * trace
             return each[..., 0] if name == "tied" else each.sum(axis=-1)
         nu = self.marginal_degrees_of_freedom
-        precision = np.diagonal(factors, axis1=-2, axis2=-1) ** 2
+        root = np.diagonal(factors, axis1=-2, axis2=-1)
         rate = 0.5 * np.diagonal(scale)
         if name == "spherical":
-            precision, rate = precision[..., :1], np.mean(rate, keepdims=True)
-        each = 0.5 * nu * np.log(rate) - gammaln(0.5 * nu) + (0.5 * nu + 1) * np.log(precision) - rate * precision
+            root, rate = root[..., :1], np.mean(rate, keepdims=True)
+        # Squares of the roots of precisions may leave the range of float64 where their products with the rate do not.
+        each = 0.5 * nu * np.log(rate) - gammaln(0.5 * nu) + (nu + 2) * np.log(root) - (np.sqrt(rate) * root) ** 2
         return each.sum(axis=(-2, -1))
 
     def draw(

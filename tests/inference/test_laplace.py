@@ -5,7 +5,7 @@ import pytest
 from scipy import stats
 from scipy.special import logsumexp
 
-from bayesgmm import ConjugatePrior
+from bayesgmm import BayesianGaussianMixture, ConjugatePrior
 from bayesgmm.core import covariance, em
 from bayesgmm.core.covariance import structure
 from bayesgmm.inference.compiled import CompiledPosterior
@@ -218,3 +218,13 @@ def test_evidence_of_one_component_is_near_the_closed_form(D):
     exact = oracles.one_component_log_evidence(X, prior)
     # Laplace's relative error is of order P / N, here about 5 / 400.
     assert found.log_evidence == pytest.approx(exact, abs=0.02)
+
+
+@pytest.mark.parametrize("draws", [4, 30])
+def test_a_few_draws_are_drawn_all_the_same(draws):
+    X = np.random.default_rng(0).standard_normal((40, 2))
+    fit = BayesianGaussianMixture(
+        1, method="laplace", draws=draws, chains=2, target_ess=0, n_init=1, random_state=0, progressbar=False
+    ).fit(X)
+    assert fit.idata_.posterior["means"].shape == (2, draws, 1, 2)
+    assert np.isfinite(fit.diagnostics_.pareto_k)
