@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import sys
+import warnings
 from typing import Any
+
+_PACKAGE = os.path.dirname(os.path.abspath(__file__))
 
 
 class DataError(ValueError):
@@ -49,3 +54,17 @@ class DataWarning(UserWarning):
 
 class CriterionWarning(UserWarning):
     """A criterion rests on too little for some rows (WAIC's variances, LOO's importance weights); the message names them."""
+
+
+def warn_user(message: str, category: type[Warning]) -> None:
+    """Warn at the line of the user's code that led here: the first that is neither this package's nor scikit-learn's.
+
+    Parameters
+    ----------
+    message : str
+    category : type of Warning
+    """
+    ours = [_PACKAGE]
+    if (sklearn := sys.modules.get("sklearn")) is not None and sklearn.__file__:
+        ours.append(os.path.dirname(sklearn.__file__))
+    warnings.warn(message, category, stacklevel=2, skip_file_prefixes=tuple(ours))

@@ -18,6 +18,7 @@ from bayesgmm.core.covariance import STRUCTURES
 from bayesgmm.core.hierarchical import HierarchicalPrior
 from bayesgmm.core.parameters import FloatArray
 from bayesgmm.core.priors import ConjugatePrior
+from bayesgmm.exceptions import warn_user
 from bayesgmm.io import sole_writer
 from bayesgmm.stacking import compare_elpds, stacking_weights
 from bayesgmm.sweep import LONG_PASS, REFITS, SHORT_PASS, Folder, Key, Model, Plan, quiet, run, steps
@@ -597,7 +598,7 @@ def _pass_on(caught: Sequence[warnings.WarningMessage]) -> None:
     from bayesgmm.exceptions import DataWarning
 
     for message in dict.fromkeys(str(w.message) for w in caught if issubclass(w.category, DataWarning)):
-        warnings.warn(message, DataWarning, stacklevel=4)
+        warn_user(message, DataWarning)
 
 
 def _plan(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable
 from functools import partial
 from numbers import Integral, Real
@@ -33,7 +32,7 @@ from bayesgmm.estimators.validation import (
     named_columns,
     refuse_degenerate,
 )
-from bayesgmm.exceptions import RowsNotHeldError, SamplingInterrupted
+from bayesgmm.exceptions import RowsNotHeldError, SamplingInterrupted, warn_user
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -329,7 +328,7 @@ class BayesianGaussianMixture(DensityMixin, BaseEstimator):
         if result.interrupted is not None:
             raise SamplingInterrupted(result.interrupted, self)
         for spoken in self.diagnostics_.problems:
-            warnings.warn(spoken, ConvergenceWarning, stacklevel=5)
+            warn_user(spoken, ConvergenceWarning)
 
     def _settings(self) -> Settings:
         """How the posterior is sampled."""
@@ -348,10 +347,9 @@ class BayesianGaussianMixture(DensityMixin, BaseEstimator):
 
     def _set_point_estimates(self) -> None:
         if not self.diagnostics_.labels_identified:
-            warnings.warn(
+            warn_user(
                 "weights_, means_ and covariances_ are the mode's: the draws' components cannot be told apart",
                 ConvergenceWarning,
-                stacklevel=6,
             )
         self._take_point_estimates(self.diagnostics_.labels_identified)
 

@@ -244,7 +244,7 @@ def loo_posterior(
     if len(at):
         remaining = np.full(N, -np.inf)
         remaining[rows[at]] = used_k[at]
-        warn_pareto_k(remaining, threshold, "raise refits or max_matched, or use kfold", stacklevel=3)
+        warn_pareto_k(remaining, threshold, "raise refits or max_matched, or use kfold")
     return PosteriorLoo(loo, waic, plain_k, efficiency, treated, notes)
 
 
