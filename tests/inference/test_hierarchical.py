@@ -219,7 +219,8 @@ def agrees(post: BayesianGaussianMixture, K: int, covariance_type: str = "full")
     exact, log_rate = by_quadrature(EIGHT, K, covariance_type)
     found = post.log_evidence()
     assert found.standard_error < 0.05
-    assert abs(found.log_evidence - exact) < 2 * found.standard_error
+    # Three standard errors, whose size is tested below; the seeds are fixed.
+    assert abs(found.log_evidence - exact) < 3 * found.standard_error
     draws = np.log(post.idata_["posterior"]["precision_rate"].values).reshape(4, -1)
     size = float(array_stats.ess(draws, method="mean"))
     # Four standard errors; the seed is fixed.
