@@ -41,3 +41,11 @@ class DataWarning(UserWarning):
 
 class CriterionWarning(UserWarning):
     """A criterion rests on too little for some rows (WAIC's variances, LOO's importance weights); the message names them."""
+
+
+class ImproperPosteriorError(DataError):
+    """The posterior has no finite integral under this prior and these rows; the message names them and offers another value."""
+
+
+class PriorWarning(UserWarning):
+    """The prior makes part of a result doubtful; the message says which part, and offers another value."""

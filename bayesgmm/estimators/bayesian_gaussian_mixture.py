@@ -17,8 +17,10 @@ from sklearn.utils.validation import check_is_fitted
 from bayesgmm.core import em, kernel
 from bayesgmm.core.covariance import STRUCTURES, structure
 from bayesgmm.core.hierarchical import HierarchicalPrior, Prior
+from bayesgmm.core.impropriety import check_posterior
 from bayesgmm.core.parameters import FloatArray
 from bayesgmm.core.priors import ConjugatePrior
+from bayesgmm.core.separation import SeparationPrior
 from bayesgmm.estimators.validation import (
     Labels,
     check_table,
@@ -64,9 +66,10 @@ class BayesianGaussianMixture(DensityMixin, BaseEstimator):
         Number of components K.
     covariance_type : {"full", "tied", "diag", "spherical"}, default "full"
         Structure of the covariances.
-    prior : "default", ConjugatePrior or HierarchicalPrior, default "default"
+    prior : "default", ConjugatePrior, HierarchicalPrior or SeparationPrior, default "default"
         "default" is ``ConjugatePrior()``: κ₀ = 0.01, ν₀ = D + 2, Λ₀ = (D + 2) S_w, resolved from the data once and kept in
         ``prior_``. ``HierarchicalPrior()`` is the same for every K and structure: evidences are compared under it.
+        ``SeparationPrior()`` has priors of their own for standard deviations and correlations, as in PyMC and Stan.
     method : {"nuts", "laplace"}, default "nuts"
         "laplace" draws from normal approximations of the modes and resamples with Pareto-smoothed importance weights;
         fast, and right where ``diagnostics_.pareto_k`` ≤ 0.7.
@@ -75,7 +78,7 @@ class BayesianGaussianMixture(DensityMixin, BaseEstimator):
     tune : int or "auto", default "auto"
         Warm-up draws per chain; "auto" is 200, enough in whitened coordinates.
     chains : int, default 4
-        Number of chains. They are shared out over the modes within 10 nats of the best (of EM's objective; under a hierarchical
+        Number of chains. They are shared out over the modes within 10 nats of the best (of EM's objective; under another
         prior, of the mass that each mode has in the model itself), overdispersed, and one of them (of two or more) starts from a
         random partition of the rows.
     target_ess : float, default 400
@@ -108,11 +111,11 @@ class BayesianGaussianMixture(DensityMixin, BaseEstimator):
     diagnostics_ : Diagnostics
         Convergence, with a verdict in words.
     map_ : MixtureParameters
-        Mode in (π, μ, Σ) found by EM under the prior; under a hierarchical one, under its ``em_prior``.
+        Mode in (π, μ, Σ) found by EM under the prior; under the other priors, under their ``em_prior``.
     modes_ : tuple of Mode
-        Distinct modes of EM, best first; under a hierarchical prior in the order of the mass that each has in the model itself, those
+        Distinct modes of EM, best first; under the other priors in the order of the mass that each has in the model itself, those
         that have next to none, or climb to the same mode as another, last.
-    prior_ : ConjugatePrior or HierarchicalPrior
+    prior_ : ConjugatePrior, HierarchicalPrior or SeparationPrior
         The prior with its resolved values.
     weights_, means_, covariances_ : ndarray of shape (K,), (K, D), and that of GaussianMixture's
         Posterior means of the relabelled draws where the components are identified, else the mode (with a warning).
@@ -143,7 +146,7 @@ class BayesianGaussianMixture(DensityMixin, BaseEstimator):
     _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
         "n_components": [Interval(Integral, 1, None, closed="left")],
         "covariance_type": [StrOptions(set(STRUCTURES))],
-        "prior": [StrOptions({"default"}), ConjugatePrior, HierarchicalPrior],
+        "prior": [StrOptions({"default"}), ConjugatePrior, HierarchicalPrior, SeparationPrior],
         "method": [StrOptions({"nuts", "laplace"})],
         "draws": [Interval(Integral, 4, None, closed="left")],
         "tune": [StrOptions({"auto"}), Interval(Integral, 10, None, closed="left")],
@@ -222,6 +225,8 @@ class BayesianGaussianMixture(DensityMixin, BaseEstimator):
         ------
         ValueError
             If the input is not a finite numeric table, or too degenerate for the prior to be scaled by it.
+        ImproperPosteriorError
+            If the posterior is improper under a :class:`SeparationPrior`; the message names the rows and what to change.
         SamplingInterrupted
             If the user stopped the sampler; what was drawn is in the exception's ``estimator``.
         """
@@ -232,6 +237,7 @@ class BayesianGaussianMixture(DensityMixin, BaseEstimator):
             refuse_degenerate(table, self.n_components, feature_names(self))
         prior: Prior = ConjugatePrior() if isinstance(self.prior, str) else self.prior
         self.prior_ = prior.resolve(table, self.n_components, self.covariance_type, weights)
+        check_posterior(self.prior_, table, self.n_components, self.covariance_type, weights, feature_names(self))
         rng = generator(self.random_state)
         em_rng, sampler_rng = rng.spawn(2)
         found = em.fit(

@@ -109,7 +109,7 @@ class MixtureClassifier(ClassifierMixin, BaseEstimator):
         Share of the model's own draws that lie below it.
     modes_ : tuple of Mode
         Distinct optima of EM over all components, best first.
-    prior_ : ConjugatePrior, HierarchicalPrior or None
+    prior_ : ConjugatePrior, HierarchicalPrior, SeparationPrior or None
         The prior with its resolved values, common to all classes.
     idata_ : DataTree
         With the posterior: one tree for all components; ``component_class`` is a coordinate of the components, ``class_priors`` a variable

@@ -24,11 +24,13 @@ from pymc.logprob.transforms import SimplexTransform
 
 from bayesgmm.core.covariance import structure
 from bayesgmm.core.hierarchical import Prior
+from bayesgmm.core.impropriety import check_posterior
 from bayesgmm.core.parameters import FloatArray
+from bayesgmm.core.separation import SeparationPrior
 from bayesgmm.inference.layout import BartlettLayout, ModelInputs
 from bayesgmm.inference.op import mixture_log_likelihood
 from bayesgmm.inference.posterior import feature_pairs
-from bayesgmm.inference.prior_ops import LogWeights, MeansLogDensity, PrecisionFactors, ScaleFactor
+from bayesgmm.inference.prior_ops import LogWeights, MeansLogDensity, PrecisionFactors, ScaleFactor, SeparatedFactors
 
 
 def _covariances(layout: BartlettLayout, factors: Any) -> Any:
@@ -72,6 +74,58 @@ def _table_dist(n_rows: Any, sample_weight: Any, weights: Any, means: Any, facto
 
 def _table_logp(value: Any, n_rows: Any, sample_weight: Any, weights: Any, means: Any, factors: Any) -> Any:
     return mixture_log_likelihood(value, sample_weight, pt.log(weights), means, factors)[0]
+
+
+def _bartlett(inputs: ModelInputs, layout: BartlettLayout) -> tuple[Any, Any]:
+    """The χ² and Normal variables behind the covariances, as matrices."""
+    degrees = pt.constant(inputs.degrees_of_freedom, name="degrees_of_freedom")
+    squares: Any = pm.ChiSquared(
+        "bartlett_diagonal",
+        degrees if layout.by_feature else degrees[0],
+        dims=layout.dims("feature" if layout.by_feature else None),
+    )
+    below: Any = np.empty((1, 0))
+    if layout.off_diagonal:
+        below = pm.Normal("bartlett_offdiagonal", 0.0, 1.0, dims=layout.dims("feature_pair"))
+        below = below if layout.by_component else below[None, :]
+    return _as_matrix(squares, layout), below
+
+
+def _as_matrix(values: Any, layout: BartlettLayout) -> Any:
+    """Variables of the dims that a structure has, as (K or 1, D or 1)."""
+    values = values if layout.by_component else values[None]
+    return values if layout.by_feature else values[:, None]
+
+
+def _separated(inputs: ModelInputs, layout: BartlettLayout) -> Any:
+    """Precision factors of standard deviations and correlations, and these with their variables."""
+    terms = inputs.deviation_terms if layout.by_feature else inputs.deviation_terms[:, 0]
+    _, linear, center, curvature, rate, power = terms
+    dims = layout.dims("feature" if layout.by_feature else None)
+    families = {
+        0.0: lambda: pm.LogNormal("deviations", center, curvature**-0.5, dims=dims),
+        2.0: lambda: pm.HalfNormal("deviations", (2 * rate) ** -0.5, dims=dims),
+        1.0: lambda: pm.Gamma("deviations", linear, rate, dims=dims),
+        -1.0: lambda: pm.InverseGamma("deviations", -linear, rate, dims=dims),
+    }
+    excess: Any = families[float(np.ravel(power)[0])]()
+    floor = inputs.deviation_floor
+    pm.Deterministic("standard_deviations", (floor if layout.by_feature else floor[0]) + excess, dims=dims)
+    logits: Any = np.empty((1, 0))
+    if layout.off_diagonal:
+        shapes, pairs = inputs.beta_shapes, layout.dims("feature_pair")
+        sticks: Any = pm.Beta("correlation_sticks", shapes, shapes, dims=pairs)
+        logits = pt.log(sticks) - pt.log1p(-sticks)
+        logits = logits if layout.by_component else logits[None, :]
+    factors = SeparatedFactors()(pt.log(_as_matrix(excess, layout)), floor, logits, inputs.n_components)
+    if layout.off_diagonal:
+        inverse = pt.linalg.solve_triangular(factors, pt.eye(inputs.n_features), lower=True, b_ndim=2)
+        matrices = inverse.mT @ inverse
+        deviations = pt.sqrt(pt.diagonal(matrices, axis1=-2, axis2=-1))
+        rows, columns = np.tril_indices(inputs.n_features, -1)
+        each = matrices[:, rows, columns] / (deviations[:, rows] * deviations[:, columns])
+        pm.Deterministic("correlations", each if layout.by_component else each[0], dims=pairs)
+    return factors
 
 
 def _random_scale(inputs: ModelInputs, layout: BartlettLayout, rate_factor: Any) -> Any:
@@ -128,9 +182,9 @@ def model_from_inputs(
     if len(names) != D:
         raise ValueError(f"feature_names has {len(names)} names for {D} features")
     start = _spread_means(inputs.X, K)
-    concentration, mean_prior, mean_precision, degrees, scale_factor = (
+    concentration, mean_prior, mean_precision, scale_factor = (
         pt.constant(getattr(inputs, name), name=name)
-        for name in ("weight_concentration", "mean_prior", "mean_precision", "degrees_of_freedom", "scale_factor")
+        for name in ("weight_concentration", "mean_prior", "mean_precision", "scale_factor")
     )
     with pm.Model(coords={"component": range(K), "feature": names, "feature_bis": names}) as model:
         model.add_coord("obs_id", length=len(inputs.X))
@@ -141,19 +195,13 @@ def model_from_inputs(
             sample_weight = pt.constant(inputs.sample_weight, name="sample_weight")
 
         weights = pm.Dirichlet("weights", concentration, dims="component", default_transform=_Simplex())
-        squares = pm.ChiSquared(
-            "bartlett_diagonal",
-            degrees if layout.by_feature else degrees[0],
-            dims=layout.dims("feature" if layout.by_feature else None),
-        )
-        below: Any = np.empty((1, 0))
         if layout.off_diagonal:
             model.add_coord("feature_pair", feature_pairs([str(name) for name in names]))
-            below = pm.Normal("bartlett_offdiagonal", 0.0, 1.0, dims=layout.dims("feature_pair"))
-            below = below if layout.by_component else below[None, :]
-        squares = squares if layout.by_component else squares[None, :]
-        squares = squares if layout.by_feature else squares[:, None]
-        if inputs.hierarchical:
+        if inputs.separated:
+            factors = _separated(inputs, layout)
+        else:
+            squares, below = _bartlett(inputs, layout)
+        if inputs.means_apart:
             of_means: Any = pt.constant(np.broadcast_to(inputs.mean_factor, (K, D, D)).copy(), name="mean_factors")
         else:
             of_means = factors = PrecisionFactors()(scale_factor, squares, below, concentration.shape[0])
@@ -210,7 +258,7 @@ def build_model(
         K.
     covariance_type : {"full", "tied", "diag", "spherical"}, default="full"
         Structure of the covariances, with scikit-learn's meaning.
-    prior : "default", ConjugatePrior or HierarchicalPrior, default="default"
+    prior : "default", ConjugatePrior, HierarchicalPrior or SeparationPrior, default="default"
         Prior; values that it leaves open are scaled by the data.
     sample_weight : array-like of shape (N,), optional
         Weights of the observations in the log-likelihood; predictive draws ignore them.
@@ -223,12 +271,16 @@ def build_model(
         Free variables ``weights`` (component), ``bartlett_diagonal``, ``bartlett_offdiagonal`` (full and tied) and
         ``means`` (component, feature); deterministic ``covariances``; observed ``x`` (obs_id, feature), whose log
         density is one number, that of the whole table. Under a hierarchical prior also free ``scale_diagonal`` and ``scale_offdiagonal``
-        (full and tied) and deterministic ``precision_rate``, C₀.
+        (full and tied) and deterministic ``precision_rate``, C₀. Under a separation prior ``deviations`` (above their floor) and
+        ``correlation_sticks``, (1 + ρ)/2 of the canonical partial correlations ρ, stand in place of the Bartlett variables, and there are
+        deterministic ``standard_deviations`` and ``correlations``.
 
     Raises
     ------
     ValueError
         If the data, weights or an option are not usable.
+    ImproperPosteriorError
+        If the posterior is improper under a :class:`SeparationPrior`.
 
     References
     ----------
@@ -246,4 +298,8 @@ def build_model(
     if feature_names is None and hasattr(X, "columns"):
         feature_names = list(X.columns)
     inputs = ModelInputs.resolve(X, n_components, covariance_type, prior, sample_weight)
+    if isinstance(prior, SeparationPrior):
+        v = inputs.sample_weight if len(inputs.sample_weight) else None
+        resolved = prior.resolve(inputs.X, n_components, covariance_type, v)
+        check_posterior(resolved, inputs.X, n_components, covariance_type, v, feature_names or range(inputs.n_features))
     return model_from_inputs(inputs, covariance_type, feature_names)

@@ -190,7 +190,7 @@ def data_tree(
     sample_weight : ndarray of shape (N,) or None
     names : sequence of str
         Feature names.
-    prior : ConjugatePrior or HierarchicalPrior
+    prior : ConjugatePrior, HierarchicalPrior or SeparationPrior
         Resolved.
     sample_stats : mapping of str to ndarray of shape (chains, draws)
     attributes : mapping
