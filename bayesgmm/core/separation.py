@@ -339,7 +339,13 @@ class SeparationPrior(MixturePrior):
         return self.log_density_from_factors(weights, means, factors_from_covariances(matrices), covariance_type)
 
     def log_density_from_factors(
-        self, weights: FloatArray, means: FloatArray, precision_factors: FloatArray, covariance_type: str = "full"
+        self,
+        weights: FloatArray,
+        means: FloatArray,
+        precision_factors: FloatArray,
+        covariance_type: str = "full",
+        *,
+        as_stated: bool = False,
     ) -> FloatArray | float:
         """Return :meth:`log_density` of covariances given by their precision factors.
 
@@ -350,6 +356,8 @@ class SeparationPrior(MixturePrior):
         precision_factors : ndarray of shape (..., K, D, D)
             Lower triangular P with Σ⁻¹ = P Pᵀ, of the structure.
         covariance_type : {"full", "tied", "diag", "spherical"}, default "full"
+        as_stated : bool, default False
+            In the coordinates (π, μ, σ, R) of the prior's statement, not in (π, μ, Σ).
 
         Returns
         -------
@@ -373,12 +381,13 @@ class SeparationPrior(MixturePrior):
         log_sigma = np.log(used).sum(axis=-1)
         if name not in ("full", "tied"):
             # dσ² = 2σ dσ.
-            return np.asarray(total + np.sum(each - used.shape[-1] * np.log(2) - log_sigma, axis=-1))
+            volume = 0.0 if as_stated else used.shape[-1] * np.log(2) + log_sigma
+            return np.asarray(total + np.sum(each - volume, axis=-1))
         b, eta = self.partial_correlation_shapes, self.resolved_eta
         constant = np.sum((1 - 2 * b) * np.log(2) - betaln(b, b))
         log_det = -2 * np.log(np.diagonal(factors, axis1=-2, axis2=-1)).sum(axis=-1) - 2 * log_sigma
         # ∂Σ/∂(σ, R): 2^D Π σ^D.
-        volume = D * (np.log(2) + log_sigma)
+        volume = 0.0 if as_stated else D * (np.log(2) + log_sigma)
         return np.asarray(total + np.sum(each + constant + (eta - 1) * log_det - volume, axis=-1))
 
     def draw(

@@ -221,11 +221,15 @@ def prior_section(facts: FitFacts) -> Section:
         rows = _separation(prior)
     else:
         rows = _hierarchical(prior) if isinstance(prior, HierarchicalPrior) else _conjugate(prior)
-    return Section(
-        "prior",
-        "Prior",
-        [Paragraph(text), Table("The prior's values", ["symbol", "name", "value", "what it means"], rows)],
-    )
+    parts: list[Any] = [
+        Paragraph(text),
+        Table("The prior's values", ["symbol", "name", "value", "what it means"], rows),
+    ]
+    if hasattr(facts.fit, "prior_sensitivity"):
+        from bayesgmm.inference.power_scaling import sensitivity_sentence
+
+        parts.append(Paragraph(sensitivity_sentence(facts.fit.prior_sensitivity())))
+    return Section("prior", "Prior", parts)
 
 
 def _conjugate(prior: ConjugatePrior) -> list[list[Any]]:

@@ -251,9 +251,11 @@ def test_everything_a_posterior_does(separated, tmp_path):
     np.testing.assert_array_equal(back.score_samples(separated), post.score_samples(separated))
     # The same draws give the same bridge.
     assert log_evidence(back).log_evidence == log_evidence(post).log_evidence
-    # The prior's density is that of the draws' parameters, in the coordinates that the tree names.
+    # In the coordinates (π, μ, σ, R): the volume element of Σ taken off.
     draws = post._draws
+    sigma = post.idata_["posterior"]["standard_deviations"].values
     expected = post.prior_.log_density(draws.weights, draws.means, draws.covariances)
+    expected = expected + 4 * np.log(2) + 2 * np.log(sigma).sum(axis=(2, 3))
     np.testing.assert_allclose(post.idata_["log_prior"]["prior"].values, expected, rtol=1e-9)
 
 
