@@ -2,7 +2,7 @@
 
 BIN := .venv/bin
 
-.PHONY: help demo test check docs bench validate environment clean
+.PHONY: help demo test check docs bench peers validate validate-full environment clean
 
 help:
 	@echo "make demo      fit Old Faithful and write the results to bayesgmm-demo/"
@@ -10,7 +10,8 @@ help:
 	@echo "make check     format, lint, docstrings and types"
 	@echo "make docs      the documentation as a site in build/docs"
 	@echo "make bench     speed and memory beside other programs"
-	@echo "make validate  coverage, criteria and evidence where the truth is known (hours)"
+	@echo "make peers     JAX and NumPyro in an environment of their own, for make bench"
+	@echo "make validate  calibration, coverage, criteria and evidence where the truth is known (an hour); validate-full: more (hours)"
 	@echo "make clean     remove the environment, caches and builds"
 
 environment:
@@ -25,7 +26,7 @@ check: environment
 	$(BIN)/mypy
 
 test: check
-	@$(BIN)/python .ci/compile.py
+	@$(BIN)/bayesgmm warmup --quiet
 	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
 
 docs: environment
@@ -36,9 +37,16 @@ docs: environment
 bench: environment
 	$(BIN)/python -m benchmarks
 
+peers: environment
+	$(BIN)/python -m venv .peers
+	.peers/bin/python -m pip install --quiet --disable-pip-version-check --requirement benchmarks/programs/requirements.txt
+
 validate: environment
-	$(BIN)/python -m benchmarks.validate
+	$(BIN)/python -m benchmarks.validate --out build/validation.jsonl
+
+validate-full: environment
+	$(BIN)/python -m benchmarks.validate --full --out build/validation-full.jsonl
 
 clean:
-	rm -rf .venv build dist docs/api docs/gallery .mypy_cache .pytest_cache .ruff_cache
+	rm -rf .venv .peers build dist docs/api docs/gallery .mypy_cache .pytest_cache .ruff_cache
 	find . -type d -name __pycache__ -prune -exec rm -rf {} +

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from numbers import Integral, Real
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from sklearn.base import BaseEstimator, OutlierMixin, _fit_context, clone
+from sklearn.base import BaseEstimator, OutlierMixin, clone
 from sklearn.frozen import FrozenEstimator
 from sklearn.utils._param_validation import Interval
 from sklearn.utils.validation import check_is_fitted
@@ -18,10 +19,13 @@ from sklearn.utils.validation import check_is_fitted
 from bayesgmm.assignment import UNKNOWN, assign_rows, log_threshold, reasons, tell_unidentified
 from bayesgmm.core import kernel
 from bayesgmm.core.parameters import FloatArray
+from bayesgmm.core.quantiles import around_quantile
 from bayesgmm.core.tails import PredictiveTail, batch_error, draw_quantiles, mean_over_batches
+from bayesgmm.distributed import is_dask, map_frames
 from bayesgmm.estimators.bayesian_gaussian_mixture import BayesianGaussianMixture
-from bayesgmm.estimators.gaussian_mixture import GaussianMixture
-from bayesgmm.estimators.validation import check_weights, feature_names, generator, named_columns
+from bayesgmm.estimators.blockwise import of_each_row, row_blocks
+from bayesgmm.estimators.gaussian_mixture import GaussianMixture, stop_if_interrupted
+from bayesgmm.estimators.validation import check_settings, check_weights, feature_names, generator, named_columns
 from bayesgmm.exceptions import CriterionWarning, DataWarning
 
 if TYPE_CHECKING:
@@ -138,7 +142,6 @@ class AnomalyDetector(OutlierMixin, BaseEstimator):
         self.refits = refits
         self.random_state = random_state
 
-    @_fit_context(prefer_skip_nested_validation=False)
     def fit(self, X: ArrayLike | None, y: Any = None, sample_weight: ArrayLike | None = None) -> Self:
         """Fit the mixture where it is not fitted, and settle the threshold.
 
@@ -161,6 +164,7 @@ class AnomalyDetector(OutlierMixin, BaseEstimator):
         TypeError
             If a frozen estimator is not of this package.
         """
+        check_settings(self)
         given = [
             name for name in ("contamination", "f_min", "log_f_min", "false_alarm") if getattr(self, name) is not None
         ]
@@ -173,6 +177,7 @@ class AnomalyDetector(OutlierMixin, BaseEstimator):
             self.feature_names_in_ = self.estimator_.feature_names_in_
         elif hasattr(self, "feature_names_in_"):
             del self.feature_names_in_
+        self._bayesian = hasattr(self.estimator_, "_draws")
         self._simulate()
         if self.contamination is not None:
             self.offset_ = self._contaminated(X, sample_weight)
@@ -197,7 +202,9 @@ class AnomalyDetector(OutlierMixin, BaseEstimator):
         if X is None:
             raise ValueError("X is needed to fit the mixture; one that is fitted goes in as FrozenEstimator(fit)")
         fit = GaussianMixture(random_state=self.random_state) if self.estimator is None else clone(self.estimator)
-        return fit.fit(X, sample_weight=sample_weight)
+        fit.fit(X, sample_weight=sample_weight)
+        stop_if_interrupted(fit)
+        return fit
 
     def _simulate(self) -> None:
         """Take the draws that are used, and simulate rows from them."""
@@ -226,15 +233,16 @@ class AnomalyDetector(OutlierMixin, BaseEstimator):
 
         return detector_fragment(self)
 
-    @property
-    def _bayesian(self) -> bool:
-        return hasattr(self.estimator_, "_draws")
-
     def _contaminated(self, X: Any, sample_weight: Any) -> float:
         if X is None:
             if not self._bayesian:
                 raise ValueError("contamination is a share of rows: give X, or a false_alarm rate instead")
             X, sample_weight = self.estimator_._X, self.estimator_._sample_weight
+        if (blocks := row_blocks(self.estimator_, X, sample_weight, reset=False)) is not None:
+            below, above = around_quantile(
+                blocks, partial(type(self)._log_density, self._alone(False)), float(self.contamination or 0)
+            )
+            return 0.5 * (below + above)
         table = self.estimator_._table(X)
         scores, v = self._log_density(table), check_weights(sample_weight, table)
         order = np.argsort(scores, kind="stable")
@@ -279,6 +287,20 @@ class AnomalyDetector(OutlierMixin, BaseEstimator):
         if not self._bayesian:
             raise ValueError("a GaussianMixture does not hold the rows of its fit, and cannot leave them out: give X")
 
+    def _of_rows(self, X: Any, function: Callable[..., Any], width: int | None = None, errors: bool = False) -> Any:
+        """What a method of rows (n, D) says, of a table in memory, of rows in blocks, or of a Dask collection when it is computed."""
+        check_is_fitted(self)
+        return of_each_row(self.estimator_, X, partial(function, self._alone(errors)), width)
+
+    def _alone(self, errors: bool) -> Self:
+        """What workers need to judge rows: the detector without the rows of its fit and, unless errors are wanted, what these rest on."""
+        out = copy.copy(self)
+        out.estimator, out._left_out_cache = None, {}
+        del out.estimator_
+        nothing, tail = np.empty(0), self._tail
+        out._tail = PredictiveTail(tail.curve, tail.batches if errors else (), nothing[:, None], nothing, nothing)
+        return out
+
     def _log_density(self, table: FloatArray) -> FloatArray:
         return kernel.posterior_predictive(table, *self._draws, with_responsibilities=False)[0]
 
@@ -293,7 +315,8 @@ class AnomalyDetector(OutlierMixin, BaseEstimator):
         -------
         ndarray of shape (N,)
         """
-        return self._log_density(self._table(X))
+        scores: FloatArray = self._of_rows(X, type(self)._log_density)
+        return scores
 
     def leave_one_out_scores(self) -> FloatArray:
         """Log predictive density of each fitted row, given the others.
@@ -355,22 +378,32 @@ class AnomalyDetector(OutlierMixin, BaseEstimator):
             Uniform on [0, 1] for rows of the predictive distribution. Values too small for the simulated rows to tell are given as the
             smallest that they can.
         """
-        rows = self._rows(X)
         if X is None:
+            self._rows(None)
             left = self._left_out()
             return (left.tail_probability, left.tail_error) if return_error else left.tail_probability
-        p, error = np.empty(len(rows)), np.empty(len(rows))
+        found = self._by_name(X, partial(type(self)._tails, return_error=return_error), return_error)
+        return (found[:, 0], found[:, 1]) if return_error else found[:, 0]
+
+    def _by_name(self, X: Any, function: Callable[..., Any], errors: bool = False) -> Any:
+        """A probability and its error (N, 2), of rows whose columns are taken by name."""
+        check_is_fitted(self)
+        return self._of_rows(named_columns(self.estimator_, X), function, 2, errors)
+
+    def _tails(self, rows: FloatArray, return_error: bool) -> FloatArray:
+        """Tail probabilities and their errors (n, 2)."""
+        out = np.zeros((len(rows), 2))
         for part in _parts(len(rows)):
             if not return_error:
-                p[part] = self._tail.curve.probability(self._log_density(rows[part]))
+                out[part, 0] = self._tail.curve.probability(self._log_density(rows[part]))
                 continue
             by_batch = kernel.predictive_averages(
                 rows[part], *self._draws, edges=self._edges, with_responsibilities=False
             ).log_density
             density = mean_over_batches(by_batch, self._edges)
-            p[part] = self._tail.curve.probability(density)
-            error[part] = self._tail.error(density, by_batch, self._per_effective)
-        return (p, error) if return_error else p
+            out[part, 0] = self._tail.curve.probability(density)
+            out[part, 1] = self._tail.error(density, by_batch, self._per_effective)
+        return out
 
     def anomaly_probability(
         self,
@@ -418,19 +451,24 @@ class AnomalyDetector(OutlierMixin, BaseEstimator):
                 'false_alarm goes with threshold="draw"; a fixed threshold is set when the detector is made'
             )
         rate = self.false_alarm_ if false_alarm is None else _checked_rate(false_alarm, "false_alarm")
-        rows = self._rows(X)
         if X is None:
+            self._rows(None)
             left = self._left_out(None if threshold == "fixed" else rate)
             return (left.below, left.below_error) if return_error else left.below
         limits = self._thresholds(None if threshold == "fixed" else rate)
-        p, error = np.empty(len(rows)), np.empty(len(rows))
+        found = self._by_name(X, partial(type(self)._below, limits=limits))
+        return (found[:, 0], found[:, 1]) if return_error else found[:, 0]
+
+    def _below(self, rows: FloatArray, limits: FloatArray) -> FloatArray:
+        """Probabilities to lie below each draw's threshold, and their errors (n, 2)."""
+        out = np.empty((len(rows), 2))
         sizes = np.diff(self._edges) / self._edges[-1]
         for part in _parts(len(rows)):
             below = kernel.predictive_averages(
                 rows[part], *self._draws, edges=self._edges, thresholds=limits, with_responsibilities=False
             ).below
-            p[part], error[part] = below @ sizes, batch_error(below, self._per_effective)
-        return (p, error) if return_error else p
+            out[part, 0], out[part, 1] = below @ sizes, batch_error(below, self._per_effective)
+        return out
 
     def _thresholds(self, rate: float | None) -> FloatArray:
         """Log density of each draw below which a row is an anomaly: the fixed one, or the draw's own quantile."""
@@ -553,9 +591,17 @@ class AnomalyDetector(OutlierMixin, BaseEstimator):
 
         if min_responsibility is not None and not 0 < min_responsibility <= 1:
             raise ValueError(f"min_responsibility must lie in (0, 1]; got {min_responsibility}")
-        rows = self._rows(X)
+        check_is_fitted(self)
         if self._bayesian:
             tell_unidentified(self.estimator_)
+        if is_dask(X):
+            return self._lazy_table(
+                X,
+                partial(
+                    type(self)._table_of, self._alone(errors), min_responsibility=min_responsibility, errors=errors
+                ),
+            )
+        rows = self._rows(X)
         frames = [self._table_of(rows[part], min_responsibility, errors) for part in _parts(len(rows))]
         found = pd.concat(frames, ignore_index=True) if len(frames) > 1 else frames[0]
         if X is None:
@@ -564,6 +610,12 @@ class AnomalyDetector(OutlierMixin, BaseEstimator):
         if index is not None and not callable(index):
             found.index = index
         return found
+
+    def _lazy_table(self, X: Any, function: Callable[[FloatArray], pd.DataFrame]) -> Any:
+        """The table of a Dask collection, when it is computed."""
+        X = named_columns(self.estimator_, X)
+        row_blocks(self.estimator_, X, reset=False)
+        return map_frames(X, function, function(np.ascontiguousarray(self._draws[1][0, :1])).iloc[:0])
 
     def _table_of(self, rows: FloatArray, min_responsibility: float | None, errors: bool) -> pd.DataFrame:
         import pandas as pd

@@ -233,6 +233,17 @@ def build_parser() -> argparse.ArgumentParser:
     demo.add_argument("--out", default="bayesgmm-demo", metavar="DIR", help="default: bayesgmm-demo")
     demo.set_defaults(parser=demo, run=_demo)
 
+    warmup = commands.add_parser(
+        "warmup",
+        allow_abbrev=False,
+        help="compile beforehand what the first fit would wait for",
+        description="Compile everything that Numba compiles for EM, posteriors, selection, anomalies, classes and files, once. It is kept "
+        "on disk, and serves every number of rows, features and components.",
+    )
+    warmup.add_argument("--quiet", action="store_true", help="print nothing but errors and warnings")
+    warmup.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
+    warmup.set_defaults(parser=warmup, run=_warmup)
+
     report = commands.add_parser(
         "report",
         parents=[common],
@@ -478,6 +489,8 @@ def _fit(arguments: argparse.Namespace) -> int:
     options = _sampling_options(arguments, method)
     if on_cluster and arguments.data == "-":
         arguments.parser.error("--scheduler and --local-cluster: not with standard input, which no worker can read")
+    if on_cluster and arguments.out_of_core:
+        arguments.parser.error("--out-of-core: not on a cluster, whose workers hold what they have room for")
     if arguments.out_of_core and arguments.method != "em":
         arguments.parser.error(f"--out-of-core: not with --method {arguments.method}, which needs the rows in memory")
     if arguments.out_of_core and arguments.data == "-":
@@ -555,6 +568,35 @@ def _score(arguments: argparse.Namespace) -> int:
     if not scorer.converged:
         print(f"bayesgmm: warning: the fit's own diagnostics had failed: {scorer.verdict}", file=sys.stderr)
     return DONE if scorer.converged else NOT_CONVERGED
+
+
+def _warmup(arguments: argparse.Namespace) -> int:
+    from bayesgmm import warmup
+
+    silent = arguments.quiet or arguments.json
+    live = not silent and sys.stdout.isatty()
+
+    def begin(name: str) -> None:
+        if live:
+            print(f"{name}: compiling …", end="\r", flush=True)
+
+    def done(step: warmup.Step) -> None:
+        if not silent:
+            print(f"{step.name}: {step.n_compiled} functions compiled, {step.seconds:.1f} s", flush=True)
+
+    steps = warmup.warm_up(begin, done)
+    n_compiled, seconds = sum(step.n_compiled for step in steps), sum(step.seconds for step in steps)
+    if arguments.json:
+        kept = [{"name": step.name, "compiled": step.n_compiled, "seconds": step.seconds} for step in steps]
+        print(
+            json.dumps(
+                {"compiled": n_compiled, "seconds": seconds, "folder": str(warmup.cache_folder()), "steps": kept}
+            )
+        )
+    elif not silent:
+        what = f"{n_compiled} functions compiled" if n_compiled else "nothing was left to compile"
+        print(f"{what} in {seconds:.1f} s; compiled code is kept in {warmup.cache_folder()}")
+    return DONE
 
 
 def _demo(arguments: argparse.Namespace) -> int:

@@ -27,12 +27,13 @@ from bayesgmm.core.parameters import FloatArray
 from bayesgmm.exceptions import ClusterError, DataError
 
 if TYPE_CHECKING:
+    import pandas as pd
     from distributed import Client
 
 FAN_IN = 8
 """Sums that one task of the tree adds."""
 
-CONNECT_SECONDS = 8.0
+CONNECT_SECONDS = 5.0
 """How long a scheduler is waited for."""
 
 PATIENCE_SECONDS = 30.0
@@ -251,6 +252,51 @@ def _of_partition(
     X = _checked(rows, None, block_id[0], columns)[0]
     with kernel.at_most(kernel.available_threads() if alone else 1):
         return function(X)
+
+
+def map_frames(X: Any, function: Callable[[FloatArray], pd.DataFrame], meta: pd.DataFrame) -> Any:
+    """A table of what a function says of each row, when it is computed.
+
+    Parameters
+    ----------
+    X : dask.array.Array of shape (N, D) or dask.dataframe.DataFrame
+    function : callable
+        Of rows (n, D), to a DataFrame of n rows.
+    meta : DataFrame
+        Such a table without rows.
+
+    Returns
+    -------
+    dask.dataframe.DataFrame
+        Partitioned as X, with the index of a DataFrame.
+    """
+    import cloudpickle
+    import dask.dataframe as dd
+    from dask import delayed
+
+    columns = tuple(map(str, X.columns)) if hasattr(X, "columns") else tuple(f"x{j}" for j in range(X.shape[1]))
+    sent = delayed(pickle.loads)(
+        cloudpickle.dumps((function, columns)), dask_key_name=f"bayesgmm-parameters-{uuid4().hex}"
+    )
+    as_array(X)
+    parts = X.to_delayed() if hasattr(X, "columns") else X.rechunk({1: -1}).to_delayed()[:, 0]
+    framed = delayed(_framed, pure=False)
+    tables = [
+        framed(part, sent, block, len(parts) == 1, dask_key_name=f"bayesgmm-rows-{uuid4().hex}")
+        for block, part in enumerate(parts)
+    ]
+    divisions = X.divisions if hasattr(X, "divisions") else None
+    return dd.from_delayed(tables, meta=meta, divisions=divisions, verify_meta=False)
+
+
+def _framed(
+    rows: Any, sent: tuple[Callable[[FloatArray], pd.DataFrame], tuple[str, ...]], block: int, alone: bool
+) -> pd.DataFrame:
+    values = _numbers(rows) if hasattr(rows, "to_numpy") else rows
+    found: pd.DataFrame = _of_partition(values, sent, alone, (block,))
+    if hasattr(rows, "index"):
+        found.index = rows.index
+    return found
 
 
 class _Fault:
@@ -542,7 +588,7 @@ def connected(scheduler: str | None = None, n_workers: int | None = None) -> Ite
     Raises
     ------
     ClusterError
-        If Dask is not installed, the address is none, or no scheduler answers there within 8 seconds.
+        If Dask is not installed, the address is none, or no scheduler answers there within 5 seconds.
     """
     try:
         from distributed import Client, LocalCluster

@@ -35,6 +35,14 @@ class SamplingError(RuntimeError):
     """The sampler could not start or go on; the message says why and what to try."""
 
 
+class RowsNotHeldError(DataError, AttributeError):
+    """What needs the rows of a fit was asked of one whose rows were read in blocks and do not stand in memory."""
+
+
+class CostWarning(UserWarning):
+    """What was asked for will take long; the message says how long, and what to do instead."""
+
+
 class DataWarning(UserWarning):
     """The data make part of a result doubtful; the message says which part and what to do."""
 

@@ -196,9 +196,10 @@ def _save_draws(estimator: BayesianGaussianMixture, file: Path) -> dict[str, Any
         )
     )
     tree.to_netcdf(file, engine="h5netcdf")
+    X = getattr(estimator, "_X", None)
     return {
-        "data_hash": data_hash(estimator._X, estimator._sample_weight),
-        "n_rows": len(estimator._X),
+        "data_hash": None if X is None else data_hash(X, estimator._sample_weight),
+        "n_rows": None if X is None else len(X),
         "draws_hash": _file_hash(file),
         "map": _parameters_to_json(estimator.map_),
         "diagnostics": _diagnostics_to_json(estimator.diagnostics_),
@@ -324,13 +325,15 @@ def _load_draws(estimator: Any, manifest: dict[str, Any], folder: Path) -> None:
     del tree["precision_factors"]
     estimator.idata_ = tree
     estimator._draws = draws
-    estimator._X = np.ascontiguousarray(tree["observed_data"]["x"].values)
-    constant = tree["constant_data"]
-    estimator._sample_weight = constant["sample_weight"].values if "sample_weight" in constant else None
+    if manifest["data_hash"] is not None:
+        constant = tree["constant_data"]
+        weights = constant["sample_weight"].values if "sample_weight" in constant else None
+        estimator._X = np.ascontiguousarray(tree["observed_data"]["x"].values)
+        estimator._sample_weight = weights
+        if data_hash(estimator._X, estimator._sample_weight) != manifest["data_hash"]:
+            raise DataError(f"{file} holds other data than the fit was made with")
     estimator.map_ = _parameters_from_json(manifest["map"])
     estimator.diagnostics_ = _diagnostics_from_json(manifest["diagnostics"])
-    if data_hash(estimator._X, estimator._sample_weight) != manifest["data_hash"]:
-        raise DataError(f"{file} holds other data than the fit was made with")
     estimator._set_point_estimates()
 
 

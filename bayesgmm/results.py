@@ -116,15 +116,17 @@ class Outcome:
     @property
     def notes(self) -> tuple[str, ...]:
         """What is worth knowing and speaks against nothing."""
-        if self.method != "em":
-            return tuple(self.estimator.diagnostics_.notes)
-        if not isinstance(self.table, LargeTable):
-            return ()
-        return (
-            f"the starts were made from, and first climbed on, a sample of {self.estimator.initialised_on_} of {self.table.n_rows} rows; "
-            "then every iteration was over all rows",
-            "assignments.csv is not written for a table that is read in blocks: bayesgmm score assigns its rows",
-        )
+        found = [] if self.method == "em" else list(self.estimator.diagnostics_.notes)
+        if isinstance(self.table, LargeTable):
+            if self.method == "em":
+                found.append(
+                    f"the starts were made from, and first climbed on, a sample of {self.estimator.initialised_on_} of "
+                    f"{self.table.n_rows} rows; then every iteration was over all rows"
+                )
+            found.append(
+                "assignments.csv is not written for a table that is read in blocks: bayesgmm score assigns its rows"
+            )
+        return tuple(found)
 
 
 def fit_folder(path: str, force: bool, reuse: bool = False) -> OutputFolder:

@@ -32,6 +32,9 @@ FAULTS = ("ok", "missing", "not a number", "infinite")
 
 BLOCK_BYTES = 1 << 22
 BLOCK_ROWS = 1 << 16
+READING = {"pre_buffer": False, "buffer_size": 1 << 16}
+"""Of Parquet: neither the file, which pyarrow would fetch ahead, nor a row group is ever in memory as a whole."""
+
 _LONGEST_RECORD = 1 << 26
 _MOST_FIELDS = 1 << 16
 _NOT_THERE = {
@@ -412,7 +415,7 @@ def _parquet(path: str, name: str, block_rows: int) -> FrameSource:
             f"cannot read {name}: Parquet needs pyarrow; install it with pip install 'bayesgmm[parquet]'"
         ) from error
     try:
-        file = pq.ParquetFile(path)
+        file = pq.ParquetFile(path, **READING)
     except (ValueError, OSError, pa.ArrowException) as error:
         raise DataError(f"cannot read {name}: {str(error).splitlines()[0]}") from error
 

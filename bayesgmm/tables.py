@@ -23,7 +23,7 @@ from bayesgmm.core.parameters import FloatArray
 from bayesgmm.exceptions import DataError
 from bayesgmm.formats import SAMPLE_BYTES, default_names, file_kind
 from bayesgmm.io import Table, as_floats, quoted
-from bayesgmm.sources import FAULTS, open_source
+from bayesgmm.sources import FAULTS, READING, open_source
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 __all__ = ["LARGE_BYTES", "BlockTable", "Source", "bytes_on_disk", "is_several", "open_blocks", "read_all"]
 
 BLOCK_BYTES = 1 << 23
-MOST_ROWS, FEWEST_ROWS = 1 << 18, 1 << 12
+MOST_ROWS, FEWEST_ROWS = 1 << 17, 1 << 12
 SUFFIXES = {".parquet": "Parquet", ".pq": "Parquet", ".npy": ".npy", ".csv": "text", ".tsv": "text", ".txt": "text"}
 """Files of a folder that are tables."""
 
@@ -452,7 +452,7 @@ class ParquetPart:
                 f"cannot read {self.name}: Parquet needs pyarrow; install it with pip install 'bayesgmm[parquet]'"
             ) from error
         try:
-            return pq.ParquetFile(self.name)
+            return pq.ParquetFile(self.name, **READING)
         except (ValueError, OSError, pa.ArrowException) as error:
             raise DataError(f"cannot read {self.name}: {_reason(error)}") from error
 
@@ -468,7 +468,8 @@ class ParquetPart:
         dtype = np.float32 if all(self._types[j] == pa.float32() for j in columns) else np.float64
         done = self._before
         with self._opened() as file:
-            batches = file.iter_batches(batch_size=n_rows, columns=chosen, row_groups=self._groups)
+            # On one thread: the others compute meanwhile.
+            batches = file.iter_batches(batch_size=n_rows, columns=chosen, row_groups=self._groups, use_threads=False)
             while True:
                 try:
                     batch = next(batches, None)

@@ -17,7 +17,8 @@ from threadpoolctl import threadpool_limits
 class Row:
     """One line of a table: both sides, their ratio, and whether it meets the target.
 
-    `met` is None where the row is for information or the sizes are not those of the target (a quick run).
+    `met` is None where the row is for information or the sizes are not those of the target (a quick run). `against` names the
+    peer where the rows of a table have several.
     """
 
     case: str
@@ -29,6 +30,7 @@ class Row:
     met: bool | None
     note: str = ""
     values: dict[str, Any] = field(default_factory=dict)
+    against: str = ""
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
@@ -154,6 +156,7 @@ def speed_row(
     *,
     note: str = "",
     valid: bool = True,
+    against: str = "",
     **values: Any,
 ) -> Row:
     """Row of two lists of times: ratio of the medians, peer over ours, that should be at least the target."""
@@ -172,4 +175,5 @@ def speed_row(
         None if target is None else bool(valid and ratio is not None and ratio >= target),
         note,
         {"ours": list(ours), "peer": list(peer), "ratio": ratio, **values},
+        against,
     )

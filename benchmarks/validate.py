@@ -1,10 +1,12 @@
-"""Studies over data whose truth is known: ``python -m benchmarks.validate [--only coverage,criteria,…] [--quick] [--out FILE]``.
+"""Studies over data whose truth is known: ``python -m benchmarks.validate [--only coverage,criteria,…] [--quick | --full] [--out FILE]``.
 
 - anomaly: false-alarm rates on fresh rows, and injected anomalies found;
 - coverage: how often 90 % intervals hold the truth;
 - criteria: how often each criterion picks the right number of components, and what its choice costs in prediction;
 - evidence: whether the standard error of the log evidence is its scatter;
-- galaxies: p(K) of the galaxies beside the published values.
+- galaxies: p(K) of the galaxies beside the published values;
+- laplace: means and standard deviations by Laplace and importance resampling beside those by NUTS, at many rows.
+- sbc: simulation-based calibration of the posterior for every prior and structure, and whether it sees a fault that is sown.
 
 Each prints a table; its module in ``benchmarks/validation`` says what is measured. With ``--out`` every result is kept in a
 file of JSON lines as it comes: a run that was stopped goes on from there, and a larger one takes over what is done. The exit code is
@@ -20,7 +22,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-STUDIES = ("anomaly", "coverage", "criteria", "evidence", "galaxies")
+STUDIES = ("sbc", "coverage", "evidence", "anomaly", "laplace", "criteria", "galaxies")
 
 
 def _chosen(text: str) -> list[str]:
@@ -35,7 +37,9 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.validate", description=__doc__.partition("\n")[0])
     parser.add_argument("--only", type=_chosen, default=list(STUDIES), help=f"of {','.join(STUDIES)}; default: all")
     parser.add_argument("--quick", action="store_true", help="little of each, to see that it runs; targets not judged")
+    parser.add_argument("--full", action="store_true", help="as much of each as the README's figures are from (hours)")
     parser.add_argument("--out", type=Path, metavar="FILE", help="keep results there, and go on from it")
+    parser.add_argument("--markdown", type=Path, metavar="FILE", help="write what is printed there too")
     parser.add_argument("--data-sets", type=int, metavar="R", help="per cell (seeds, for evidence)")
     parser.add_argument("--method", choices=("em", "laplace", "nuts"), help="of coverage and criteria (em: criteria)")
     parser.add_argument("--draws", type=int, help="per chain")
@@ -62,13 +66,36 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # Loads the numerical libraries: not before the arguments are known to be right.
     from benchmarks.validation.runs import Options, console
 
-    options = Options(**{name: value for name, value in vars(parsed).items() if name != "only"})
-    missed = 0
+    options = Options(**{name: value for name, value in vars(parsed).items() if name not in ("only", "markdown")})
+    missed, started = 0, time.perf_counter()
     for name in parsed.only:
         begin = time.perf_counter()
         missed += importlib.import_module(f"benchmarks.validation.{name}").run(options)
         console().print(f"{name}: {time.perf_counter() - begin:.0f} s\n")
+    if parsed.markdown is not None:
+        _write(parsed.markdown, console().export_text(), time.perf_counter() - started)
     return int(missed > 0)
+
+
+def _write(path: Path, printed: str, seconds: float) -> None:
+    """The tables with their date, versions and machine."""
+    from datetime import date
+
+    from bayesgmm.io import write_text
+    from benchmarks.machine import as_text, describe
+
+    lines = [
+        "# What `make validate` found",
+        "",
+        f"{date.today():%d %B %Y}, {seconds / 60:.0f} minutes. Written by `python -m benchmarks.validate --markdown FILE`.",
+        "",
+        *(f"- {line}" for line in as_text(describe())),
+        "",
+        "```text",
+        printed.rstrip(),
+        "```",
+    ]
+    write_text(path, "\n".join(lines) + "\n")
 
 
 if __name__ == "__main__":

@@ -302,7 +302,7 @@ def test_a_scheduler_that_is_not_there(monkeypatch):
         with pytest.raises(ClusterError, match=message), connected(address):
             pass
         assert time.monotonic() - begin < 5
-    # something listens there and says nothing: 8 s are waited, here 1
+    # something listens there and says nothing: 5 s are waited, here 1
     monkeypatch.setattr("bayesgmm.distributed.CONNECT_SECONDS", 1.0)
     with (
         socket.create_server(("127.0.0.1", 0)) as server,

@@ -16,8 +16,10 @@ import numpy as np
 from bayesgmm.core import em, kernel
 from bayesgmm.core.blocks import Accumulate, Draw, Moments, RowBlocks, Subsample, Task, moments
 from bayesgmm.core.covariance import structure
+from bayesgmm.core.hierarchical import Prior
 from bayesgmm.core.parameters import FloatArray, MixtureParameters, SufficientStatistics
-from bayesgmm.core.priors import ConjugatePrior
+from bayesgmm.core.priors import ConjugatePrior, weighted_median
+from bayesgmm.core.separation import SeparationPrior
 
 SUBSAMPLE_ROWS = 100_000
 """Rows that the starts are made from and climbed on."""
@@ -246,9 +248,21 @@ def resolve_prior(
     """
     if prior is None:
         return None
-    mean, covariance = found.mean_and_covariance
     if isinstance(prior, str):
-        return ConjugatePrior.from_moments(mean, covariance, n_components)
+        return ConjugatePrior.from_moments(*found.mean_and_covariance, n_components)
+    return resolve_conjugate(prior, blocks, found, n_components, covariance_type, **settings)
+
+
+def resolve_conjugate(
+    prior: ConjugatePrior,
+    blocks: RowBlocks,
+    found: Survey,
+    n_components: int,
+    covariance_type: str,
+    **settings: Any,
+) -> ConjugatePrior:
+    """A conjugate prior with every value known; see :func:`resolve_prior`."""
+    mean, covariance = found.mean_and_covariance
 
     def within() -> FloatArray:
         regular = ConjugatePrior.from_moments(mean, covariance, n_components)
@@ -257,6 +271,48 @@ def resolve_prior(
         return np.einsum("k,kij->ij", best.weights, best.covariances)
 
     return prior.resolve_with(mean, n_components, within)
+
+
+def resolve_posterior(
+    prior: Prior,
+    blocks: RowBlocks,
+    found: Survey,
+    n_components: int,
+    covariance_type: str,
+    **settings: Any,
+) -> Prior:
+    """A posterior's prior with every value known: as in memory, but for the median, which is by default that of the sample.
+
+    Parameters
+    ----------
+    prior : ConjugatePrior, HierarchicalPrior or SeparationPrior
+    blocks : RowBlocks
+    found : Survey
+    n_components : int
+        K.
+    covariance_type : {"full", "tied", "diag", "spherical"}
+        For a conjugate prior, and for ``em_prior``.
+    **settings
+        As :func:`resolve_prior`.
+
+    Returns
+    -------
+    ConjugatePrior, HierarchicalPrior or SeparationPrior
+    """
+
+    def of_em(conjugate: ConjugatePrior) -> ConjugatePrior:
+        return resolve_conjugate(conjugate, blocks, found, n_components, covariance_type, **settings)
+
+    if isinstance(prior, ConjugatePrior):
+        return of_em(prior)
+    known: dict[str, Any] = {
+        "range_of_data": lambda: (found.moments.low, found.moments.high),
+        "median": lambda: weighted_median(found.sample.rows, found.sample.weights),
+        "for_em": of_em,
+    }
+    if isinstance(prior, SeparationPrior):
+        known["moments"] = lambda: found.mean_and_covariance
+    return prior.resolve_with(n_components, blocks.n_features, **known)
 
 
 def given_start(

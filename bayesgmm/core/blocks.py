@@ -140,14 +140,16 @@ def moments(X: FloatArray, v: FloatArray | None, block: int) -> Moments:
     if not weight > 0:
         zero = np.zeros(D)
         return Moments(len(X), 0, 0.0, zero, np.zeros((D, D)), np.full(D, np.inf), np.full(D, -np.inf))
-    rows = X.astype(np.float64, copy=False)
+    # A feature is a row here: sums over long rows are fast, and exact to a few roundings.
+    features = np.array(X.T, dtype=np.float64, order="C")
+    low, high = features.min(axis=1), features.max(axis=1)
     # Squares that leave the range of float64 are the reader's to refuse, by ``low`` and ``high``.
     with np.errstate(over="ignore", invalid="ignore"):
-        mean = np.average(rows, axis=0, weights=v)
-        centred = rows - mean
-        scatter = (centred if v is None else centred * v[:, None]).T @ centred
+        mean = features.mean(axis=1) if v is None else features @ v / weight
+        features -= mean[:, None]
+        scatter = (features if v is None else features * v) @ features.T
     counted = len(X) if v is None else int(np.count_nonzero(v))
-    return Moments(len(X), counted, weight, mean, scatter, rows.min(axis=0), rows.max(axis=0))
+    return Moments(len(X), counted, weight, mean, scatter, low, high)
 
 
 @dataclass(frozen=True, eq=False)

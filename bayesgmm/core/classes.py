@@ -166,7 +166,11 @@ class LabelledProblem(em.Problem):
     @override
     def m_step(self, statistics: SufficientStatistics, means: FloatArray) -> tuple[MixtureParameters, FloatArray]:
         parameters, packed = super().m_step(statistics, means)
-        return replace(parameters, weights=self.classes.scaled(parameters.weights)), packed
+        return self.admissible(parameters), packed
+
+    @override
+    def admissible(self, parameters: MixtureParameters) -> MixtureParameters:
+        return replace(parameters, weights=self.classes.scaled(parameters.weights))
 
     @override
     def initial_assignment(self, method: str, n_components: int, rng: np.random.Generator) -> np.ndarray:

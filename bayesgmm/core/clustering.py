@@ -20,8 +20,12 @@ from bayesgmm.core.parameters import FloatArray
 
 _options = {"cache": True, "nogil": True, "error_model": "numpy"}
 
+# Called by compiled code alone: what Python would need to call them takes time to compile. Called in one place: no function of its own.
+_inner_options = {**_options, "no_cpython_wrapper": True}
+_inline_options = {**_options, "inline": "always"}
 
-@nb.njit(**_options)
+
+@nb.njit(**_inline_options)
 def _square_distance(a, b):  # type: ignore[no-untyped-def]
     total = 0.0
     for j in range(len(a)):
@@ -29,7 +33,7 @@ def _square_distance(a, b):  # type: ignore[no-untyped-def]
     return total
 
 
-@nb.njit(**_options)
+@nb.njit(**_inline_options)
 def _reached_row(weight, nearest, share):  # type: ignore[no-untyped-def]
     """First row at which the running sum of weight · nearest exceeds that share of the total; of weight where all are 0."""
     total = 0.0
@@ -212,7 +216,7 @@ def most_probable(
     return labels
 
 
-@nb.njit(**_options)
+@nb.njit(**_inner_options)
 def _group_cost(mass, scatter, determinant, floor, factor):  # type: ignore[no-untyped-def]
     """Cost of one group: (n + 1) log |(W + floor · I) / (n + 1)|, or tr W; ``factor`` (R, R) is scratch."""
     R = len(scatter)
@@ -238,7 +242,7 @@ def _group_cost(mass, scatter, determinant, floor, factor):  # type: ignore[no-u
     return (mass + 1.0) * math.log(product)
 
 
-@nb.njit(**_options)
+@nb.njit(**_inner_options)
 def _merged_cost(i, j, mass, centres, scatters, determinant, floor, merged, factor):  # type: ignore[no-untyped-def]
     """Cost of groups i and j as one; ``merged`` (R, R) receives its scatter (lower triangle)."""
     R = centres.shape[1]
@@ -250,7 +254,7 @@ def _merged_cost(i, j, mass, centres, scatters, determinant, floor, merged, fact
     return _group_cost(mass[i] + mass[j], merged, determinant, floor, factor)
 
 
-@nb.njit(**_options)
+@nb.njit(**_inline_options)
 def _pair_of_rows_cost(i, j, mass, centres, determinant, floor):  # type: ignore[no-untyped-def]
     """Cost of two single rows as one group: the scatter has rank one, |floor · I + d dᵀ| = floor^R (1 + ‖d‖² / floor)."""
     R = centres.shape[1]
@@ -261,7 +265,7 @@ def _pair_of_rows_cost(i, j, mass, centres, determinant, floor):  # type: ignore
     return total * (R * math.log(floor / total) + math.log1p(trace / floor))
 
 
-@nb.njit(**_options)
+@nb.njit(**_inline_options)
 def _cheapest_partner(i, n_live, cost):  # type: ignore[no-untyped-def]
     partner, smallest = (1 if i == 0 else 0), np.inf
     for j in range(n_live):
@@ -270,7 +274,7 @@ def _cheapest_partner(i, n_live, cost):  # type: ignore[no-untyped-def]
     return partner, smallest
 
 
-@nb.njit(**_options)
+@nb.njit(**_inline_options)
 def _lowest(values, n_live):  # type: ignore[no-untyped-def]
     lowest = 0
     for i in range(1, n_live):

@@ -196,7 +196,8 @@ class Tied(Full):
     def expand(self, covariances: FloatArray, n_components: int, n_features: int) -> FloatArray:
         lead = covariances.shape[:-2]
         matrices = np.broadcast_to(covariances[..., None, :, :], (*lead, n_components, n_features, n_features))
-        return np.ascontiguousarray(matrices)
+        # A copy even of one component: what is broadcast may not be written to, another type to compiled code.
+        return np.array(matrices, order="C")
 
     @override
     def pack(self, matrices: FloatArray) -> FloatArray:
@@ -374,13 +375,13 @@ def centred_moments(statistics: SufficientStatistics, means: FloatArray) -> tupl
     empty = statistics.counts <= 0
     if empty.any():
         shift[empty] = 0.0
-    scatter = statistics.second - _products(statistics.first, shift, statistics.second)
+    scatter = statistics.second - products(statistics.first, shift, statistics.second)
     if empty.any() and len(scatter) == len(empty):
         scatter[empty] = 0.0
     return means + shift, scatter
 
 
-def _products(a: FloatArray, b: FloatArray, moments: FloatArray) -> FloatArray:
+def products(a: FloatArray, b: FloatArray, moments: FloatArray) -> FloatArray:
     """Products a_k b_kᵀ of the rows of two (K, D) in the form of second moments: (K, D, D), their sum (1, D, D) or diagonals (K, D)."""
     if moments.ndim == 2:
         return a * b
@@ -398,7 +399,7 @@ def posterior_moments(
     deviation = average - prior.resolved_mean
     shrunk = prior.resolved_mean + (counts / (counts + kappa))[:, None] * deviation
     share = kappa * counts / (kappa + counts)
-    return shrunk, scatter + _products(share[:, None] * deviation, deviation, scatter)
+    return shrunk, scatter + products(share[:, None] * deviation, deviation, scatter)
 
 
 def maximise(

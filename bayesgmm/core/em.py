@@ -196,6 +196,10 @@ class Problem:
         K, D = new_means.shape
         return MixtureParameters(weights, new_means, self.kind.factors(packed, K, D)), packed
 
+    def admissible(self, parameters: MixtureParameters) -> MixtureParameters:
+        """Parameters that obey what the problem holds fixed: here nothing."""
+        return parameters
+
     def initial_assignment(self, method: str, n_components: int, rng: np.random.Generator) -> np.ndarray:
         """Labels (N,) or responsibilities (N, K) to start from, by a method of ``bayesgmm.core.seeding``."""
         return seeding.initial_assignment(method, self.X, n_components, self.sample_weight, rng)
@@ -724,6 +728,8 @@ def accelerate(
             before, last = here, objective
             here, statistics = one, problem.e_step(one)
             objective = problem.objective(statistics, here)
+            if not np.isfinite(objective):
+                raise DegenerateFitError("the log-likelihood left the range of float64: rescale the data")
             passed()
             converged = abs(objective - last) < problem.tol
             if converged or len(bounds) > problem.max_iter:
@@ -732,6 +738,7 @@ def accelerate(
             jumped = _jump(before, here, two, scale, longest)
             if jumped is None:
                 continue
+            jumped = problem.admissible(jumped)
             far = problem.e_step(jumped)
             gained = problem.objective(far, jumped)
         except np.linalg.LinAlgError:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -16,11 +16,15 @@ from bayesgmm.core.priors import (
     LOG_2PI,
     ConjugatePrior,
     WishartPrior,
+    refuse_constant,
     short_value,
     weighted_median,
     weighted_range,
 )
 from bayesgmm.core.separation import SeparationPrior
+
+SCALED = "mean_covariance and hyper_rate"
+"""What is scaled by the range of the data."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -123,7 +127,7 @@ class HierarchicalPrior(WishartPrior):
         if table.ndim != 2 or table.shape[1] != 1:
             raise ValueError(f"Richardson & Green's prior is for one feature; X has shape {table.shape}")
         v = None if sample_weight is None else np.asarray(sample_weight, dtype=float)
-        low, high = weighted_range(table, v, "mean_covariance and hyper_rate")
+        low, high = weighted_range(table, v, SCALED)
         squared = (high - low) ** 2
         return cls(1.0, (low + high) / 2, squared, 2.0, 0.2, 10 / squared)
 
@@ -158,7 +162,46 @@ class HierarchicalPrior(WishartPrior):
         """
         X = np.ascontiguousarray(X, dtype=float)
         v = None if sample_weight is None else np.asarray(sample_weight, dtype=float)
-        K, D = n_components, X.shape[1]
+        return self.resolve_with(
+            n_components,
+            X.shape[1],
+            range_of_data=lambda: weighted_range(X, v, SCALED),
+            median=lambda: weighted_median(X, v),
+            for_em=lambda prior: prior.resolve(X, n_components, covariance_type, v),
+        )
+
+    def resolve_with(
+        self,
+        n_components: int,
+        n_features: int,
+        *,
+        range_of_data: Callable[[], tuple[FloatArray, FloatArray]],
+        median: Callable[[], FloatArray],
+        for_em: Callable[[ConjugatePrior], ConjugatePrior],
+    ) -> HierarchicalPrior:
+        """:meth:`resolve`, for data of which what is asked for is known.
+
+        Parameters
+        ----------
+        n_components, n_features : int
+            K and D.
+        range_of_data : callable
+            Returns the smallest and the largest value (D,) of each feature.
+        median : callable
+            Returns the median (D,) of each feature.
+        for_em : callable
+            Resolves a conjugate prior.
+
+        Returns
+        -------
+        HierarchicalPrior
+
+        Raises
+        ------
+        ValueError
+            As :meth:`resolve`.
+        """
+        K, D = n_components, n_features
         alpha, mean = self._weights_and_mean(K, D)
         c0 = float(2.5 + (D - 1) / 2 if self.precision_shape is None else self.precision_shape)
         g0 = float(0.5 + (D - 1) / 2 if self.hyper_shape is None else self.hyper_shape)
@@ -167,7 +210,8 @@ class HierarchicalPrior(WishartPrior):
                 raise ValueError(f"{name} must exceed (D − 1)/2 = {(D - 1) / 2:g} for {D} features; got {value:g}")
         squared = np.ones(D)
         if self.mean_covariance is None or self.hyper_rate is None:
-            low, high = weighted_range(X, v, "mean_covariance and hyper_rate")
+            low, high = range_of_data()
+            refuse_constant(low, high, SCALED)
             squared = (high - low) ** 2
         defaults = {"mean_covariance": squared, "hyper_rate": 100 * g0 / c0 / squared}
         matrices = {
@@ -177,7 +221,7 @@ class HierarchicalPrior(WishartPrior):
         for name, matrix in matrices.items():
             if matrix.shape != (D, D):
                 raise ValueError(f"{name} has {len(matrix)} values or rows for {D} features")
-        mean = weighted_median(X, v) if mean is None else mean
+        mean = median() if mean is None else mean
         em_prior = self.em_prior
         if em_prior is None:
             em_prior = ConjugatePrior(alpha, mean, 0.01, 2 * c0, 2 * g0 * np.linalg.inv(matrices["hyper_rate"]))
@@ -189,7 +233,7 @@ class HierarchicalPrior(WishartPrior):
             precision_shape=c0,
             hyper_shape=g0,
             hyper_rate=matrices["hyper_rate"],
-            em_prior=em_prior.resolve(X, K, covariance_type, v),
+            em_prior=for_em(em_prior),
         )
 
     @property

@@ -135,7 +135,7 @@ def check_posterior(
             f"the posterior density is unbounded, though its integral is finite: {worst}; its modes, and the Laplace approximation, are "
             f"local; {worst.remedy}",
             PriorWarning,
-            stacklevel=4,
+            stacklevel=5,
         )
 
 

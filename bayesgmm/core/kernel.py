@@ -79,6 +79,11 @@ _options = {
 # Without reassociation: it would undo the rounding to an integer, and the order that the vector code was written in.
 _exact_options = {**_options, "fastmath": {"contract", "nsz"}}
 
+# Called by compiled code alone: what Python would need to call them takes time to compile. Called in one place: part of the caller.
+_inner_options = {**_options, "no_cpython_wrapper": True}
+_inner_exact_options = {**_exact_options, "no_cpython_wrapper": True}
+_inline_options = {**_options, "inline": "always"}
+
 
 @nb.njit(**_exact_options)
 def log_positive(x):
@@ -104,7 +109,7 @@ def log_positive(x):
     return value if x > 0.0 else -np.inf
 
 
-@nb.njit(**_options)
+@nb.njit(**_inline_options)
 def _log_normalisers(log_weights, precision_factors):
     """Logarithms to base 2 of the peaks π_k |P_k| (2π)^(−D/2)."""
     K, D = precision_factors.shape[0], precision_factors.shape[1]
@@ -117,7 +122,7 @@ def _log_normalisers(log_weights, precision_factors):
     return out
 
 
-@nb.njit(**_options)
+@nb.njit(**_inline_options)
 def _highest(constants):
     """The highest peak, from which exponents are counted; constants become distances below it."""
     shift = -np.inf
@@ -167,7 +172,7 @@ def _form(means, precision_factors):
     return SHARED
 
 
-@nb.njit(**_options)
+@nb.njit(**_inner_options)
 def _unfilled(form, K, width):
     """Zeros for means and factors in whole fours of features; their shape says the form.
 
@@ -183,7 +188,7 @@ def _unfilled(form, K, width):
     return np.zeros((K, width)), factors
 
 
-@nb.njit(**_options)
+@nb.njit(**_inline_options)
 def _padded(means, precision_factors, centres, factors):
     """Fill means, and factors for logarithms to base 2, in the form that their arrays are made for."""
     K, D = means.shape
@@ -209,7 +214,7 @@ def _padded(means, precision_factors, centres, factors):
                 factors[0, width + k, f] = y
 
 
-@nb.njit(**_options)
+@nb.njit(**_inner_options)
 def _load_block(X, start, b, x):
     """Copy rows start … start + b of X into x, feature-major with row stride PITCH."""
     D = X.shape[1]
@@ -233,7 +238,7 @@ def _load_block(X, start, b, x):
             column[n] = rows[n, j]
 
 
-@nb.njit(**_exact_options)
+@nb.njit(**_inner_exact_options)
 def _exponents_of_all(x, b, constants, centres, factors, z, e):
     """``_exponents_of`` for every component where the form is not FREE: some rows at a time under all of them."""
     K, width = centres.shape
@@ -251,7 +256,7 @@ def _exponents_of_all(x, b, constants, centres, factors, z, e):
                 lanes.exponents_of_whitened(y, i, constants[k], factors[0, width + k], width, e[k])
 
 
-@nb.njit(**_exact_options)
+@nb.njit(**_inner_exact_options)
 def _exponents_of(x, b, k, constant, centres, factors, D, z, u):
     """Fill u with log2 π_k N(x; μ_k, Σ_k), less that of the highest peak."""
     width = centres.shape[1]
@@ -276,12 +281,12 @@ def _exponents_of(x, b, k, constant, centres, factors, D, z, u):
             i += STRIP
 
 
-@nb.njit(**_exact_options)
+@nb.njit(**_inner_exact_options)
 def _exponentials_of(u, b, top, total):
     lanes.exponentials(u, b, top, total)
 
 
-@nb.njit(**_exact_options)
+@nb.njit(**_inner_exact_options)
 def _fetch(X, start, stop, part, parts):
     """Ask for one of so many parts of rows start … stop, so that they are there when they are needed."""
     D = X.shape[1]
@@ -290,7 +295,7 @@ def _fetch(X, start, stop, part, parts):
         lanes.prefetch(X, start * D + line * lanes.LINE)
 
 
-@nb.njit(**_options)
+@nb.njit(**_inner_options)
 def _ratios(X, ahead, stop, x, b, constants, centres, factors, D, e, top, total, z, wait):
     """Densities of the components at the rows of a block.
 
@@ -337,13 +342,13 @@ def _ratios(X, ahead, stop, x, b, constants, centres, factors, D, e, top, total,
     return wait - 1 if wait > 0 else 0
 
 
-@nb.njit(**_options)
+@nb.njit(**_inline_options)
 def _whole(b):
     """The number b rounded up to whole vectors."""
     return LANES * ((b + LANES - 1) // LANES)
 
 
-@nb.njit(**_options)
+@nb.njit(**_inline_options)
 def _sum_of_logs(total, b):
     """Σ log total over the b rows, each between 2^−100 and K: a logarithm for each product of eight."""
     eighth = BLOCK // 8
@@ -357,7 +362,7 @@ def _sum_of_logs(total, b):
     return out
 
 
-@nb.njit(**_exact_options)
+@nb.njit(**_inner_exact_options)
 def _moments_small(x, b, mean, e, scale, D, first, second):
     """Add S1 and S2 of one component for D ≤ 4, its responsibilities being e · scale; their sum is returned."""
     if D == 1:
@@ -369,7 +374,7 @@ def _moments_small(x, b, mean, e, scale, D, first, second):
     return lanes.moments_4(x, b, mean, e, scale, first, second)
 
 
-@nb.njit(**_exact_options)
+@nb.njit(**_inner_exact_options)
 def _moments_tiled(x, b, mean, r, first, second, q):
     """Add S1 and S2 of one component for D > 4, by fours of features."""
     width = mean.shape[0]
@@ -385,7 +390,7 @@ def _moments_tiled(x, b, mean, r, first, second, q):
                 f += 3
 
 
-@nb.njit(**_options)
+@nb.njit(**_inner_options)
 def _weigh(r, scale, b):
     """Turn densities into responsibilities; their sum is returned."""
     n = 0.0
@@ -395,7 +400,7 @@ def _weigh(r, scale, b):
     return n
 
 
-@nb.njit(**_options)
+@nb.njit(**_inline_options)
 def _moments_large(x, b, mean, r, scale, D, first, second, q, gathered, kept):
     """As ``_moments_small`` for D > 4; r is scaled."""
     n = _weigh(r, scale, b)
@@ -430,7 +435,7 @@ def _width(D):
     return 4 * ((D + 3) // 4)
 
 
-@nb.njit(**_options)
+@nb.njit(**_inner_options)
 def _scratch(centres, factors):
     """A block's features (width rows of PITCH), densities (K, PITCH), their exponents and sums, and room for whitening.
 
@@ -443,14 +448,14 @@ def _scratch(centres, factors):
     return x, rows[width : width + K], rows[width + K], rows[width + K + 1], whitened
 
 
-@nb.njit(**_options)
+@nb.njit(**_inline_options)
 def _weigh_all(e, scale, b, counts):
     """Turn densities into responsibilities, whose sums are added to the counts."""
     for k in range(e.shape[0]):
         counts[k] += _weigh(e[k], scale, b)
 
 
-@nb.njit(**_exact_options)
+@nb.njit(**_inner_exact_options)
 def _moments_by_feature(x, b, centres, r, first, second):
     """Add S1 and the diagonals of S2, four features at a time under all components."""
     for j in range(0, centres.shape[1], 4):
@@ -458,7 +463,7 @@ def _moments_by_feature(x, b, centres, r, first, second):
             lanes.moments_by_feature(x, b, centres[k], r[k], first[k], second[k], j)
 
 
-@nb.njit(**_exact_options)
+@nb.njit(**_inner_exact_options)
 def _deviations(x, b, centres, r, first, deviation):
     """Add S1, and fill Σ_k r_k (x − μ_k), four features at a time under all components."""
     for j in range(0, centres.shape[1], 4):
@@ -466,7 +471,7 @@ def _deviations(x, b, centres, r, first, deviation):
             lanes.deviations(x, b, centres[k], r[k], first[k], deviation, j, k > 0)
 
 
-@nb.njit(**_options)
+@nb.njit(**_inner_options)
 def _moments_pooled(x, b, centres, e, scale, weight, counts, first, second, pairs, q, deviation, inverse):
     """Add S1 of every component and S2 of all together, less what ``pairs`` says; e · scale are the responsibilities v r.
 
@@ -490,7 +495,7 @@ def _moments_pooled(x, b, centres, e, scale, weight, counts, first, second, pair
     _moments_tiled(deviation, b, zero, inverse, zero.copy(), second[0], q)
 
 
-@nb.njit(**_options)
+@nb.njit(**_inline_options)
 def _log_likelihood_of(total, top, shift, weight, b):
     """Σ v log p of the b rows of a block; the divisor of their densities, v over the sum, takes the place of ``total``."""
     partial = 0.0
@@ -509,21 +514,21 @@ def _log_likelihood_of(total, top, shift, weight, b):
     return partial
 
 
-@nb.njit(**_options)
+@nb.njit(**_inline_options)
 def _pass_rows(X, v, start, stop, constants, shift, centres, factors, counts, first, second, pairs):
     """Add the sums of rows start … stop; first is (K, width), the log-likelihood is returned.
 
     The shape of ``second`` says what is wanted: (K, width, width), its upper triangle the result; (K, 1, width), the diagonals; or
-    (1, width, width) with ``pairs`` (K, K), what ``_moments_pooled`` makes of all components.
+    (1, width, width) with ``pairs`` (K, K), what ``_moments_pooled`` makes of all components; it is not compiled where that is None.
     """
     D = X.shape[1]
     K, width = centres.shape
     x, e, top, total, z = _scratch(centres, factors)
-    pooled, by_feature = pairs.shape[0] > 0, second.shape[1] == 1
+    by_feature = second.shape[1] == 1
     q = np.zeros(4 * PITCH)
-    gathered = np.zeros(width * PITCH if pooled or (D >= COMPACT_FROM and not by_feature) else 0)
+    gathered = np.zeros(width * PITCH if second.shape[0] < K or (D >= COMPACT_FROM and not by_feature) else 0)
     kept, inverse = np.empty(BLOCK + 1, np.int32), np.empty(BLOCK)
-    loglik, wait = 0.0, 0
+    loglik, wait = 0.0, np.int64(0)
     for block in range(start, stop, BLOCK):
         b = min(BLOCK, stop - block)
         whole = _whole(b)
@@ -533,7 +538,7 @@ def _pass_rows(X, v, start, stop, constants, shift, centres, factors, counts, fi
         loglik += _log_likelihood_of(total, top, shift, weight, b)
         for i in range(b, whole):
             total[i] = 0.0
-        if pooled:
+        if pairs is not None:
             _moments_pooled(x, whole, centres, e, total, weight, counts, first, second, pairs, q, gathered, inverse)
             continue
         if by_feature:
@@ -557,8 +562,10 @@ def _pass_chunks(
     """The sums of each of the chunks begin … end − 1 of so many rows."""
     for c in range(begin, end):
         start, stop = c * rows, min(X.shape[0], (c + 1) * rows)
-        sums = counts[c], first[c], second[c], pairs[c]
-        log_likelihood[c] = _pass_rows(X, v, start, stop, constants, shift, centres, factors, *sums)
+        own = None if pairs is None else pairs[c]
+        log_likelihood[c] = _pass_rows(
+            X, v, start, stop, constants, shift, centres, factors, counts[c], first[c], second[c], own
+        )
 
 
 @nb.njit(**_options)
@@ -567,12 +574,12 @@ def _density_rows(X, start, stop, constants, shift, centres, factors, log_densit
     D = X.shape[1]
     K = centres.shape[0]
     x, e, top, total, z = _scratch(centres, factors)
-    wait = 0
+    wait = np.int64(0)
     for block in range(start, stop, BLOCK):
         b = min(BLOCK, stop - block)
         _load_block(X, block, b, x)
         # Every chunk begins anew, whoever does it.
-        wait = wait if (block - start) % CHUNK_ROWS else 0
+        wait = wait if (block - start) % CHUNK_ROWS else np.int64(0)
         wait = _ratios(X, block + BLOCK, stop, x, _whole(b), constants, centres, factors, D, e, top, total, z, wait)
         for i in range(b):
             log_density[block + i] = LN2 * (top[i] + shift) + log_positive(total[i])
@@ -583,7 +590,7 @@ def _density_rows(X, start, stop, constants, shift, centres, factors, log_densit
                     responsibilities[block + i, k] = e[k, i] * scale
 
 
-@nb.njit(**_exact_options)
+@nb.njit(**_inner_exact_options)
 def _add_density_of(total, top, shift, b, summed, high):
     lanes.add_density(total, top, shift, b, summed, high)
 
@@ -668,7 +675,7 @@ def _predictive_rows(
     x, e, top, total, z = _scratch(centres, factors)
     high, summed, r_sum, r_squares = np.empty(BLOCK), np.empty(BLOCK), np.empty((K, BLOCK)), np.empty((K, BLOCK))
     lower, m_sum = np.empty(BLOCK), np.empty(BLOCK)
-    wait = 0
+    wait = np.int64(0)
     for block in range(start, stop, BLOCK):
         b = min(BLOCK, stop - block)
         whole = _whole(b)
@@ -742,7 +749,7 @@ def _class_rows(X, start, stop, constants, form, means, P, stops, mean, squares)
     centres, factors = _unfilled(form, K, _width(D))
     x, e, top, total, z = _scratch(centres, factors)
     p, center, spread = np.empty(BLOCK), np.empty((C, BLOCK)), np.empty((C, BLOCK))
-    wait = 0
+    wait = np.int64(0)
     for block in range(start, stop, BLOCK):
         b = min(BLOCK, stop - block)
         _load_block(X, block, b, x)
@@ -836,11 +843,11 @@ def fused_pass(X, v, log_weights, means, precision_factors):
     width = _width(D)
     constants, shift, centres, factors = _prepare(log_weights, means, precision_factors)
     counts, first, second = np.zeros(K), np.zeros((K, D)), np.zeros((K, width, width))
-    loglik, pairs = 0.0, np.zeros((0, 0))
+    loglik = 0.0
     rows = _chunk_rows(N, D, K)
     for start in range(0, N, rows):
         c, f, s = np.zeros(K), np.zeros((K, width)), np.zeros((K, width, width))
-        loglik += _pass_rows(X, v, start, min(N, start + rows), constants, shift, centres, factors, c, f, s, pairs)
+        loglik += _pass_rows(X, v, start, min(N, start + rows), constants, shift, centres, factors, c, f, s, None)
         # Loops, not array expressions: those compile for seconds, for error messages that cannot occur.
         for k in range(K):
             counts[k] += c[k]
@@ -990,7 +997,7 @@ def _log(weights):
     return out
 
 
-@nb.njit(**_options)
+@nb.njit(**_inline_options)
 def _prepare(log_weights, means, precision_factors):
     K, D = means.shape
     constants = _log_normalisers(log_weights, precision_factors)
@@ -1064,20 +1071,21 @@ def accumulate(
     shape = (1, width, width) if pooled else (K, 1, width) if by_feature else (K, width, width)
     loglik, counts = np.zeros(chunks), np.zeros((chunks, K))
     first, second = np.zeros((chunks, K, width)), np.zeros((chunks, *shape))
-    pairs = np.zeros((chunks, K, K) if pooled else (chunks, 0, 0))
+    pairs = np.zeros((chunks, K, K)) if pooled else None
 
     def task(begin: int, end: int) -> None:
         _pass_chunks(X, v, begin, end, rows, constants, shift, centres, factors, loglik, counts, first, second, pairs)
 
     _over_ranges(chunks, pass_cost(N, K, D), n_threads, task)
     for sums in (loglik, counts, first, second, pairs) if chunks > 1 else ():
-        _add_chunks(sums.reshape(chunks, -1))
+        if sums is not None:
+            _add_chunks(sums.reshape(chunks, -1))
     total = float(N) if sample_weight is None else float(np.sum(sample_weight))
     if moments == "full":
         products = _fill_symmetric(second[0], D)
     elif moments == "pooled":
         products = _pooled(second[0], D)
-        if pooled:
+        if pairs is not None:
             _add_between(products[0], parameters.means, pairs[0])
     else:
         products = (second[0, :, 0, :D] if by_feature else np.diagonal(second[0], axis1=1, axis2=2)[:, :D]).copy()

@@ -511,13 +511,23 @@ def weighted_range(X: FloatArray, v: FloatArray | None, values: str) -> tuple[Fl
     if not len(rows) or not np.all(np.isfinite(rows)):
         raise ValueError("X must have finite rows, some of them with a weight, for a prior to be scaled by them")
     low, high = rows.min(axis=0), rows.max(axis=0)
+    refuse_constant(low, high, values)
+    return low, high
+
+
+def refuse_constant(low: FloatArray, high: FloatArray, values: str) -> None:
+    """Refuse a range (D,), (D,) that no prior can be scaled by; ``values`` of the prior need it.
+
+    Raises
+    ------
+    ValueError
+    """
     constant = np.flatnonzero(low == high)
     if len(constant):
         raise ValueError(
             f"column {', '.join(map(str, constant))} of X is constant, so no prior can be scaled by it: drop the column, or give "
             f"the prior's {values}"
         )
-    return low, high
 
 
 def weighted_median(X: FloatArray, v: FloatArray | None) -> FloatArray:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -15,6 +16,7 @@ from bayesgmm.core.priors import (
     LOG_2PI,
     ConjugatePrior,
     MixturePrior,
+    refuse_constant,
     short_value,
     weighted_covariance,
     weighted_median,
@@ -26,6 +28,10 @@ FAMILIES = {"lognormal": 1.0, "halfnormal": None, "gamma": 2.0, "inversegamma": 
 
 _DEFAULT_SCALES = {"lognormal": 0.5, "halfnormal": 1.0, "gamma": 0.25, "inversegamma": 1.0}
 """Default scale of each family, in standard deviations of a feature: a typical component has half of that, or somewhat more."""
+
+
+SCALED = "mean_scale and deviation_scale"
+"""What is scaled by range and moments of the data."""
 
 
 @dataclass(frozen=True)
@@ -184,21 +190,65 @@ class SeparationPrior(MixturePrior):
         """
         X = np.ascontiguousarray(X, dtype=float)
         v = None if sample_weight is None else np.asarray(sample_weight, dtype=float)
-        K, D = n_components, X.shape[1]
+        return self.resolve_with(
+            n_components,
+            X.shape[1],
+            range_of_data=lambda: weighted_range(X, v, SCALED),
+            median=lambda: weighted_median(X, v),
+            moments=lambda: weighted_covariance(X, v),
+            for_em=lambda prior: prior.resolve(X, n_components, covariance_type, v),
+        )
+
+    def resolve_with(
+        self,
+        n_components: int,
+        n_features: int,
+        *,
+        range_of_data: Callable[[], tuple[FloatArray, FloatArray]],
+        median: Callable[[], FloatArray],
+        moments: Callable[[], tuple[FloatArray, FloatArray]],
+        for_em: Callable[[ConjugatePrior], ConjugatePrior],
+    ) -> SeparationPrior:
+        """:meth:`resolve`, for data of which what is asked for is known.
+
+        Parameters
+        ----------
+        n_components, n_features : int
+            K and D.
+        range_of_data : callable
+            Returns the smallest and the largest value (D,) of each feature.
+        median : callable
+            Returns the median (D,) of each feature.
+        moments : callable
+            Returns the mean (D,) and the unbiased covariance (D, D).
+        for_em : callable
+            Resolves a conjugate prior.
+
+        Returns
+        -------
+        SeparationPrior
+
+        Raises
+        ------
+        ValueError
+            As :meth:`resolve`.
+        """
+        K, D = n_components, n_features
         alpha, mean = self._weights_and_mean(K, D)
         spread = scale = np.ones(D)
         if self.mean_scale is None or self.deviation_scale is None:
-            low, high = weighted_range(X, v, "mean_scale and deviation_scale")
+            low, high = range_of_data()
+            refuse_constant(low, high, SCALED)
             spread = high - low
-            scale = _DEFAULT_SCALES[self.deviation_family] * np.sqrt(np.diagonal(weighted_covariance(X, v)[1]))
+            scale = _DEFAULT_SCALES[self.deviation_family] * np.sqrt(np.diagonal(moments()[1]))
         em_prior = self.em_prior
         if em_prior is None:
-            em_prior = replace(ConjugatePrior.fraley_raftery(X, K, v), weight_concentration=alpha)
+            em_prior = replace(ConjugatePrior.from_moments(*moments(), K), weight_concentration=alpha)
         shape = FAMILIES[self.deviation_family] if self.deviation_shape is None else float(self.deviation_shape)
         return replace(
             self,
             weight_concentration=alpha,
-            mean_prior=weighted_median(X, v) if mean is None else mean,
+            mean_prior=median() if mean is None else mean,
             mean_scale=_per_feature(spread if self.mean_scale is None else self.mean_scale, D, "mean_scale"),
             deviation_scale=_per_feature(
                 scale if self.deviation_scale is None else self.deviation_scale, D, "deviation_scale"
@@ -206,7 +256,7 @@ class SeparationPrior(MixturePrior):
             deviation_shape=shape,
             deviation_floor=_per_feature(self.deviation_floor, D, "deviation_floor"),
             eta=max(2.0, D / 2) if self.eta is None else float(self.eta),
-            em_prior=em_prior.resolve(X, K, covariance_type, v),
+            em_prior=for_em(em_prior),
         )
 
     @property

@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from bayesgmm.core import em
+from bayesgmm.core.covariance import CovarianceStructure, products
 from bayesgmm.core.parameters import FloatArray, MixtureParameters, SufficientStatistics
 
 
@@ -51,12 +52,17 @@ def begin(run: em.EMRun, statistics: SufficientStatistics) -> Stepwise:
     return Stepwise(run.parameters, run.covariances, _scaled(statistics, 1.0), statistics.total_weight, 1)
 
 
-def resume(parameters: MixtureParameters, packed: FloatArray, weight: float, n_steps: int = 1) -> Stepwise:
+def resume(
+    kind: CovarianceStructure, parameters: MixtureParameters, packed: FloatArray, weight: float, n_steps: int = 1
+) -> Stepwise:
     """From a mixture that was fitted to rows of this weight: their sums are those that it is the M-step of."""
     pi = parameters.weights
-    average = SufficientStatistics(
-        0.0, 1.0, pi.copy(), np.zeros_like(parameters.means), pi[:, None, None] * parameters.covariances
-    )
+    second = pi[:, None, None] * parameters.covariances
+    if kind.moments == "pooled":
+        second = second.sum(axis=0, keepdims=True)
+    elif kind.moments == "diagonal":
+        second = np.diagonal(second, axis1=1, axis2=2).copy()
+    average = SufficientStatistics(0.0, 1.0, pi.copy(), np.zeros_like(parameters.means), second)
     return Stepwise(parameters, packed, average, weight, n_steps)
 
 
@@ -102,7 +108,7 @@ def step(
         there, packed = problem.m_step(_scaled(average, weight), here.means)
     except np.linalg.LinAlgError:
         there, packed = em.restarted(problem, batch, here, rng)
-        return replace(resume(there, packed, weight, n_steps), restarted=True)
+        return replace(resume(problem.kind, there, packed, weight, n_steps), restarted=True)
     return Stepwise(there, packed, _recentred(average, there.means - here.means), weight, n_steps)
 
 
@@ -120,8 +126,7 @@ def _scaled(statistics: SufficientStatistics, weight: float) -> SufficientStatis
 
 def _recentred(statistics: SufficientStatistics, by: FloatArray) -> SufficientStatistics:
     """Sums about centres (K, D) that have moved."""
-    counts, first = statistics.counts, statistics.first
-    crossed = first[:, :, None] * by[:, None, :]
-    second = statistics.second - crossed - np.swapaxes(crossed, 1, 2)
-    second += counts[:, None, None] * by[:, :, None] * by[:, None, :]
-    return replace(statistics, first=first - counts[:, None] * by, second=second)
+    first, second = statistics.first, statistics.second
+    moved = statistics.counts[:, None] * by
+    second = second - products(first, by, second) - products(by, first, second) + products(moved, by, second)
+    return replace(statistics, first=first - moved, second=second)

@@ -3,26 +3,31 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
+from functools import partial
 from numbers import Integral, Real
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import numpy as np
 from numpy.typing import ArrayLike
-from sklearn.base import BaseEstimator, DensityMixin, _fit_context
+from sklearn.base import BaseEstimator, DensityMixin
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils.validation import check_is_fitted
 
-from bayesgmm.core import em, kernel
+from bayesgmm.core import blocked, em, kernel
+from bayesgmm.core.blocks import RowBlocks
 from bayesgmm.core.covariance import STRUCTURES, structure
 from bayesgmm.core.hierarchical import HierarchicalPrior, Prior
 from bayesgmm.core.impropriety import check_posterior
 from bayesgmm.core.parameters import FloatArray
 from bayesgmm.core.priors import ConjugatePrior
 from bayesgmm.core.separation import SeparationPrior
+from bayesgmm.estimators.blockwise import check_survey, of_each_row, row_blocks
 from bayesgmm.estimators.validation import (
     Labels,
+    check_settings,
     check_table,
     check_weights,
     feature_names,
@@ -30,7 +35,7 @@ from bayesgmm.estimators.validation import (
     named_columns,
     refuse_degenerate,
 )
-from bayesgmm.exceptions import SamplingInterrupted
+from bayesgmm.exceptions import RowsNotHeldError, SamplingInterrupted
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -51,6 +56,18 @@ _SKLEARN_NAMES = {
     "degrees_of_freedom_prior": "prior=ConjugatePrior(degrees_of_freedom=...)",
     "covariance_prior": "prior=ConjugatePrior(scale=...)",
 }
+
+
+class _HeldInMemory:
+    """An attribute that a fit to a table in memory sets; of one to rows in blocks it says that they are not there."""
+
+    def __get__(self, fit: Any, owner: Any = None) -> Any:
+        if hasattr(fit, "_draws"):
+            raise RowsNotHeldError(
+                "this needs the rows of the fit, which were read in blocks and do not stand in memory: give the rows it is wanted for "
+                "as X, or fit a table in memory, for example a sample of the rows"
+            )
+        raise AttributeError("a mixture that is not fitted holds no rows")
 
 
 class BayesianGaussianMixture(DensityMixin, BaseEstimator):
@@ -162,6 +179,9 @@ class BayesianGaussianMixture(DensityMixin, BaseEstimator):
         "progressbar": ["boolean"],
     }
 
+    _X: Any = _HeldInMemory()
+    _sample_weight: Any = _HeldInMemory()
+
     def __new__(cls, *args: Any, **kwargs: Any) -> Self:
         """Refuse scikit-learn's names of the prior's arguments with the names of ours."""
         for name, ours in _SKLEARN_NAMES.items():
@@ -206,16 +226,21 @@ class BayesianGaussianMixture(DensityMixin, BaseEstimator):
         self.cores = cores
         self.progressbar = progressbar
 
-    @_fit_context(prefer_skip_nested_validation=True)
     def fit(self, X: ArrayLike, y: Any = None, sample_weight: ArrayLike | None = None) -> Self:
         """Sample the posterior.
 
+        Rows need not stand in memory: a path, or :func:`bayesgmm.open_blocks` of files, memory maps or what yields blocks, is read a
+        block at a time. ``method="laplace"`` then takes a handful of passes over the rows beyond EM's: one for the curvature at each
+        mode, one or two for the way there, and one or two that score all draws. "nuts" takes a pass for each of its steps, and says
+        beforehand how long that will be. What needs the rows again (LOO, WAIC, anomaly of fitted rows, the evidence) is not to be
+        had from such a fit, and ``idata_`` has neither observed data nor their log-likelihood.
+
         Parameters
         ----------
-        X : array-like of shape (N, D)
+        X : array-like of shape (N, D), path, or rows in blocks
         y : ignored
         sample_weight : array-like of shape (N,), optional
-            Frequency weights: a weight of 2 is the row twice.
+            Frequency weights: a weight of 2 is the row twice. Rows in blocks have a column of them instead.
 
         Returns
         -------
@@ -230,17 +255,35 @@ class BayesianGaussianMixture(DensityMixin, BaseEstimator):
         SamplingInterrupted
             If the user stopped the sampler; what was drawn is in the exception's ``estimator``.
         """
+        check_settings(self)
+        em_rng, sampler_rng = generator(self.random_state).spawn(2)
+        blocks = row_blocks(self, X, sample_weight, reset=True)
+        problem = None
+        if blocks is None:
+            found = self._fit_table(X, sample_weight, em_rng)
+        else:
+            problem, found = self._fit_blocks(blocks, em_rng)
+        self.modes_ = found.modes
+        self._sample(sampler_rng, problem)
+        return self
+
+    def _prior(self) -> Prior:
+        return ConjugatePrior() if isinstance(self.prior, str) else self.prior
+
+    def _refuse_improper(self, X: FloatArray, sample_weight: FloatArray | None) -> None:
+        check_posterior(self.prior_, X, self.n_components, self.covariance_type, sample_weight, feature_names(self))
+
+    def _fit_table(self, X: ArrayLike, sample_weight: ArrayLike | None, rng: np.random.Generator) -> em.EMFit:
+        """Modes of EM for a table in memory."""
         table = check_table(self, X, reset=True, min_rows=2)
         weights = check_weights(sample_weight, table)
         own_scale = isinstance(self.prior, ConjugatePrior) and self.prior.scale is not None
         if not own_scale:
             refuse_degenerate(table, self.n_components, feature_names(self))
-        prior: Prior = ConjugatePrior() if isinstance(self.prior, str) else self.prior
-        self.prior_ = prior.resolve(table, self.n_components, self.covariance_type, weights)
-        check_posterior(self.prior_, table, self.n_components, self.covariance_type, weights, feature_names(self))
-        rng = generator(self.random_state)
-        em_rng, sampler_rng = rng.spawn(2)
-        found = em.fit(
+        self.prior_: Prior = self._prior().resolve(table, self.n_components, self.covariance_type, weights)
+        self._refuse_improper(table, weights)
+        self._X, self._sample_weight = table, weights
+        return em.fit(
             table,
             self.n_components,
             self.covariance_type,
@@ -250,24 +293,35 @@ class BayesianGaussianMixture(DensityMixin, BaseEstimator):
             max_iter=self.max_iter,
             n_init=self.n_init,
             init_params=self.init_params,
-            rng=em_rng,
+            rng=rng,
         )
-        self.modes_ = found.modes
-        self._X, self._sample_weight = table, weights
-        self._sample(sampler_rng)
-        return self
 
-    def _sample(self, rng: np.random.Generator) -> None:
+    def _fit_blocks(self, blocks: RowBlocks, rng: np.random.Generator) -> tuple[blocked.BlockedProblem, em.EMFit]:
+        """Modes of EM for rows in blocks: from a subsample, then all of them at each step."""
+        seen = blocked.survey(blocks, int(rng.integers(2**32)))
+        K, kind, prior = self.n_components, self.covariance_type, self._prior()
+        check_survey(seen, K, feature_names(self), 0.0, True)
+        self.prior_ = blocked.resolve_posterior(prior, blocks, seen, K, kind)
+        # What any rows among the sample make improper, all rows do.
+        self._refuse_improper(seen.sample.rows, seen.sample.weights)
+        settings = {"tol": self.tol, "max_iter": self.max_iter}
+        problem = blocked.problem_of(blocks, seen, kind, self.prior_.for_em.at_least_uniform(), **settings)
+        for held in ("_X", "_sample_weight"):
+            self.__dict__.pop(held, None)
+        return problem, blocked.fit(problem, K, n_init=self.n_init, init_params=self.init_params, rng=rng)
+
+    def _sample(self, rng: np.random.Generator, problem: blocked.BlockedProblem | None) -> None:
         from bayesgmm.inference import sampling
 
         result = sampling.sample_posterior(
             sampling.Task(
-                X=self._X,
-                sample_weight=self._sample_weight,
+                X=self._X if problem is None else problem.X,
+                sample_weight=self._sample_weight if problem is None else problem.sample_weight,
                 kind=structure(self.covariance_type),
                 prior=self.prior_,
                 modes=tuple(m.run for m in self.modes_),
                 names=tuple(feature_names(self)),
+                blocked=problem,
             ),
             self._settings(),
             rng,
@@ -281,8 +335,8 @@ class BayesianGaussianMixture(DensityMixin, BaseEstimator):
         self._set_point_estimates()
         if result.interrupted is not None:
             raise SamplingInterrupted(result.interrupted, self)
-        for problem in self.diagnostics_.problems:
-            warnings.warn(problem, ConvergenceWarning, stacklevel=5)
+        for spoken in self.diagnostics_.problems:
+            warnings.warn(spoken, ConvergenceWarning, stacklevel=5)
 
     def _settings(self) -> Settings:
         """How the posterior is sampled."""
@@ -338,6 +392,13 @@ class BayesianGaussianMixture(DensityMixin, BaseEstimator):
         check_is_fitted(self)
         return check_table(self, X, reset=False)
 
+    def _of_rows(
+        self, X: ArrayLike, function: Callable[..., Any], width: int | None = None, dtype: Any = np.float64
+    ) -> Any:
+        """A function of rows and of the draws."""
+        check_is_fitted(self)
+        return of_each_row(self, X, partial(function, draws=self._draws.flat()), width, dtype)
+
     def score_samples(self, X: ArrayLike) -> FloatArray:
         """Log posterior-predictive density of each row: log of the density averaged over draws.
 
@@ -349,7 +410,7 @@ class BayesianGaussianMixture(DensityMixin, BaseEstimator):
         -------
         ndarray of shape (N,)
         """
-        return kernel.posterior_predictive(self._table(X), *self._draws.flat(), with_responsibilities=False)[0]
+        return self._of_rows(X, _log_density)
 
     def score(self, X: ArrayLike, y: Any = None, sample_weight: ArrayLike | None = None) -> float:
         """Mean log posterior-predictive density of the rows.
@@ -364,6 +425,10 @@ class BayesianGaussianMixture(DensityMixin, BaseEstimator):
         -------
         float
         """
+        check_is_fitted(self)
+        if (blocks := row_blocks(self, X, sample_weight, reset=False)) is not None:
+            total, weight = blocks.total(partial(_summed_log_density, draws=self._draws.flat()))
+            return float(total / weight)
         table = self._table(X)
         return float(np.average(self.score_samples(X), weights=check_weights(sample_weight, table)))
 
@@ -378,7 +443,7 @@ class BayesianGaussianMixture(DensityMixin, BaseEstimator):
         -------
         ndarray of shape (N, K)
         """
-        return kernel.posterior_predictive(self._table(X), *self._draws.flat())[1]
+        return self._of_rows(X, _responsibilities, self.n_components)
 
     def predict(self, X: ArrayLike) -> Labels:
         """Component of highest average responsibility for each row.
@@ -391,7 +456,7 @@ class BayesianGaussianMixture(DensityMixin, BaseEstimator):
         -------
         ndarray of shape (N,)
         """
-        return np.argmax(self.predict_proba(X), axis=1)
+        return self._of_rows(X, _labels, dtype=np.int64)
 
     def fit_predict(self, X: ArrayLike, y: Any = None, sample_weight: ArrayLike | None = None) -> Labels:
         """Fit, and give each row its most probable component.
@@ -761,3 +826,24 @@ class BayesianGaussianMixture(DensityMixin, BaseEstimator):
 
     def __sklearn_is_fitted__(self) -> bool:
         return hasattr(self, "_draws")
+
+
+FlatDraws = tuple[FloatArray, FloatArray, FloatArray]
+
+
+def _log_density(X: FloatArray, draws: FlatDraws) -> FloatArray:
+    return kernel.posterior_predictive(X, *draws, with_responsibilities=False)[0]
+
+
+def _responsibilities(X: FloatArray, draws: FlatDraws) -> FloatArray:
+    return kernel.posterior_predictive(X, *draws)[1]
+
+
+def _labels(X: FloatArray, draws: FlatDraws) -> Labels:
+    return np.argmax(_responsibilities(X, draws), axis=1)
+
+
+def _summed_log_density(X: FloatArray, v: FloatArray | None, block: int, draws: FlatDraws) -> FloatArray:
+    """Task: Σ_n v_n log p(x_n) and Σ_n v_n."""
+    density = _log_density(X, draws)
+    return np.array([density.sum(), len(X)] if v is None else [v @ density, v.sum()])

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, overload
 
 import numpy as np
 from numpy.typing import ArrayLike
-from sklearn.base import BaseEstimator, ClassifierMixin, _fit_context, clone
+from sklearn.base import BaseEstimator, ClassifierMixin, clone
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils.validation import check_is_fitted
@@ -27,6 +27,7 @@ from bayesgmm.estimators.class_arguments import CRITERIA, Template, check_priors
 from bayesgmm.estimators.gaussian_mixture import GaussianMixture
 from bayesgmm.estimators.validation import (
     check_classes,
+    check_settings,
     check_table,
     check_weights,
     feature_names,
@@ -196,7 +197,6 @@ class MixtureClassifier(ClassifierMixin, BaseEstimator):
         self.reject_label = reject_label
         self.random_state = random_state
 
-    @_fit_context(prefer_skip_nested_validation=True)
     def fit(self, X: ArrayLike, y: Any, sample_weight: ArrayLike | None = None) -> Self:
         """Fit the mixtures of all classes.
 
@@ -221,6 +221,7 @@ class MixtureClassifier(ClassifierMixin, BaseEstimator):
         SamplingInterrupted
             If the user stopped the sampler; what was drawn is in the exception's ``estimator``.
         """
+        check_settings(self)
         table = check_table(self, X, reset=True, min_rows=2)
         found, codes = check_classes(y, len(table))
         weights = check_weights(sample_weight, table)

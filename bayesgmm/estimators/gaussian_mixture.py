@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import numpy as np
 from numpy.typing import ArrayLike
-from sklearn.base import BaseEstimator, DensityMixin, _fit_context
+from sklearn.base import BaseEstimator, DensityMixin
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils.validation import check_is_fitted
@@ -34,6 +34,7 @@ from bayesgmm.estimators.blockwise import (
 from bayesgmm.estimators.validation import (
     Labels,
     check_parameter_arrays,
+    check_settings,
     check_table,
     check_weights,
     column_names,
@@ -275,7 +276,6 @@ class GaussianMixture(DensityMixin, BaseEstimator):
         )
         return mixture
 
-    @_fit_context(prefer_skip_nested_validation=True)
     def fit(
         self,
         X: ArrayLike,
@@ -311,6 +311,7 @@ class GaussianMixture(DensityMixin, BaseEstimator):
         ValueError
             If the input is not a finite numeric table with at least K rows, or no start gives positive definite covariances.
         """
+        check_settings(self)
         for name in ("_stepwise", "n_samples_seen_", "_interrupted"):
             self.__dict__.pop(name, None)
         kept = _Kept(self._reporter(callback))
@@ -328,7 +329,6 @@ class GaussianMixture(DensityMixin, BaseEstimator):
         self._warn(found)
         return self
 
-    @_fit_context(prefer_skip_nested_validation=True)
     def partial_fit(self, X: ArrayLike, y: Any = None, sample_weight: ArrayLike | None = None) -> Self:
         """Learn from a batch of rows, each seen once: stepwise EM (Cappé & Moulines 2009).
 
@@ -370,6 +370,7 @@ class GaussianMixture(DensityMixin, BaseEstimator):
         >>> em.n_samples_seen_
         25000
         """
+        check_settings(self)
         if is_blockwise(X):
             refuse_weights_of_blocks(sample_weight)
             for rows, weights in batches(X):
@@ -386,19 +387,19 @@ class GaussianMixture(DensityMixin, BaseEstimator):
         if state is None and not fitted:
             found = self._fit_table(X, sample_weight, None)
             best, self.modes_ = found.best, found.modes
-            problem = em.Problem(table, kind, self.prior_, weights, self.reg_covar)
-            bounds = [best.log_likelihood / problem.total_weight]
-            state, self.n_samples_seen_ = stepwise.begin(best, problem.e_step(best.parameters, "full")), len(table)
+            assert best.statistics is not None
+            bounds = [best.log_likelihood / best.statistics.total_weight]
+            state, self.n_samples_seen_ = stepwise.begin(best, best.statistics), len(table)
         else:
             problem = em.Problem(table, kind, self.prior_ if hasattr(self, "prior_") else None, weights, self.reg_covar)
             if state is None:
                 before = float(self.modes_[0].run.counts.sum()) if getattr(self, "modes_", ()) else problem.total_weight
                 state, self.n_samples_seen_ = (
-                    stepwise.resume(self._parameters, self.covariances_, before),
+                    stepwise.resume(kind, self._parameters, self.covariances_, before),
                     round(before),
                 )
                 self.lower_bounds_ = []
-            density = problem.e_step(state.parameters, "full")
+            density = problem.e_step(state.parameters)
             state = stepwise.step(state, problem, density, self.learning_decay, self.learning_offset, rng)
             bounds = [*self.lower_bounds_, density.log_likelihood / problem.total_weight]
             self.n_samples_seen_ += len(table)
@@ -983,6 +984,17 @@ class GaussianMixture(DensityMixin, BaseEstimator):
 
     def __sklearn_is_fitted__(self) -> bool:
         return hasattr(self, "_parameters")
+
+
+def stop_if_interrupted(fit: Any) -> None:
+    """Hand on the Ctrl-C that a fit has kept its last iteration at, where the fit is a step of more.
+
+    Raises
+    ------
+    KeyboardInterrupt
+    """
+    if getattr(fit, "_interrupted", None):
+        raise KeyboardInterrupt(fit._interrupted)
 
 
 class _Kept:

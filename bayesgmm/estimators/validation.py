@@ -7,6 +7,7 @@ import warnings
 from typing import Any
 
 import numpy as np
+import sklearn
 from numpy.typing import NDArray
 from scipy import sparse
 from sklearn.base import BaseEstimator
@@ -19,6 +20,20 @@ from bayesgmm.exceptions import DataWarning
 
 LARGEST_SCALE = 1e150
 SMALLEST_SCALE = 1e-150
+
+
+def check_settings(estimator: BaseEstimator) -> None:
+    """Hold the constructor's parameters against the estimator's constraints, unless scikit-learn is configured not to.
+
+    scikit-learn's own decorator of ``fit`` does this too, and loads its progress bars for a tenth of a second.
+
+    Raises
+    ------
+    ValueError
+        ``InvalidParameterError``, with what is allowed.
+    """
+    if not sklearn.get_config()["skip_parameter_validation"]:
+        estimator._validate_params()
 
 
 def check_table(
@@ -76,7 +91,23 @@ def check_table(
             f"X has values of size {largest:.1e}: their squares leave the range of float64. Rescale the columns "
             "(divide by a typical value) and fit again"
         )
-    return array
+    return _of_one_type(array)
+
+
+class _Writable:
+    """Offers the memory of an array as one that may be written to, and keeps it alive."""
+
+    def __init__(self, array: FloatArray) -> None:
+        self._array = array
+        self.__array_interface__ = array.__array_interface__ | {"data": (array.ctypes.data, False)}
+
+
+def _of_one_type(array: FloatArray) -> FloatArray:
+    """The array itself, under the type that the kernel is compiled for: read-only memory would have it compiled anew.
+
+    Memory maps, pandas and Arrow hand out such memory. No code writes to a table.
+    """
+    return array if array.flags.writeable and type(array) is np.ndarray else np.asarray(_Writable(array))
 
 
 def column_names(X: Any, n_features: int) -> list[str]:
@@ -169,7 +200,7 @@ def check_weights(sample_weight: Any, X: FloatArray) -> FloatArray | None:
         raise ValueError(f"sample_weight must not be negative: row {row} has {weights[row]:g}")
     if not np.any(weights > 0):
         raise ValueError("sample_weight is zero for every row")
-    return np.ascontiguousarray(weights)
+    return _of_one_type(np.ascontiguousarray(weights))
 
 
 def check_classes(y: Any, n_rows: int) -> tuple[np.ndarray, Labels]:

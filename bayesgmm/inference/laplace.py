@@ -320,11 +320,12 @@ def importance_draws(
     modes: Sequence[LaplaceApproximation],
     n_draws: int,
     rng: np.random.Generator,
+    target_ess: float = 0.0,
 ) -> ImportanceDraws:
     """Draw from a mixture of Laplace approximations and resample with Pareto-smoothed importance weights.
 
     There are twice as many proposals as draws; where a posterior has ``log_densities``, because its points are dear, the second half is
-    made only if the first is not worth ``ENOUGH`` of the draws.
+    made only if the first is not worth ``ENOUGH`` of the draws, or less than the effective sample size asked for.
 
     Parameters
     ----------
@@ -334,6 +335,7 @@ def importance_draws(
     n_draws : int
         Number of draws S that come back.
     rng : numpy.random.Generator
+    target_ess : float, default 0.0
 
     Returns
     -------
@@ -346,7 +348,7 @@ def importance_draws(
     dear = hasattr(posterior, "log_densities")
     theta, density, ratios = _propose(posterior, modes, n_draws if dear else 2 * n_draws, rng)
     weights, pareto_k = _smoothed(ratios)
-    if dear and not (1 / np.sum(weights**2) >= ENOUGH * n_draws and pareto_k <= 0.5):
+    if dear and not (1 / np.sum(weights**2) >= max(ENOUGH * n_draws, target_ess) and pareto_k <= 0.5):
         more = _propose(posterior, modes, n_draws, rng)
         theta, density, ratios = (np.concatenate(both) for both in zip((theta, density, ratios), more, strict=True))
         weights, pareto_k = _smoothed(ratios)

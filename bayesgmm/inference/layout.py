@@ -21,6 +21,26 @@ from bayesgmm.core.separation import SeparationPrior
 PRIORS = "a ConjugatePrior, HierarchicalPrior or SeparationPrior"
 
 
+def checked_rows(X: ArrayLike, covariance_type: str, sample_weight: ArrayLike | None) -> tuple[FloatArray, FloatArray]:
+    """Rows (N, D) and their weights, (N,) or (0,), of a model.
+
+    Raises
+    ------
+    ValueError
+        If the table is not two-dimensional and finite, weights do not match it, or the structure is unknown.
+    """
+    table = np.ascontiguousarray(X, dtype=np.float64)
+    if table.ndim != 2 or not table.size or not np.all(np.isfinite(table)):
+        raise ValueError(f"X must be a finite table of rows × features, got an array of shape {table.shape}")
+    structure(covariance_type)  # an unknown name is refused before any work
+    weights = np.empty(0) if sample_weight is None else np.ascontiguousarray(sample_weight, dtype=np.float64)
+    if sample_weight is not None and (
+        weights.shape != table.shape[:1] or not np.all(np.isfinite(weights)) or np.any(weights < 0)
+    ):
+        raise ValueError(f"sample_weight must be {len(table)} finite non-negative numbers, one for each row of X")
+    return table, weights
+
+
 @dataclass(frozen=True)
 class BartlettLayout:
     """Shapes and dims of the variables behind a covariance structure; all follow from what the structure shares.
@@ -162,15 +182,7 @@ class ModelInputs:
         TypeError
             If ``prior`` is neither "default" nor a prior of this package.
         """
-        table = np.ascontiguousarray(X, dtype=np.float64)
-        if table.ndim != 2 or not table.size or not np.all(np.isfinite(table)):
-            raise ValueError(f"X must be a finite table of rows × features, got an array of shape {table.shape}")
-        structure(covariance_type)  # an unknown name is refused before any work
-        weights = np.empty(0) if sample_weight is None else np.ascontiguousarray(sample_weight, dtype=np.float64)
-        if sample_weight is not None and (
-            weights.shape != table.shape[:1] or not np.all(np.isfinite(weights)) or np.any(weights < 0)
-        ):
-            raise ValueError(f"sample_weight must be {len(table)} finite non-negative numbers, one for each row of X")
+        table, weights = checked_rows(X, covariance_type, sample_weight)
         if isinstance(prior, str):
             if prior != "default":
                 raise ValueError(f'prior must be "default" or {PRIORS}, got {prior!r}')

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -41,11 +41,14 @@ class Chains:
     stats : dict of str to ndarray of shape (chains, draws)
     interrupted : bool
         Whether the user stopped it; the chains are then cut to the same length, and those hardly begun left out.
+    n_gradients : int
+        Evaluations of the density with its gradient, warm-up included, in all chains.
     """
 
     theta: FloatArray
     stats: dict[str, FloatArray]
     interrupted: bool = False
+    n_gradients: int = 0
 
 
 def run_nuts(
@@ -122,13 +125,14 @@ def run_nuts(
             reason = str(error).partition("\n")[0]
             raise SamplingError(f"the sampler stopped: {reason}; use method='laplace', or a stronger prior") from None
         raise
-    collected = []
+    collected, n_gradients = [], 0
     for c, sampler in enumerate(samplers):
         if sampler is not None:
             trace = sampler.abort() if interrupted else sampler.wait()
-            theta, stats = _read_trace(trace)
+            theta, stats, steps = _read_trace(trace)
             collected.append((theta * 1.0, {**stats, "chain": c}))
-    return _assemble(collected, draws, interrupted)
+            n_gradients += steps
+    return replace(_assemble(collected, draws, interrupted), n_gradients=n_gradients)
 
 
 def _is_finished(sampler: Any) -> bool:
@@ -214,11 +218,11 @@ def _python_model(posterior: LogPosterior, center: FloatArray, factor: FloatArra
     )
 
 
-def _read_trace(trace: Any) -> tuple[FloatArray, dict[str, FloatArray]]:
-    """Draws (S, P) after warm-up, and their statistics (S,)."""
+def _read_trace(trace: Any) -> tuple[FloatArray, dict[str, FloatArray], int]:
+    """Draws (S, P) after warm-up, their statistics (S,), and the number of steps from the start."""
     draw_batches, stat_batches = trace.get_arrow_trace()
     if not draw_batches or draw_batches[0].num_rows == 0:
-        return np.empty((0, 0)), {}
+        return np.empty((0, 0)), {}, 0
     draw, stat = draw_batches[0], stat_batches[0]
     kept = ~np.asarray(stat.column("tuning").to_numpy(), dtype=bool)
     column = draw.column("theta")
@@ -230,7 +234,7 @@ def _read_trace(trace: Any) -> tuple[FloatArray, dict[str, FloatArray]]:
         for theirs, ours in STATISTICS.items()
         if theirs in stat.column_names
     }
-    return values[kept], stats
+    return values[kept], stats, int(stat.column("n_steps").to_numpy().sum())
 
 
 def _assemble(collected: list[tuple[FloatArray, dict[str, Any]]], draws: int, interrupted: bool) -> Chains:

@@ -177,7 +177,7 @@ def log_prior(draws: PosteriorDraws, prior: Prior, kind: CovarianceStructure) ->
 def data_tree(
     draws: PosteriorDraws,
     kind: CovarianceStructure,
-    X: FloatArray,
+    X: FloatArray | None,
     sample_weight: FloatArray | None,
     names: Sequence[str],
     prior: Prior,
@@ -192,7 +192,8 @@ def data_tree(
     draws : PosteriorDraws
         In one order of the components.
     kind : CovarianceStructure
-    X : ndarray of shape (N, D)
+    X : ndarray of shape (N, D) or None
+        None where the rows do not stand in memory: there is then nothing observed, and no pointwise log-likelihood.
     sample_weight : ndarray of shape (N,) or None
     names : sequence of str
         Feature names.
@@ -214,14 +215,15 @@ def data_tree(
     import arviz_base
 
     variables = derived(draws, kind)
-    N, D = X.shape
-    K = draws.weights.shape[-1]
     coords: dict[str, Any] = {
-        COMPONENT_DIM: np.arange(K),
+        COMPONENT_DIM: np.arange(draws.weights.shape[-1]),
         "feature": list(names),
         "feature_bis": list(names),
-        "obs_id": np.arange(N),
     }
+    observed: dict[str, Any] = {}
+    if X is not None:
+        coords["obs_id"] = np.arange(len(X))
+        observed["x"] = X
     dims: dict[str, list[str]] = {
         name: [COMPONENT_DIM if dim == "component" else dim for dim in its_dims]
         for name, (_, its_dims) in variables.items()
@@ -243,8 +245,7 @@ def data_tree(
         dims["precision_rate"] = ["feature", "feature_bis"][: rates.ndim - 2]
     if sample_weight is not None:
         constant["sample_weight"] = sample_weight if classes is None else classes.in_table_order(sample_weight)
-    observed = {"x": X}
-    if classes is not None:
+    if X is not None and classes is not None:
         observed = {name: classes.in_table_order(value) for name, value in (("x", X), ("class_code", classes.codes))}
         coords["class"] = list(classes.names)
         dims |= {"class_code": ["obs_id"], "class_priors": ["class"]}
@@ -256,7 +257,7 @@ def data_tree(
         "posterior": {name: values for name, (values, _) in variables.items()} | extra,
         "sample_stats": dict(sample_stats),
         "log_prior": {"prior": log_prior(draws, prior, kind)},
-        "observed_data": observed,
+        **({} if X is None else {"observed_data": observed}),
         "constant_data": constant,
     }
     tree = arviz_base.from_dict(groups, coords=coords, dims=dims, attrs={"/": dict(attributes)})
@@ -264,7 +265,7 @@ def data_tree(
         owners = np.asarray(classes.names)[classes.class_of_component]
         for name in ("posterior", "constant_data"):
             tree[name].dataset = tree[name].to_dataset().assign_coords(component_class=(COMPONENT_DIM, owners))
-    if draws.n_chains * draws.n_draws * N <= LOG_LIKELIHOOD_LIMIT:
+    if X is not None and draws.n_chains * draws.n_draws * len(X) <= LOG_LIKELIHOOD_LIMIT:
         add_log_likelihood(tree, draws, X, classes)
     return tree
 

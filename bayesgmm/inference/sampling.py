@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -12,11 +14,12 @@ from threadpoolctl import threadpool_limits
 
 from bayesgmm import __version__
 from bayesgmm.core import covariance, em
+from bayesgmm.core.blocked import BlockedProblem
 from bayesgmm.core.classes import ClassLayout, LabelledProblem
 from bayesgmm.core.covariance import CovarianceStructure
 from bayesgmm.core.hierarchical import Prior
 from bayesgmm.core.parameters import FloatArray
-from bayesgmm.exceptions import SamplingInterrupted
+from bayesgmm.exceptions import CostWarning, SamplingInterrupted
 from bayesgmm.inference import posterior
 from bayesgmm.inference.compiled import CompiledPosterior, MixturePosterior
 from bayesgmm.inference.diagnostics import Diagnostics, diagnose
@@ -51,6 +54,12 @@ START_DEGREES_OF_FREEDOM = 4
 EFFECTIVE_SIZE = "importance_effective_size"
 """Attribute of the DataTree: what the proposals' importance weights were worth before draws were resampled by them."""
 
+N_PASSES = "passes_over_rows"
+"""Attribute of the DataTree: passes over all rows that a Laplace posterior of many rows took, beyond EM's."""
+
+GRADIENTS_PER_DRAW = 8
+"""About what NUTS needs in whitened coordinates, warm-up included."""
+
 _FIELDS = {
     "weights": "weights",
     "means": "means",
@@ -76,6 +85,8 @@ class Task:
         Feature names.
     classes : ClassLayout, optional
         Of rows some of which have a known class: X is sorted by it.
+    blocked : BlockedProblem, optional
+        The problem of EM for rows in blocks, of which X and sample_weight are but a sample.
     """
 
     X: FloatArray
@@ -85,10 +96,13 @@ class Task:
     modes: tuple[em.EMRun, ...]
     names: tuple[str, ...]
     classes: ClassLayout | None = None
+    blocked: BlockedProblem | None = None
 
     @property
     def problem(self) -> em.Problem:
         """The same as a problem of EM, under the prior that EM has."""
+        if self.blocked is not None:
+            return self.blocked
         if self.classes is not None:
             return LabelledProblem(self.X, self.kind, self.prior.for_em, self.sample_weight, classes=self.classes)
         return em.Problem(self.X, self.kind, self.prior.for_em, self.sample_weight)
@@ -148,12 +162,7 @@ def sample_posterior(task: Task, settings: Settings, rng: np.random.Generator) -
     -------
     Result
     """
-    n_components = len(task.modes[0].counts)
-    compiled = CompiledPosterior.from_data(
-        task.X, n_components, task.kind.name, task.prior, task.sample_weight, task.classes
-    )
-    compiled = compiled.without_scale(task.modes[0].parameters.precision_factors)
-    around = _around_modes(compiled, task)
+    density, around = _posteriors(task)
     # The products here are small: BLAS threads would only spin beside the chains'.
     with threadpool_limits(limits=1, user_api="blas"):
         found = approximate_modes(around, task)
@@ -162,16 +171,42 @@ def sample_posterior(task: Task, settings: Settings, rng: np.random.Generator) -
         if settings.method == "laplace":
             result = _by_importance(around, ordered, settings, found.approximations, rng)
         else:
-            result = _by_nuts(compiled, ordered, settings, found.approximations, rng)
+            if isinstance(density, SummedPosterior):
+                _say_cost(density, settings, found.approximations[0].center)
+            result = _by_nuts(density, ordered, settings, found.approximations, rng)
         order = (*distinct, *found.merged)
         return replace(result, mode_order=order, modes=tuple(task.modes[m] for m in order))
 
 
-def _around_modes(compiled: CompiledPosterior, task: Task) -> MixturePosterior:
-    """The posterior as the approximations see it: of many rows, by passes of all threads that do the work of many."""
+def _posteriors(task: Task) -> tuple[MixturePosterior, MixturePosterior]:
+    """The posterior as the chains see it, and as the approximations do: of many rows, in passes that do the work of many."""
+    prior, kind, factors = task.prior, task.kind.name, task.modes[0].parameters.precision_factors
+    if task.blocked is not None:
+        summed = SummedPosterior.from_prior(task.blocked.blocks, kind, prior).without_scale(factors)
+        return summed, summed
+    n_components = len(task.modes[0].counts)
+    compiled = CompiledPosterior.from_data(task.X, n_components, kind, prior, task.sample_weight, task.classes)
+    compiled = compiled.without_scale(factors)
     if task.classes is not None or len(task.X) < MANY_ROWS:
-        return compiled
-    return SummedPosterior(TableRows(task.X, task.sample_weight), compiled.inputs.without_rows(), task.kind.name)
+        return compiled, compiled
+    rows = TableRows(task.X, task.sample_weight)
+    return compiled, SummedPosterior(rows, compiled.inputs.without_rows(), kind)
+
+
+def _say_cost(density: SummedPosterior, settings: Settings, point: FloatArray) -> None:
+    """Say what NUTS will cost on rows in blocks, where every point of every chain is a pass over all of them."""
+    begin = time.perf_counter()
+    density.logp_and_grad(point)
+    each = time.perf_counter() - begin
+    n_passes = GRADIENTS_PER_DRAW * settings.chains * (settings.tune + settings.draws)
+    hours = n_passes * each / 3600
+    lasts = f"{hours:.1f} hours" if hours >= 1 else f"{60 * hours:.0f} minutes"
+    warnings.warn(
+        f"NUTS on rows in blocks takes about {n_passes:,} passes over all of them: {lasts} at {each:.2g} s a pass, as measured; "
+        "method='laplace' takes some ten",
+        CostWarning,
+        stacklevel=5,
+    )
 
 
 @dataclass(frozen=True, eq=False)
@@ -194,7 +229,7 @@ class ApproximatedModes:
 
 
 def near_modes(
-    modes: Sequence[em.EMRun], kind: CovarianceStructure, prior: Prior, sample_weight: FloatArray | None, n_rows: int
+    modes: Sequence[em.EMRun], kind: CovarianceStructure, prior: Prior, sample_weight: FloatArray | None, n_rows: float
 ) -> list[int]:
     """Modes of EM that may hold posterior mass, as far as their own densities tell.
 
@@ -209,7 +244,7 @@ def near_modes(
     prior : ConjugatePrior, HierarchicalPrior or SeparationPrior
         Resolved.
     sample_weight : ndarray of shape (N,) or None
-    n_rows : int
+    n_rows : float
         N.
 
     Returns
@@ -241,10 +276,11 @@ def approximate_modes(compiled: MixturePosterior, task: Task) -> ApproximatedMod
         Best first.
     """
     problem = task.problem
-    near = near_modes(task.modes, task.kind, task.prior, task.sample_weight, len(task.X))
+    near = near_modes(task.modes, task.kind, task.prior, None, problem.total_weight)
     found = []
     for run in (task.modes[m] for m in near):
-        statistics = problem.e_step(run.parameters)
+        known = run.statistics if task.blocked is not None else None
+        statistics = problem.e_step(run.parameters) if known is None else known
         start = covariance.maximise_unconstrained(statistics, run.parameters.means, task.kind, task.prior.for_em)
         theta = compiled.unconstrain(start.weights, start.means, start.precision_factors)
         found.append(laplace(compiled, theta, rough_scales(compiled, theta, statistics.counts)))
@@ -295,7 +331,7 @@ def _by_importance(
     rng: np.random.Generator,
 ) -> Result:
     shape = (settings.chains, settings.draws)
-    resampled = importance_draws(compiled, approximations, settings.chains * settings.draws, rng)
+    resampled = importance_draws(compiled, approximations, settings.chains * settings.draws, rng, settings.target_ess)
     chains = Chains(resampled.theta.reshape(*shape, -1), {"lp": resampled.log_density.reshape(shape)})
     draws, diagnostics = _judge(
         compiled,
@@ -307,11 +343,14 @@ def _by_importance(
         effective_size=resampled.effective_size,
     )
     chains, draws = _with_scales(compiled, chains, draws, rng)
-    return _package(task, chains, settings, draws, diagnostics, {EFFECTIVE_SIZE: resampled.effective_size})
+    attributes = {EFFECTIVE_SIZE: resampled.effective_size}
+    if isinstance(compiled, SummedPosterior):
+        attributes[N_PASSES] = float(compiled.n_passes)
+    return _package(task, chains, settings, draws, diagnostics, attributes)
 
 
 def _by_nuts(
-    compiled: CompiledPosterior,
+    compiled: MixturePosterior,
     task: Task,
     settings: Settings,
     approximations: Sequence[LaplaceApproximation],
@@ -320,7 +359,9 @@ def _by_nuts(
     def run(starts: FloatArray, owners: Sequence[int], tune: int) -> Chains:
         whitenings = [(approximations[m].center, approximations[m].factor) for m in owners]
         seed = int(rng.integers(2**31 - 1))
-        return run_nuts(compiled, starts, whitenings, settings.draws, tune, seed, settings.cores, settings.progressbar)
+        # The passes over blocks fill the cores themselves.
+        cores = settings.cores or (1 if task.blocked is not None else None)
+        return run_nuts(compiled, starts, whitenings, settings.draws, tune, seed, cores, settings.progressbar)
 
     owners, starts = allot_chains(compiled, task, approximations, settings.chains, rng)
     chains = run(starts, owners, settings.tune)
@@ -524,7 +565,7 @@ def _judge(
         switching_share=switching_share(permutations.reshape(C, S, -1)),
         modes=[run.parameters for run in task.modes],
         near_modes=n_near,
-        scale=np.std(task.X, axis=0),
+        scale=np.std(task.X, axis=0) if task.blocked is None else task.problem.feature_scale(),
         pareto_k=pareto_k,
         effective_size=effective_size,
         target_ess=settings.target_ess,
@@ -558,8 +599,7 @@ def _package(
         "sampler": settings.method,
         "covariance_type": task.kind.name,
     }
-    tree = posterior.data_tree(
-        draws, task.kind, task.X, task.sample_weight, task.names, task.prior, chains.stats, attributes, task.classes
-    )
+    X, v = (task.X, task.sample_weight) if task.blocked is None else (None, None)
+    tree = posterior.data_tree(draws, task.kind, X, v, task.names, task.prior, chains.stats, attributes, task.classes)
     order = tuple(range(len(task.modes)))
     return Result(draws, tree, diagnostics, order, task.modes, _interruption(chains, settings))

@@ -282,7 +282,7 @@ def structures(
     ----------
     Banfield & Raftery (1993), Model-based Gaussian and non-Gaussian clustering, Biometrics 49, 803–821.
     """
-    from bayesgmm.estimators.gaussian_mixture import GaussianMixture
+    from bayesgmm.estimators.gaussian_mixture import GaussianMixture, stop_if_interrupted
 
     shares = sorted(check_levels(levels))
     n_rows = len(X)  # type: ignore[arg-type]
@@ -293,6 +293,7 @@ def structures(
         fit = GaussianMixture(
             n_components, covariance_type=kind, n_init=STRUCTURE_STARTS, tol=STRUCTURE_TOL, random_state=random_state
         ).fit(part)
+        stop_if_interrupted(fit)
         if fit.n_features_in_ < 2:
             raise ValueError("structures differ in two features or more, and X has one")
         views[kind] = fitted(fit, X)

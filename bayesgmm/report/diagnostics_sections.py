@@ -225,7 +225,7 @@ def prior_section(facts: FitFacts) -> Section:
         Paragraph(text),
         Table("The prior's values", ["symbol", "name", "value", "what it means"], rows),
     ]
-    if hasattr(facts.fit, "prior_sensitivity"):
+    if hasattr(facts.fit, "prior_sensitivity") and getattr(facts.fit, "_X", None) is not None:
         from bayesgmm.inference.power_scaling import sensitivity_sentence
 
         parts.append(Paragraph(sensitivity_sentence(facts.fit.prior_sensitivity())))

@@ -352,7 +352,8 @@ def facts_of(fit: Any, X: Any = None, sample_weight: Any = None) -> FitFacts:
         If X does not have the fit's features, or weights come without X.
     """
     if hasattr(fit, "_draws"):
-        return FitFacts(fit, fit._X, fit._sample_weight)
+        # A fit whose rows were read in blocks holds none.
+        return FitFacts(fit, getattr(fit, "_X", None), getattr(fit, "_sample_weight", None))
     if X is None:
         if sample_weight is not None:
             raise ValueError("sample_weight goes with X: give X too")

@@ -319,15 +319,18 @@ def _posterior_figures(facts: FitFacts) -> list[Block]:
             "Intervals of weights, means, standard deviations and correlations of each component, with EM's value marked.",
             "What the posterior says of each parameter: median, 50 % and 90 % interval; EM's mode is marked.",
         ),
-        inline(
-            "predictive_check",
-            partial(plots.predictive_check, fit),
-            "Histogram of each feature beside the band of histograms that the posterior would give.",
-            "Would this posterior give such data? Most points should lie in the band; a pattern of points "
-            "outside it is what the mixture misses.",
-        ),
     ]
-    if not facts.identified and len(fit._X) <= COCLUSTERED_ROWS:
+    if facts.X is not None:
+        blocks.append(
+            inline(
+                "predictive_check",
+                partial(plots.predictive_check, fit),
+                "Histogram of each feature beside the band of histograms that the posterior would give.",
+                "Would this posterior give such data? Most points should lie in the band; a pattern of points "
+                "outside it is what the mixture misses.",
+            )
+        )
+    if not facts.identified and facts.X is not None and len(facts.X) <= COCLUSTERED_ROWS:
         blocks.append(
             inline(
                 "coclustering",

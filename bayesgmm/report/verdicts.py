@@ -69,12 +69,12 @@ def _bad(facts: FitFacts) -> Verdict:
 
 def _posterior(facts: FitFacts, number_was_set: bool) -> Verdict:
     found = facts.fit.diagnostics_
-    rows = len(facts.fit._X)
+    rows = "" if facts.X is None else f" for {counted(len(facts.X), 'row')}"
     level = "caution" if found.unvisited_modes else "good"
-    headline = f"{counted(facts.K, 'component')} for {counted(rows, 'row')}, and the draws can be trusted"
+    headline = f"{counted(facts.K, 'component')}{rows}, and the draws can be trusted"
     sentences = [*_weights(facts), *assignment_sentences(facts), *anomaly_sentences(facts), found.verdict]
     if found.unvisited_modes:
-        headline = f"{counted(facts.K, 'component')} for {counted(rows, 'row')}, with a reservation"
+        headline = f"{counted(facts.K, 'component')}{rows}, with a reservation"
         modes = ", ".join(map(str, found.unvisited_modes))
         plural = "s" if len(found.unvisited_modes) > 1 else ""
         sentences.append(

@@ -35,7 +35,7 @@ RATES = (0.001, 0.01, 0.05)
 JUDGED = (0.01, 0.05)
 WITHIN = 0.2
 N_FRESH = 10_000
-DATA_SETS, QUICK_DATA_SETS = 200, 3
+DATA_SETS, QUICK_DATA_SETS, FULL_DATA_SETS = 40, 3, 200
 DRAWS = 250
 ANOMALIES = 0.02
 INJECTED_EVERY = 10
@@ -182,7 +182,7 @@ def report(results: dict[Any, dict[str, Any]], method: str, judged: bool) -> int
 def run(options: Options) -> int:
     """Run the study; return the number of targets missed and of data sets that failed."""
     method = "laplace" if options.method in (None, "em") else options.method
-    n_data_sets = options.data_sets or (QUICK_DATA_SETS if options.quick else DATA_SETS)
+    n_data_sets = options.number_of(DATA_SETS, QUICK_DATA_SETS, FULL_DATA_SETS)
     settings = {"method": method, "draws": options.draws or DRAWS, "seed": options.seed}
     keys = [(*cell, index) for index in range(n_data_sets) for cell in CELLS]
     results, failed = collect("anomaly", one_data_set, keys, settings, options)

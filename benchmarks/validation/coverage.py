@@ -33,7 +33,7 @@ NORMAL_QUANTILE = 1.6449
 QUANTITIES = ("weights", "means", "covariances")
 SIDES = ("posterior", "em", "exact")
 EXACT_DRAWS = 2000
-DATA_SETS, QUICK_DATA_SETS = 200, 2
+DATA_SETS, QUICK_DATA_SETS, FULL_DATA_SETS = 100, 2, 200
 DRAWS = 500
 MOST_BLOCKS = 4  # where the effective sample size is not reached: bounds the time of a fit that cannot reach it
 
@@ -194,7 +194,7 @@ def report(results: dict[Any, dict[str, Any]], method: str, judged: bool) -> int
 def run(options: Options) -> int:
     """Run the study; return the number of targets missed and of data sets that failed."""
     method = "laplace" if options.method in (None, "em") else options.method
-    n_data_sets = options.data_sets or (QUICK_DATA_SETS if options.quick else DATA_SETS)
+    n_data_sets = options.number_of(DATA_SETS, QUICK_DATA_SETS, FULL_DATA_SETS)
     settings = {"method": method, "draws": options.draws or DRAWS, "seed": options.seed}
     keys = [(*size, index) for index in range(n_data_sets) for size in SIZES]
     results, failed = collect("coverage", one_data_set, keys, settings, options)

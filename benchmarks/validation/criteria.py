@@ -49,7 +49,7 @@ BEYOND = 2
 
 N_ROWS = 500
 N_FRESH = 10_000
-DATA_SETS, QUICK_DATA_SETS = 20, 2
+DATA_SETS, QUICK_DATA_SETS, FULL_DATA_SETS = 4, 2, 20
 DRAWS, QUICK_DRAWS = 250, 100
 TARGET_ESS = 100
 QUICK_CELLS = (("separated", 1, 2), ("separated", 2, 2), ("overlapping", 1, 2))
@@ -269,7 +269,7 @@ def kind_table(kind: str, results: dict[tuple[Any, ...], dict[str, Any]], method
 def run(options: Options) -> int:
     """Run the study; return the number of data sets that failed. Nothing is judged: the shares are what is asked for."""
     method = options.method or ("laplace" if options.quick else "nuts")
-    n_data_sets = options.data_sets or (QUICK_DATA_SETS if options.quick else DATA_SETS)
+    n_data_sets = options.number_of(DATA_SETS, QUICK_DATA_SETS, FULL_DATA_SETS)
     settings = {
         "method": method,
         "draws": options.draws or (QUICK_DRAWS if options.quick else DRAWS),

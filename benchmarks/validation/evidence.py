@@ -34,7 +34,7 @@ CASES = (
     *(("one", structure, method) for method in ("nuts", "laplace") for structure in ("full", "diag", "spherical")),
     *((table, s, "nuts") for table in ("overlapping", "separated") for s in ("full", "tied", "diag", "spherical")),
 )
-SEEDS, QUICK_SEEDS = 50, 3
+SEEDS, QUICK_SEEDS, FULL_SEEDS = 20, 3, 50
 DRAWS = 500
 CASE_LIMITS, ALL_LIMITS = (0.7, 1.4), (0.8, 1.3)
 LARGEST_MEAN, LARGEST = 0.5, 4.0
@@ -101,7 +101,7 @@ def report(results: dict[Any, dict[str, Any]]) -> int:
         nonlocal missed
         mean, sd, largest = float(z.mean()), float(z.std(ddof=1)), float(np.abs(z).max())
         right = limits[0] <= sd <= limits[1] and abs(mean) <= LARGEST_MEAN and largest <= LARGEST
-        judged = len(z) >= SEEDS
+        judged = len(z) >= FULL_SEEDS
         missed += judged and not right
         verdict = ("reached" if right else "[bold red]missed[/bold red]") if judged else "–"
         table.add_row(*head, f"{mean:+.2f}", f"{sd:.2f}", f"{largest:.2f}", verdict)
@@ -130,7 +130,7 @@ def report(results: dict[Any, dict[str, Any]]) -> int:
 
 def run(options: Options) -> int:
     """Run the study; return the number of targets missed and of fits that failed."""
-    n_seeds = options.data_sets or (QUICK_SEEDS if options.quick else SEEDS)
+    n_seeds = options.number_of(SEEDS, QUICK_SEEDS, FULL_SEEDS)
     settings = {"draws": options.draws or DRAWS, "seed": options.seed}
     keys = [(*case, index) for index in range(n_seeds) for case in CASES]
     results, failed = collect("evidence", one_seed, keys, settings, options)

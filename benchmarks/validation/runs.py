@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ class Options:
     """Arguments of the command; None leaves the choice to the study."""
 
     quick: bool = False
+    full: bool = False
     out: Path | None = None
     data_sets: int | None = None
     method: str | None = None
@@ -39,10 +41,15 @@ class Options:
     workers: int | None = None
     report: bool = False
 
+    def number_of(self, usual: int, quick: int, full: int) -> int:
+        """Data sets of each cell: as many as were asked for, else what the kind of run takes."""
+        return self.data_sets or (quick if self.quick else full if self.full else usual)
 
+
+@cache
 def console() -> Console:
-    """Standard output, wide where it is no terminal."""
-    return Console(width=None if sys.stdout.isatty() else WIDTH, highlight=False)
+    """Standard output, wide where it is no terminal; what it prints can be exported."""
+    return Console(width=None if sys.stdout.isatty() else WIDTH, highlight=False, record=True)
 
 
 def stored(study: str, settings: dict[str, Any], out: Path | None) -> dict[Key, dict[str, Any]]:

@@ -245,3 +245,18 @@ def test_layout():
     weights = np.array([[0.1, 0.1, 0.2, 0.1, 0.2, 0.3], [0.3, 0.1, 0.1, 0.2, 0.2, 0.1]])
     np.testing.assert_allclose(layout.totals(weights), [[0.2, 0.2, 0.6], [0.4, 0.1, 0.5]])
     np.testing.assert_allclose(layout.within_class(weights)[0], [0.5, 0.5, 1, 1 / 6, 1 / 3, 1 / 2])
+
+
+def test_accelerated_steps_hold_given_priors_too():
+    X, layout, _ = some_rows(K=(2, 2), priors=GIVEN)
+    problem = LabelledProblem(X, structure("full"), reg_covar=1e-3, tol=1e-10, classes=layout)
+    start = em.start(problem, 4, "kmeans", np.random.default_rng(0))
+    seen = []
+    run = em.ascend(problem, *start, np.random.default_rng(0), lambda i, parameters, objective: seen.append(parameters))
+    plain = em.climb(problem, *start, np.random.default_rng(0))
+    assert run.n_iter < plain.n_iter
+    # the start is as it was given, and no step has been made
+    for parameters in seen[1:]:
+        np.testing.assert_allclose(layout.totals(parameters.weights), GIVEN, rtol=1e-12)
+    assert np.diff(run.lower_bounds).min() >= -1e-13
+    assert run.objective > plain.objective - 1e-7

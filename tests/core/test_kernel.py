@@ -600,7 +600,7 @@ def test_exponential_and_logarithm_are_vectorised():
     assert count(library_exponentials, x, out) == 0
 
 
-@pytest.mark.parametrize("name", ["_pass_rows", "_density_rows", "_predictive_rows", "fused_pass", "gradients"])
+@pytest.mark.parametrize("name", ["_pass_chunks", "_density_rows", "_predictive_rows", "fused_pass", "gradients"])
 def test_compiled_functions_release_the_gil(name):
     assert getattr(kernel, name).targetoptions["nogil"] is True
 

@@ -9,9 +9,10 @@ import numpy as np
 import pandas as pd
 import pytest
 from sklearn.base import clone
+from sklearn.frozen import FrozenEstimator
 
-from bayesgmm import ConjugatePrior, GaussianMixture
-from bayesgmm.exceptions import DataError
+from bayesgmm import AnomalyDetector, BayesianGaussianMixture, ConjugatePrior, GaussianMixture
+from bayesgmm.exceptions import DataError, RowsNotHeldError
 from bayesgmm.inference.compiled import CompiledPosterior
 from bayesgmm.inference.summed import SummedPosterior
 
@@ -156,3 +157,61 @@ def test_log_posterior_and_gradient_are_those_in_memory(rows, weights, client):
     (found, gradient), (expected, wanted) = summed.logp_and_grad(theta), compiled.logp_and_grad(theta)
     np.testing.assert_allclose(found, expected, rtol=RELATIVE)
     np.testing.assert_allclose(gradient, wanted, rtol=RELATIVE, atol=RELATIVE * np.abs(wanted).max())
+
+
+def test_a_laplace_posterior_is_that_in_memory_within_monte_carlo_error(rows, weights, client):
+    frame = pd.DataFrame(rows, columns=["a", "b"]).assign(v=weights)
+    X = dd.from_pandas(frame, npartitions=4).persist()
+    make = BayesianGaussianMixture(3, method="laplace", random_state=0, progressbar=False)
+    found = clone(make).fit(X[["a", "b"]], sample_weight=X.v)
+    expected = clone(make).fit(frame[["a", "b"]], sample_weight=weights)
+    assert found.diagnostics_.pareto_k < 0.7
+    ours, theirs = np.argsort(found.means_[:, 0]), np.argsort(expected.means_[:, 0])
+    sd = found._draws.flat()[1].std(axis=0)[ours]
+    # 4 × 1000 draws worth some 1,000 after resampling: means within 4 √(2 / 1000) posterior standard deviations
+    assert np.all(np.abs(found.means_[ours] - expected.means_[theirs]) < 0.18 * sd)
+    lazily = found.predict_proba(X[["b", "a"]])
+    assert lazily.shape[1] == 3
+    np.testing.assert_allclose(lazily.compute(), found.predict_proba(frame[["a", "b"]]), atol=1e-12)
+    np.testing.assert_allclose(found.score(X, sample_weight=X.v), found.score(frame[["a", "b"]], sample_weight=weights))
+    with pytest.raises(RowsNotHeldError):
+        found.coclustering()
+
+
+@pytest.mark.parametrize("posterior", [False, True])
+def test_anomalies_are_those_in_memory(posterior, rows, monkeypatch):
+    monkeypatch.setattr("bayesgmm.distributed._client_of", lambda collection: None)
+    frame = pd.DataFrame(rows, columns=["a", "b"], index=np.arange(len(rows)) + 7)
+    make = BayesianGaussianMixture(3, method="laplace", progressbar=False) if posterior else GaussianMixture(3)
+    fit = make.set_params(random_state=0).fit(frame)
+    detector = AnomalyDetector(FrozenEstimator(fit), n_draws=100, n_simulated=2000, random_state=0).fit(None)
+    X = dd.from_pandas(frame, npartitions=3)
+    said = ["score_samples", "decision_function", "predict", "predictive_tail_probability"]
+    for name in said + ["anomaly_probability"] * posterior:
+        lazily = getattr(detector, name)(X)
+        assert isinstance(lazily, da.Array)
+        np.testing.assert_allclose(lazily.compute(), getattr(detector, name)(frame), atol=1e-12)
+    table = detector.table(X, min_responsibility=0.8)
+    pd.testing.assert_frame_equal(table.compute(), detector.table(frame, min_responsibility=0.8), check_dtype=False)
+    p, error = detector.predictive_tail_probability(X, return_error=True)
+    np.testing.assert_allclose(error.compute(), detector.predictive_tail_probability(frame, return_error=True)[1])
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+def test_the_threshold_of_a_share_of_all_rows_is_exact(weighted, rows, weights, monkeypatch):
+    monkeypatch.setattr("bayesgmm.distributed._client_of", lambda collection: None)
+    monkeypatch.setattr("bayesgmm.core.quantiles.FEW", 10)
+    monkeypatch.setattr("bayesgmm.core.quantiles.BINS", 7)
+    v = weights if weighted else None
+    fit = GaussianMixture(3, random_state=0).fit(rows)
+    for share in (0.001, 0.03, 0.5):
+        detector = AnomalyDetector(FrozenEstimator(fit), contamination=share, random_state=0)
+        in_memory = clone(detector).fit(rows, sample_weight=v).offset_
+        assert clone(detector).fit(da.from_array(rows, chunks=(300, 2)), sample_weight=v).offset_ == in_memory
+
+
+def test_a_detector_is_fitted_on_the_workers(rows, client):
+    X = da.from_array(rows, chunks=(500, 2)).persist()
+    detector = AnomalyDetector(GaussianMixture(3, random_state=0), contamination=0.02, random_state=0).fit(X)
+    flagged = (detector.predict(X) == -1).sum().compute()
+    assert abs(flagged - 0.02 * len(rows)) <= 1

@@ -229,9 +229,10 @@ def test_a_prior_counts_once_against_all_rows_so_far():
     np.testing.assert_allclose(np.sort(em.weights_), np.sort(copies.weights_), atol=2e-3)
 
 
-def test_a_fit_goes_on_with_batches_and_a_new_fit_forgets_them(frame):
+@pytest.mark.parametrize("covariance_type", STRUCTURES)
+def test_a_fit_goes_on_with_batches_and_a_new_fit_forgets_them(frame, covariance_type):
     X = frame.to_numpy()
-    fitted = GaussianMixture(3, random_state=0).fit(X)
+    fitted = GaussianMixture(3, covariance_type=covariance_type, random_state=0).fit(X)
     before = fitted.means_
     fitted.partial_fit(X)
     # at the optimum a batch of the same rows moves nothing

@@ -272,7 +272,7 @@ for covariance_type in STRUCTURES:
         posterior, theta, *_ = some_posterior(covariance_type, K, D, weighted=True)
         posterior.logp_and_grad(theta)
 compiled = {e.data["dispatcher"].py_func.__name__ for _, e in recorder.buffer}
-print(sorted(compiled & {"_log_posterior", "fused_pass", "_pass_rows"}))
+print(sorted(compiled & {"_log_posterior", "fused_pass", "_ratios"}))
 """
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     printed, counts = run.stdout.split("\n")[:2]
