@@ -7,6 +7,7 @@ import warnings
 import numpy as np
 import pymc as pm
 import pytensor
+import pytensor.tensor as pt
 import pytest
 from scipy import integrate, stats
 
@@ -19,6 +20,7 @@ from bayesgmm.inference.compiled import CompiledPosterior
 from bayesgmm.inference.evidence import log_evidence
 from bayesgmm.inference.layout import ModelInputs
 from bayesgmm.inference.loo import loo_posterior
+from bayesgmm.inference.prior_ops import SeparatedFactors
 from bayesgmm.inference.summed import SummedPosterior, TableRows
 from tests import oracles
 from tests.core.test_separation import FLOOR, some_prior
@@ -111,6 +113,29 @@ def test_density_and_gradient_are_the_pymc_models_own(family, covariance_type, K
     np.testing.assert_allclose(deviations**2, squares, rtol=1e-9)
 
 
+def test_operation_compiles_to_numba_with_its_gradient():
+    posterior, theta, *_ = some_posterior("full", 2, 3)
+    rng = np.random.default_rng(0)
+    values = [theta[posterior.diagonal].reshape(2, 3), theta[posterior.below].reshape(2, 3)]
+    weight = rng.standard_normal((2, 3, 3))
+    inputs = [pt.dmatrix(), pt.dmatrix()]
+    factors = SeparatedFactors()(inputs[0], np.full(3, FLOOR), inputs[1], 2)
+    function = pytensor.function(inputs, [factors, *pytensor.grad((weight * factors).sum(), inputs)], mode="NUMBA")
+    P, *slopes = function(*values)
+    np.testing.assert_array_equal(P, posterior.constrain(theta)["precision_factors"])
+    for which, slope in enumerate(slopes):
+
+        def total(flat, which=which):
+            moved = theta.copy()
+            moved[(posterior.diagonal, posterior.below)[which]] = flat
+            return float(np.sum(weight * posterior.constrain(moved)["precision_factors"]))
+
+        # Central differences of values of some tens.
+        np.testing.assert_allclose(
+            slope.ravel(), central_differences(total, values[which].ravel()), rtol=1e-6, atol=1e-7
+        )
+
+
 @pytest.mark.parametrize("covariance_type", STRUCTURES)
 def test_unconstrain_undoes_constrain(covariance_type):
     posterior, theta, *_ = some_posterior(covariance_type, 3, 3)
@@ -147,7 +172,7 @@ def test_prior_draws_through_pymc_are_the_priors():
     prior = some_prior(2, 3, "gamma", eta=1.5, deviation_floor=FLOOR)
     X = np.random.default_rng(0).standard_normal((5, 3))
     with build_model(X, 2, "full", prior):
-        drawn = pm.sample_prior_predictive(S, random_seed=1)
+        drawn = pm.sample_prior_predictive(S, random_seed=1, compile_kwargs={"mode": "FAST_COMPILE"})
     assert drawn["prior_predictive"]["x"].shape == (1, S, 5, 3)
     _, means, packed = prior.resolve(X, 2).draw(np.random.default_rng(2), S, "full")
     sigma = np.sqrt(np.diagonal(packed, axis1=-2, axis2=-1))
