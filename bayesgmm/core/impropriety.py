@@ -19,9 +19,9 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -29,6 +29,9 @@ from bayesgmm.core.covariance import structure
 from bayesgmm.core.parameters import FloatArray
 from bayesgmm.core.separation import SeparationPrior
 from bayesgmm.exceptions import ImproperPosteriorError, PriorWarning
+
+if TYPE_CHECKING:
+    from bayesgmm.core.classes import ClassLayout
 
 LARGEST_SAMPLE = 1500
 """Distinct rows from which candidate lines are drawn; where there are more, rows taken at random."""
@@ -118,9 +121,61 @@ def check_posterior(
     PriorWarning
         Where the density is unbounded, though its integral is finite: there modes are local ones.
     """
-    if not isinstance(prior, SeparationPrior) or n_components < 2:
+    if isinstance(prior, SeparationPrior) and n_components > 1:
+        _judge(list(degeneracies(prior, X, n_components, covariance_type, sample_weight, names)))
+
+
+def check_class_posterior(
+    prior: Any,
+    X: FloatArray,
+    classes: ClassLayout,
+    covariance_type: str,
+    sample_weight: FloatArray | None,
+    names: Sequence[Any],
+) -> None:
+    """:func:`check_posterior` of rows some of which have a known class.
+
+    A component of a class with others may shrink on rows of its class and of none; the only one of its class has all its labelled rows to
+    hold; a tied covariance belongs to all.
+
+    Parameters
+    ----------
+    prior : ConjugatePrior, HierarchicalPrior or SeparationPrior
+        Resolved.
+    X : ndarray of shape (N, D)
+        Sorted by class.
+    classes : ClassLayout
+    covariance_type : {"full", "tied", "diag", "spherical"}
+    sample_weight : ndarray of shape (N,) or None
+    names : sequence of length D
+
+    Raises
+    ------
+    ImproperPosteriorError
+
+    Warns
+    -----
+    PriorWarning
+    """
+    if not isinstance(prior, SeparationPrior):
         return
-    found = list(degeneracies(prior, X, n_components, covariance_type, sample_weight, names))
+    if structure(covariance_type).name == "tied":
+        check_posterior(prior, X, classes.n_components, covariance_type, sample_weight, names)
+        return
+    positions = np.arange(len(X)) if classes.positions is None else classes.positions
+    cases = []
+    for labelled, K in zip(classes.labelled, classes.components, strict=True):
+        own = np.arange(labelled.start, labelled.stop)
+        rows = own if K == 1 else np.append(own, np.arange(classes.n_labelled, len(X)))
+        v = None if sample_weight is None else sample_weight[rows]
+        for case in degeneracies(prior, X[rows], 2, covariance_type, v, names) if len(rows) > 1 else ():
+            if K > 1 or len(case.rows) == len(own):
+                cases.append(replace(case, rows=np.sort(positions[rows[case.rows]])))
+    _judge(cases)
+
+
+def _judge(found: Sequence[Degeneracy]) -> None:
+    """Refuse what is improper, warn of what is unbounded."""
     improper = [case for case in found if case.improper]
     if improper:
         worst = max(improper, key=lambda case: case.count - case.improper_from)
@@ -135,7 +190,7 @@ def check_posterior(
             f"the posterior density is unbounded, though its integral is finite: {worst}; its modes, and the Laplace approximation, are "
             f"local; {worst.remedy}",
             PriorWarning,
-            stacklevel=5,
+            stacklevel=6,
         )
 
 
