@@ -45,6 +45,8 @@ SAME_DIRECTION = 1e-9
 ON_LINE = 1e-9
 """Distance, of features scaled to their range, up to which a row lies on a line."""
 
+OTHERS = "a prior that vanishes at every singular covariance (ConjugatePrior, HierarchicalPrior)"
+
 SHOWN = 10
 """Rows that a message names."""
 
@@ -280,7 +282,7 @@ def _flat_rows(prior: SeparationPrior, X: FloatArray, v: FloatArray, K: int, nam
     def case(members: np.ndarray, improper_from: float, what: str) -> Any:
         # improper_from = c + 2η: proper for any η above this.
         smallest = (float(v[members].sum()) - (improper_from - 2 * eta)) / 2
-        proper = f"raise eta above {max(smallest, 0.0):g}"
+        proper = f"raise eta above {max(smallest, 0.0):g}, or take {OTHERS}"
         bounded = f"raise eta to {float(v[members].sum()) / 2:g} for a bounded one"
         count = float(v[members].sum())
         return members, improper_from, 2 * eta, what, proper if count >= improper_from else bounded
@@ -321,7 +323,7 @@ def _parallel_lines(
         lines = 1 + int(np.sum(np.diff(height) > ON_LINE))
         if lines <= K:
             what = f"lie on {lines} parallel lines of {names[0]!r} and {names[1]!r}"
-            remedy = f"raise eta above {(v.sum() - lines - 1) / 2:g}, or use separate covariances"
+            remedy = f"raise eta above {(v.sum() - lines - 1) / 2:g}, or take {OTHERS}"
             yield np.arange(len(X)), 2 * eta + lines + 1, 2 * eta, what, remedy
             return
 

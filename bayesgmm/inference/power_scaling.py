@@ -65,15 +65,17 @@ def prior_sensitivity(post: Any, names: Sequence[str]) -> pd.DataFrame:
     else:
         values = label_invariants(draws, likelihood + prior)
         values.pop("log_posterior")
-    moving = {name: value for name, value in values.items() if np.ptp(value) > 0}
+    # By number: a tree takes no name with a slash.
+    moving = {f"q{i}": value for i, value in enumerate(values.values()) if np.ptp(value) > 0}
     tree = arviz_base.from_dict(
         {"posterior": moving, "log_prior": {"prior": prior}, "log_likelihood": {"x": likelihood}}
     )
     columns = {group: psense(tree, group=group) for group in ("prior", "likelihood")}
     table = pd.DataFrame(
-        {group: {name: float(found[name]) for name in moving} for group, found in columns.items()}, index=list(values)
+        {group: {name: float(found[name]) for name in moving} for group, found in columns.items()},
+        index=[f"q{i}" for i in range(len(values))],
     )
-    table = table.fillna(0.0).rename_axis("quantity")
+    table = table.fillna(0.0).set_axis(list(values)).rename_axis("quantity")
     with_prior, with_data = table["prior"] >= THRESHOLD, table["likelihood"] >= THRESHOLD
     table["diagnosis"] = np.select([with_prior & with_data, with_prior], [CONFLICT, STRONG], "")
     return table

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import arviz as az
 import numpy as np
+import pandas as pd
 import pytest
 
 from bayesgmm import BayesianGaussianMixture, ConjugatePrior, SeparationPrior
@@ -38,9 +39,9 @@ def test_sensitivities_are_arvizs(X):
 def test_a_prior_in_conflict_is_flagged_where_it_is():
     x = np.random.default_rng(0).standard_normal((20, 1))
     prior = SeparationPrior(mean_prior=[4.0], mean_scale=[0.5])
-    table = fit(x, prior).prior_sensitivity()
-    assert table["diagnosis"]["means[0, x0]"] == CONFLICT
-    assert "means[0, x0]" in sensitivity_sentence(table)
+    table = fit(pd.DataFrame(x, columns=["km/h"]), prior).prior_sensitivity()
+    assert table["diagnosis"]["means[0, km/h]"] == CONFLICT
+    assert "means[0, km/h]" in sensitivity_sentence(table)
     # The weight of one component is 1.
     assert table.loc["weights[0]", ["prior", "likelihood"]].tolist() == [0, 0]
 

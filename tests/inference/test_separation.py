@@ -10,6 +10,7 @@ import pytensor
 import pytensor.tensor as pt
 import pytest
 from scipy import integrate, stats
+from scipy.special import gammaln, logsumexp
 
 from bayesgmm import (
     BayesianGaussianMixture,
@@ -353,3 +354,65 @@ def test_rows_in_blocks_have_the_same_posterior(separated, tmp_path):
     np.save(path, X)
     with pytest.raises(ImproperPosteriorError, match="2 rows have"):
         half.fit(open_blocks(path))
+
+
+def log_subset_evidence(x: np.ndarray, m: float, s: float, log_deviation) -> np.ndarray:
+    """Log density of every subset of the values of one feature as one component, by quadrature over log σ; (2^N,)."""
+    members = (np.arange(2 ** len(x))[:, None] >> np.arange(len(x))) & 1
+    n = members.sum(axis=1)
+    nodes, node_weights = np.polynomial.legendre.leggauss(300)
+    t = 8 * nodes
+    sigma = np.exp(t)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        mean = np.where(n > 0, members @ x / n, 0.0)
+        scatter = (members * (x - mean[:, None]) ** 2).sum(axis=1)
+        # Rows less their mean, and the mean, which is Normal(m, s² + σ²/n).
+        log_rows = -0.5 * scatter[:, None] / sigma**2 - (n[:, None] - 1) * (t + 0.5 * np.log(2 * np.pi))
+        log_rows -= 0.5 * np.log(n)[:, None]
+        log_rows += stats.norm(m, np.sqrt(s**2 + sigma**2 / n[:, None])).logpdf(mean[:, None])
+    log_rows = np.where(n[:, None] > 0, log_rows, 0.0)
+    return logsumexp(log_rows + log_deviation(t) + t, b=8 * node_weights, axis=1)
+
+
+def enumerated_evidence(X: np.ndarray, prior: SeparationPrior, law) -> float:
+    """Log evidence of two components with diagonal covariances, summed over all allocations."""
+    N, D = X.shape
+    total = np.zeros(2**N)
+    for j in range(D):
+        values = log_subset_evidence(
+            X[:, j], prior.resolved_mean[j], np.asarray(prior.mean_scale)[j], lambda t, j=j: law(j).logpdf(np.exp(t))
+        )
+        total += values + values[::-1]
+    n = ((np.arange(2**N)[:, None] >> np.arange(N)) & 1).sum(axis=1)
+    # Dirichlet(1, 1): Γ(2) Γ(n + 1) Γ(N − n + 1) / Γ(N + 2).
+    return float(logsumexp(total + gammaln(n + 1) + gammaln(N - n + 1) - gammaln(N + 2)))
+
+
+@pytest.mark.parametrize(
+    ("family", "law"),
+    [
+        ("lognormal", lambda scale, a: stats.lognorm(a, scale=scale)),
+        ("gamma", lambda scale, a: stats.gamma(a, scale=scale)),
+    ],
+)
+def test_evidence_and_predictive_density_against_the_sum_over_all_allocations(family, law):
+    X = np.array([[-1.2, 0.3], [-0.7, 0.9], [-1.6, -0.2], [1.1, 2.4], [1.5, 3.1], [0.6, 2.2], [1.9, 1.7]])
+    prior = SeparationPrior(1.0, [0.0, 1.0], [2.0, 2.0], family, [0.5, 0.6], 2.2 if family == "gamma" else 0.7)
+    with warnings.catch_warnings():
+        # So few rows allow components to change places.
+        warnings.simplefilter("ignore")
+        post = BayesianGaussianMixture(
+            2, covariance_type="diag", prior=prior, draws=2500, target_ess=0, random_state=0, progressbar=False
+        ).fit(X)
+    exact = enumerated_evidence(
+        X, post.prior_, lambda j: law(np.asarray(prior.deviation_scale)[j], prior.deviation_shape)
+    )
+    evidence = post.log_evidence()
+    assert evidence.standard_error < 0.05
+    assert evidence.log_evidence == pytest.approx(exact, abs=4 * evidence.standard_error)
+    for row in ([-1.0, 0.5], [0.0, 1.0], [3.0, 0.0]):
+        more = enumerated_evidence(
+            np.vstack([X, row]), post.prior_, lambda j: law(np.asarray(prior.deviation_scale)[j], prior.deviation_shape)
+        )
+        # 10,000 draws, at least 2,000 of them effective; densities in the tails vary by their own size and more.
+        assert post.score_samples([row])[0] == pytest.approx(more - exact, abs=0.12)
