@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from numbers import Integral, Real
@@ -26,7 +25,7 @@ from bayesgmm.estimators.bayesian_gaussian_mixture import BayesianGaussianMixtur
 from bayesgmm.estimators.blockwise import of_each_row, row_blocks
 from bayesgmm.estimators.gaussian_mixture import GaussianMixture, stop_if_interrupted
 from bayesgmm.estimators.validation import check_settings, check_weights, feature_names, generator, named_columns
-from bayesgmm.exceptions import CriterionWarning, DataWarning
+from bayesgmm.exceptions import CriterionWarning, DataWarning, warn_user
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -214,7 +213,7 @@ class AnomalyDetector(OutlierMixin, BaseEstimator):
         if self._bayesian:
             thinned = fit._draws.thinned(int(self.n_draws))
             self._draws, self._edges = thinned.flat(), thinned.batch_edges()
-            if fit.method == "laplace":
+            if fit.method_ == "laplace":
                 from bayesgmm.inference.loo import relative_efficiency_of
 
                 self._per_effective = 1 / relative_efficiency_of(fit, 1)
@@ -262,10 +261,9 @@ class AnomalyDetector(OutlierMixin, BaseEstimator):
             )
         share = float(self._tail.curve.probability(np.array([limit]))[0])
         if share > 0.5:
-            warnings.warn(
+            warn_user(
                 f"{name}: {100 * share:.0f} % of the model's own rows lie below log f_min = {limit:.6g} and would be flagged",
                 DataWarning,
-                stacklevel=4,
             )
         return limit
 
@@ -504,11 +502,10 @@ class AnomalyDetector(OutlierMixin, BaseEstimator):
             random_state=np.random.default_rng(0),
         )
         if len(left.unreliable):
-            warnings.warn(
+            warn_user(
                 f"{len(left.unreliable)} rows cannot be left out reliably (Pareto k̂ too high; {named_rows(left.unreliable)}): their "
                 "probabilities are by importance sampling all the same, and they may vouch for themselves in part",
                 CriterionWarning,
-                stacklevel=4,
             )
         return left
 

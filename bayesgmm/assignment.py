@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -10,6 +9,7 @@ from sklearn.exceptions import ConvergenceWarning
 
 from bayesgmm.core import kernel
 from bayesgmm.core.parameters import FloatArray
+from bayesgmm.exceptions import warn_user
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -114,9 +114,8 @@ def reasons(
 def tell_unidentified(post: Any) -> None:
     """Warn where the draws' components cannot be told apart, so that averages of responsibilities say little."""
     if not post.diagnostics_.labels_identified:
-        warnings.warn(
+        warn_user(
             "the draws' components cannot be told apart: responsibilities averaged over them say little of a component. "
             "coclustering and partition do not depend on labels",
             ConvergenceWarning,
-            stacklevel=4,
         )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +12,7 @@ from scipy.special import softmax
 
 from bayesgmm.core import kernel
 from bayesgmm.core.parameters import FloatArray, MixtureParameters
-from bayesgmm.exceptions import CriterionWarning
+from bayesgmm.exceptions import CriterionWarning, warn_user
 
 if TYPE_CHECKING:
     from bayesgmm.selection import Selection
@@ -237,11 +236,10 @@ def _why_none(selection: Selection, name: str) -> str:
 def _tell_left_out(name: str, models: Sequence[str]) -> None:
     if models:
         few = ", ".join(models[:5]) + (", …" if len(models) > 5 else "")
-        warnings.warn(
+        warn_user(
             f"{len(models)} model{'s have' if len(models) > 1 else ' has'} no weight by {name} and {'are' if len(models) > 1 else 'is'} "
             f"left out: {few}; the table's columns flags and reason tell why",
             CriterionWarning,
-            stacklevel=6,
         )
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -11,6 +10,7 @@ from scipy.special import expit, logit, ndtri
 
 from bayesgmm.core.covariance import CovarianceStructure, structure
 from bayesgmm.core.parameters import FloatArray, MixtureParameters
+from bayesgmm.exceptions import warn_user
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -183,11 +183,10 @@ def check_pair(em: Any, post: Any) -> None:
         )
     diagnostics = getattr(post, "diagnostics_", None)
     if diagnostics is not None and not diagnostics.labels_identified:
-        warnings.warn(
+        warn_user(
             "the posterior's components cannot be told apart from draw to draw, so a comparison component by component means "
             "little: use fewer components",
             ConvergenceWarning,
-            stacklevel=3,
         )
 
 

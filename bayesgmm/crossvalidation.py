@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 from bayesgmm.core import kernel
 from bayesgmm.core.covariance import structure
 from bayesgmm.core.parameters import FloatArray
-from bayesgmm.exceptions import CriterionWarning
+from bayesgmm.exceptions import CriterionWarning, warn_user
 from bayesgmm.pointwise import standard_error, weighted
 
 if TYPE_CHECKING:
@@ -143,10 +142,9 @@ def kfold(
         elpd_i[held] = density
         problems += [f"fold {fold}: {text}" for text in trouble]
     if problems:
-        warnings.warn(
+        warn_user(
             f"{len(problems)} problem{'s' * (len(problems) > 1)} in {n_splits} folds; the first: {problems[0]}",
             CriterionWarning,
-            stacklevel=2,
         )
     lost = np.flatnonzero(~np.isfinite(elpd_i))
     if len(lost):
@@ -228,7 +226,7 @@ def _bayesian_fold(
         fitted.prior_,
         tuple(fitted.modes_),
         tuple(feature_names(fitted)),
-        fitted.method,
+        fitted.method_,
     )
     tune = 400 if isinstance(fitted.tune, str) else int(fitted.tune)
     chains = int(fitted.chains)

@@ -348,7 +348,7 @@ def _checked(rows: Any, weights: Any, block: int, columns: Sequence[str]) -> tup
     DataError
         If a value is no finite number, or the weights are others than those of the rows.
     """
-    X = np.require(rows, np.float64, ["C", "W"])
+    X = np.require(rows, np.float32 if rows.dtype == np.float32 else np.float64, ["C", "W"])
     with np.errstate(over="ignore", invalid="ignore"):
         # finite only where all values are
         total = X.sum()
@@ -564,6 +564,60 @@ def _memory_limits(dask_scheduler: Any) -> list[int]:
     return [worker.memory_limit or 0 for worker in dask_scheduler.workers.values()]
 
 
+def evaluated(
+    client: Client, function: Callable[[Any, Any], Any], common: Any, items: Sequence[Any], name: str
+) -> Iterator[tuple[int, Any]]:
+    """Values of ``function(common, item)``, each from a worker of a cluster, as they come.
+
+    Parameters
+    ----------
+    client : distributed.Client
+    function : callable
+    common : object
+        Sent to each worker once.
+    items : sequence
+    name : str
+        On the dashboard.
+
+    Yields
+    ------
+    place : int
+        Of the item.
+    value : object
+
+    Raises
+    ------
+    ClusterError
+        If the cluster cannot do it.
+    """
+    import cloudpickle
+    from distributed import KilledWorker, as_completed
+
+    workers_of(client)
+    payload = client.scatter(cloudpickle.dumps(common), broadcast=True, hash=False)
+    places = {
+        client.submit(_on_worker, function, payload, item, key=f"{name}-{uuid4().hex}", pure=False): place
+        for place, item in enumerate(items)
+    }
+    try:
+        for future in as_completed(list(places)):
+            yield places[future], future.result()
+    except KilledWorker as error:
+        raise ClusterError(f"workers died at work; most often they run out of memory: {error}") from error
+    except CancelledError as error:
+        raise ClusterError(f"the cluster lost the work or the connection ({error})") from error
+    finally:
+        for future in places:
+            future.release()
+
+
+def _on_worker(function: Callable[[Any, Any], Any], payload: bytes, item: Any) -> Any:
+    from distributed import get_worker
+
+    with kernel.at_most(get_worker().state.nthreads):
+        return function(pickle.loads(payload), item)
+
+
 def _held(key: Any) -> str:
     """What a key of ours is about."""
     is_sum = isinstance(key, str) or not isinstance(key[-1], int) or str(key[0]).startswith("bayesgmm-sum")
@@ -598,7 +652,10 @@ def connected(scheduler: str | None = None, n_workers: int | None = None) -> Ite
         threads = max(1, kernel.available_threads() // (n_workers or 1))
         with (
             LocalCluster(
-                n_workers=n_workers, threads_per_worker=threads, dashboard_address=None, silence_logs=logging.CRITICAL
+                n_workers=n_workers,
+                threads_per_worker=threads,
+                dashboard_address="127.0.0.1:0",
+                silence_logs=logging.CRITICAL,
             ) as cluster,
             Client(cluster) as client,
         ):

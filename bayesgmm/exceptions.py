@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import sys
+import warnings
 from typing import Any
+
+_PACKAGE = os.path.dirname(os.path.abspath(__file__))
 
 
 class DataError(ValueError):
@@ -57,3 +62,17 @@ class ImproperPosteriorError(DataError):
 
 class PriorWarning(UserWarning):
     """The prior makes part of a result doubtful; the message says which part, and offers another value."""
+
+
+def warn_user(message: str, category: type[Warning]) -> None:
+    """Warn at the line of the user's code that led here: the first that is neither this package's nor scikit-learn's.
+
+    Parameters
+    ----------
+    message : str
+    category : type of Warning
+    """
+    ours = [_PACKAGE]
+    if (sklearn := sys.modules.get("sklearn")) is not None and sklearn.__file__:
+        ours.append(os.path.dirname(sklearn.__file__))
+    warnings.warn(message, category, stacklevel=2, skip_file_prefixes=tuple(ours))

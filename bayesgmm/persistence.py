@@ -48,7 +48,9 @@ def hash_of_blocks(blocks: Iterable[FloatArray], n_rows: int, n_features: int) -
     return digest.hexdigest()
 
 
-def provenance(source: str, columns: Sequence[str], notes: Sequence[str], data_hash: str) -> dict[str, Any]:
+def provenance(
+    source: str, columns: Sequence[str], notes: Sequence[str], data_hash: str, in_blocks: bool = False
+) -> dict[str, Any]:
     """Where the rows of a fit come from, for its report.
 
     Parameters
@@ -61,13 +63,16 @@ def provenance(source: str, columns: Sequence[str], notes: Sequence[str], data_h
         What the reader decided or left out.
     data_hash : str
         Of the rows.
+    in_blocks : bool, default False
+        Whether they were read in blocks, and never stood in memory.
 
     Returns
     -------
     dict
         With the hash of the rows, by which it is known whether they are still those.
     """
-    return {"source": source, "columns": list(columns), "notes": list(notes), "data_hash": data_hash}
+    found = {"source": source, "columns": list(columns), "notes": list(notes), "data_hash": data_hash}
+    return found | ({"in_blocks": True} if in_blocks else {})
 
 
 def save(estimator: GaussianMixture | BayesianGaussianMixture, path: str | Path) -> Path:

@@ -5,7 +5,6 @@ Nothing of size draws × rows is needed at once: :class:`PointwiseCriteria` take
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
@@ -14,7 +13,7 @@ from numpy.typing import ArrayLike
 from scipy.special import logsumexp
 
 from bayesgmm.core.parameters import FloatArray
-from bayesgmm.exceptions import CriterionWarning
+from bayesgmm.exceptions import CriterionWarning, warn_user
 
 if TYPE_CHECKING:
     from arviz_stats.utils import ELPDDataLOO
@@ -260,11 +259,10 @@ class PointwiseCriteria:
         elpd_i, p_i = self.lppd_i - self.p_waic_i, self.p_waic_i
         high = np.flatnonzero(p_i > WAIC_VARIANCE_LIMIT)
         if len(high) and warn:
-            warnings.warn(
+            warn_user(
                 f"the variance of the log-likelihood over the draws exceeds {WAIC_VARIANCE_LIMIT} in {len(high)} of "
                 f"{len(p_i)} rows ({named_rows(high)}): WAIC is not reliable there; use LOO, which has a diagnostic of its own",
                 CriterionWarning,
-                stacklevel=3,
             )
         return ELPDDataWAIC(
             **elpd_fields(elpd_i, p_i, self.n_draws, like, sample_weight),
@@ -281,7 +279,7 @@ class PointwiseCriteria:
             self.elpd_loo_i, self.lppd_i - self.elpd_loo_i, self.pareto_k, self.n_draws, like, sample_weight
         )
         if warn and result.warning:
-            warn_pareto_k(self.pareto_k, good_k(self.n_draws), stacklevel=4)
+            warn_pareto_k(self.pareto_k, good_k(self.n_draws))
         return result
 
 
@@ -308,16 +306,15 @@ def loo_data(
     )
 
 
-def warn_pareto_k(pareto_k: FloatArray, threshold: float, advice: str = "", stacklevel: int = 3) -> None:
+def warn_pareto_k(pareto_k: FloatArray, threshold: float, advice: str = "") -> None:
     """Warn of rows whose k̂ exceeds the threshold, if there are any."""
     high = np.flatnonzero(pareto_k > threshold)
     if len(high):
         advice = advice or "give these rows an exact refit (bayesgmm.inference.loo.loo_posterior) or use kfold"
-        warnings.warn(
+        warn_user(
             f"Pareto k̂ exceeds {threshold:.2f} in {len(high)} of {len(pareto_k)} rows ({named_rows(high)}): leaving them out changes "
             f"the posterior too much for importance sampling, and their part of LOO is not reliable; {advice}",
             CriterionWarning,
-            stacklevel=stacklevel,
         )
 
 

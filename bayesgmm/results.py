@@ -196,8 +196,9 @@ def fit(table: Table | LargeTable, method: str, options: dict[str, Any], progres
                 raise
             estimator, interrupted = stop.estimator, str(stop)
     if not (interrupted and isinstance(table, LargeTable)):
+        large = isinstance(table, LargeTable)
         found = table.data_hash() if isinstance(table, LargeTable) else data_hash(table.values)
-        estimator._provenance = provenance(table.source, table.columns, table.notes, found)
+        estimator._provenance = provenance(table.source, table.columns, table.notes, found, large)
     return Outcome(estimator, table, method, time.perf_counter() - started, _messages(caught), interrupted)
 
 
@@ -368,8 +369,10 @@ def _given_rows(data: str | None, noted: Any, needed: bool) -> Any:
         raise DataError("a posterior holds its own rows: leave --data out")
     from bayesgmm.io import read_table
     from bayesgmm.persistence import data_hash
+    from bayesgmm.tables import is_several, read_all
 
-    table = read_table(data, None if noted is None else noted.get("columns"))
+    columns = None if noted is None else noted.get("columns")
+    table = read_all(data, columns) if is_several(data) else read_table(data, columns)
     if noted is not None and data_hash(table.values) != noted["data_hash"]:
         raise DataError(f"{data} does not hold the rows that the mixture was fitted to: their hash is another")
     return table.to_frame()

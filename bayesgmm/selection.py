@@ -18,6 +18,7 @@ from bayesgmm.core.covariance import STRUCTURES
 from bayesgmm.core.hierarchical import HierarchicalPrior
 from bayesgmm.core.parameters import FloatArray
 from bayesgmm.core.priors import ConjugatePrior
+from bayesgmm.exceptions import warn_user
 from bayesgmm.io import sole_writer
 from bayesgmm.stacking import compare_elpds, stacking_weights
 from bayesgmm.sweep import LONG_PASS, REFITS, SHORT_PASS, Folder, Key, Model, Plan, quiet, run, steps
@@ -36,6 +37,7 @@ from bayesgmm.tabulation import (
 
 if TYPE_CHECKING:
     import pandas as pd
+    from distributed import Client
     from matplotlib.figure import Figure
 
 __all__ = ["COLUMNS", "CRITERIA", "Criterion", "Selection", "compare_elpds", "select", "stacking_weights"]
@@ -460,13 +462,15 @@ def select(
     out: str | Path | None = None,
     overwrite: bool = False,
     progressbar: bool = True,
+    client: Client | None = None,
     **options: Any,
 ) -> Selection:
     """Fit mixtures over numbers of components and covariance structures, and put all criteria into one table.
 
     Parameters
     ----------
-    X : array-like of shape (N, D)
+    X : array-like of shape (N, D), path, rows in blocks, or Dask array or DataFrame
+        Rows that do not stand in memory are compared by EM's criteria.
     n_components : iterable of int, default range(1, 7)
         Numbers of components K.
     covariance_types : iterable of str, default ("full", "tied", "diag", "spherical")
@@ -505,6 +509,9 @@ def select(
         Begin anew in ``out`` whatever is there; what a selection wrote there before is removed, other files are left alone.
     progressbar : bool, default True
         Show the progress over models on standard error.
+    client : distributed.Client, optional
+        Of a Dask cluster, whose workers sample the posteriors, several models at a time; the rows travel to each worker once. The result
+        does not depend on it.
     **options
         Of the fits: ``n_init``, ``init_params``, ``max_iter`` (all), ``tol``, ``reg_covar`` (EM), ``draws``, ``tune``, ``chains``,
         ``target_ess``, ``max_draws``, ``cores`` (posteriors). ``target_ess`` is 0 here, so that each posterior has the draws asked for.
@@ -561,25 +568,25 @@ def select(
         loo_refits=loo_refits,
     )
     if out is None:
-        return _swept(plan, None, progressbar)
+        return _swept(plan, None, progressbar, client)
     from bayesgmm.selection_files import keep
 
     if not Path(out).exists():
         Path(out).mkdir(parents=True)
     with sole_writer(out, wait=0.5):
         folder = Folder(out, plan, seed_given, overwrite)
-        found = _swept(replace(plan, entropy=folder.entropy), folder, progressbar)
+        found = _swept(replace(plan, entropy=folder.entropy), folder, progressbar, client)
         keep(found, folder.path)
     return found
 
 
-def _swept(plan: Plan, folder: Folder | None, progressbar: bool) -> Selection:
+def _swept(plan: Plan, folder: Folder | None, progressbar: bool, client: Client | None = None) -> Selection:
     models = {key: Model(key) for key in plan.keys}
     with quiet() as caught:
         if folder is not None:
             for model in models.values():
                 folder.load(model)
-        interrupted = run(plan, models, lambda m: None if folder is None else folder.save(m), progressbar)
+        interrupted = run(plan, models, lambda m: None if folder is None else folder.save(m), progressbar, client)
     _pass_on(caught)
     if interrupted is not None and not any(set(steps(plan)) <= m.done or "failed" in m.flags for m in models.values()):
         raise KeyboardInterrupt(interrupted)
@@ -591,7 +598,7 @@ def _pass_on(caught: Sequence[warnings.WarningMessage]) -> None:
     from bayesgmm.exceptions import DataWarning
 
     for message in dict.fromkeys(str(w.message) for w in caught if issubclass(w.category, DataWarning)):
-        warnings.warn(message, DataWarning, stacklevel=4)
+        warn_user(message, DataWarning)
 
 
 def _plan(
@@ -608,7 +615,9 @@ def _plan(
     options: Mapping[str, Any],
 ) -> tuple[Plan, bool]:
     """Check everything at the door, before anything is fitted."""
+    from bayesgmm.core.blocked import survey
     from bayesgmm.estimators.bayesian_gaussian_mixture import BayesianGaussianMixture
+    from bayesgmm.estimators.blockwise import check_survey, row_blocks
     from bayesgmm.estimators.gaussian_mixture import GaussianMixture
     from bayesgmm.estimators.validation import (
         check_table,
@@ -632,15 +641,30 @@ def _plan(
         )
     ks = _numbers_of_components(n_components)
     names = _criteria(criteria, method, y is not None)
+    given = isinstance(random_state, Integral)
+    if given and random_state < 0:
+        raise ValueError(f"random_state must not be negative; got {random_state}")
+    entropy = int(random_state) if given else int(generator(random_state).integers(2**62))
     door = GaussianMixture()
-    table = check_table(door, X, reset=True, min_rows=2)
-    weights = check_weights(sample_weight, table)
-    counted = table if weights is None else table[weights > 0]
-    distinct = n_distinct_rows(counted, ks[-1])
-    if distinct < ks[-1]:
-        raise ValueError(
-            f"n_components goes up to {ks[-1]}, but X has {distinct} distinct rows: ask for at most {distinct} components"
-        )
+    blocks, seen = row_blocks(door, X, sample_weight, reset=True), None
+    if blocks is None:
+        table = check_table(door, X, reset=True, min_rows=2)
+        weights = check_weights(sample_weight, table)
+        counted = table if weights is None else table[weights > 0]
+        distinct = n_distinct_rows(counted, ks[-1])
+        if distinct < ks[-1]:
+            raise ValueError(
+                f"n_components goes up to {ks[-1]}, but X has {distinct} distinct rows: ask for at most {distinct} components"
+            )
+    else:
+        if method != "em" or y is not None:
+            raise ValueError(
+                "rows in blocks are compared by EM's criteria: method='em', without y. LOO, WAIC, the evidence and labels need the rows in "
+                "memory: give a sample of them"
+            )
+        seen = survey(blocks, entropy)
+        check_survey(seen, ks[-1], feature_names(door), options.get("reg_covar", 1e-6), False)
+        table, weights = seen.sample.rows, None if np.all(seen.sample.weights == 1) else seen.sample.weights
     if y is not None:
         _check_labels(y, len(table))
     known = {*EM_OPTIONS, *POSTERIOR_OPTIONS} if method != "em" else set(EM_OPTIONS)
@@ -661,17 +685,14 @@ def _plan(
         BayesianGaussianMixture(prior=prior, **posterior_options)._validate_params()
         if not (isinstance(prior, ConjugatePrior) and prior.scale is not None):
             refuse_degenerate(table, ks[-1], feature_names(door))
-    warn_degenerate(table, ks[-1], feature_names(door), em_options.get("reg_covar", 1e-6))
+    if blocks is None:
+        warn_degenerate(table, ks[-1], feature_names(door), em_options.get("reg_covar", 1e-6))
     cores = kernel.available_threads()
     if n_jobs is None:
         cost = kernel.pass_cost(len(table), ks[-1], table.shape[1])
         n_jobs = cores if SHORT_PASS <= cost < LONG_PASS else 1
     elif int(n_jobs) != n_jobs or n_jobs == 0 or n_jobs < -1:
         raise ValueError(f"n_jobs must be a whole number of at least 1, or -1 for one a core; got {n_jobs!r}")
-    given = isinstance(random_state, Integral)
-    if given and random_state < 0:
-        raise ValueError(f"random_state must not be negative; got {random_state}")
-    entropy = int(random_state) if given else int(generator(random_state).integers(2**62))
     plan = Plan(
         X=X,
         table=table,
@@ -685,7 +706,9 @@ def _plan(
         entropy=entropy,
         em_options=em_options,
         posterior_options=posterior_options,
-        n_jobs=cores if n_jobs == -1 else int(n_jobs),
+        n_jobs=1 if blocks is not None else cores if n_jobs == -1 else int(n_jobs),
+        blocks=blocks,
+        survey=seen,
     )
     return plan, given
 
@@ -761,7 +784,7 @@ def _selection(plan: Plan, models: Mapping[Key, Model], interrupted: str | None)
         elpds=elpds,
         method=plan.method,
         criteria=plan.criteria,
-        n_rows=len(plan.table),
+        n_rows=plan.n_rows,
         interrupted=interrupted,
         notes=notes_of(plan, models),
         sensitivity=sensitivity_table(plan, models),

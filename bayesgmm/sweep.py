@@ -16,19 +16,25 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import ArrayLike
 
-from bayesgmm import __version__
-from bayesgmm.core import em, kernel, seeding
+from bayesgmm import __version__, criteria
+from bayesgmm.core import blocked, em, kernel, seeding
+from bayesgmm.core.blocked import Survey
+from bayesgmm.core.blocks import RowBlocks
 from bayesgmm.core.covariance import STRUCTURES, structure
 from bayesgmm.core.parameters import FloatArray
+from bayesgmm.distributed import evaluated
 from bayesgmm.estimators.gaussian_mixture import GaussianMixture
 from bayesgmm.exceptions import DataError
 from bayesgmm.io import atomic_path, write_text
 from bayesgmm.persistence import data_hash
+
+if TYPE_CHECKING:
+    from distributed import Client
 
 Key = tuple[str, int]
 """Covariance structure and number of components: ``("full", 2)``."""
@@ -86,6 +92,10 @@ class Plan:
         Whether evidences are looked at under varied priors too.
     loo_refits : int
         Rows of a model that LOO leaves out by sampling again at most.
+    blocks : RowBlocks, optional
+        All rows, where they do not stand in memory; ``table`` and ``sample_weight`` are then a sample of them.
+    survey : Survey, optional
+        Of the blocks.
     """
 
     X: Any
@@ -104,10 +114,19 @@ class Plan:
     log_prior_of_components: Mapping[int, float] = field(default_factory=dict)
     sensitivity: bool = True
     loo_refits: int = REFITS
+    blocks: RowBlocks | None = None
+    survey: Survey | None = None
+
+    @property
+    def n_rows(self) -> int:
+        """N."""
+        return len(self.table) if self.survey is None else self.survey.moments.n_rows
 
     @property
     def total_weight(self) -> float:
         """Number of rows, or the sum of their weights."""
+        if self.survey is not None:
+            return self.survey.moments.weight
         return float(len(self.table)) if self.sample_weight is None else float(self.sample_weight.sum())
 
     def seed(self, key: Key, part: int) -> np.random.SeedSequence:
@@ -118,10 +137,19 @@ class Plan:
         """The same as an int, for estimators that keep it among their settings."""
         return int(self.seed(key, part).generate_state(1)[0] >> 1)
 
+    def _moments_hash(self) -> str:
+        """What stands for the hash of rows in blocks: that of their moments."""
+        assert self.survey is not None
+        found = self.survey.moments
+        digest = hashlib.sha256(repr((found.n_rows, found.weight)).encode())
+        for part in (found.mean, found.scatter, found.low, found.high):
+            digest.update(part.tobytes())
+        return "moments:" + digest.hexdigest()
+
     def fingerprint(self) -> dict[str, Any]:
         """What two sweeps must share to go into one table: everything but the grid and the criteria."""
         return {
-            "data_hash": data_hash(self.table, self.sample_weight),
+            "data_hash": data_hash(self.table, self.sample_weight) if self.survey is None else self._moments_hash(),
             "labels_hash": None
             if self.labels is None
             else hashlib.sha256(repr(list(np.asarray(self.labels, dtype=object))).encode()).hexdigest(),
@@ -368,6 +396,7 @@ def run(
     models: Mapping[Key, Model],
     save: Callable[[Model], None],
     progressbar: bool = False,
+    client: Client | None = None,
 ) -> str | None:
     """Fit every model and evaluate its criteria.
 
@@ -379,6 +408,8 @@ def run(
     save : callable
         Called with each model that is finished.
     progressbar : bool, default False
+    client : distributed.Client, optional
+        Whose workers sample the posteriors, each of a model of its own.
 
     Returns
     -------
@@ -395,10 +426,8 @@ def run(
             _run_em(
                 plan, [m for m in todo if "em" not in m.done], tell, save if plan.method == "em" else lambda _: None
             )
-            for model in todo:
-                if "failed" not in model.flags:
-                    tell(0, f"{model.key[0]}, K = {model.key[1]}")
-                    _finish(plan, model)
+            done = _finished_here(plan, todo, tell) if client is None else _finished_on_workers(client, plan, todo)
+            for model in done:
                 if plan.method != "em":
                     save(model)
                     tell(1, "")
@@ -407,6 +436,30 @@ def run(
             finished = sum(set(steps(plan)) <= m.done or "failed" in m.flags for m in models.values())
             return f"stopped by the user: {finished} of {len(models)} models are finished"
     return None
+
+
+def _finished_here(plan: Plan, todo: Sequence[Model], tell: Callable[[int, str], None]) -> Iterator[Model]:
+    """The models, each when it is finished."""
+    for model in todo:
+        if "failed" not in model.flags:
+            tell(0, f"{model.key[0]}, K = {model.key[1]}")
+            _finish(plan, model)
+        yield model
+
+
+def _finished_on_workers(client: Client, plan: Plan, todo: Sequence[Model]) -> Iterator[Model]:
+    """The models as the workers of a cluster finish them; the rows travel to each worker once."""
+    computed = evaluated(client, _finished, plan, todo, "bayesgmm-model")
+    for place, found in computed:
+        vars(todo[place]).update(vars(found))
+        yield todo[place]
+
+
+def _finished(plan: Plan, model: Model) -> Model:
+    if "failed" not in model.flags:
+        with quiet():
+            _finish(plan, model)
+    return model
 
 
 def steps(plan: Plan) -> tuple[str, ...]:
@@ -431,9 +484,12 @@ def _run_em(plan: Plan, todo: Sequence[Model], tell: Callable[[int, str], None],
             if stop.is_set():
                 return K
             try:
-                if starts is None:
-                    starts = _assignments(plan, K, *some)
-                _fit_em(plan, model, starts, some, stop)
+                if plan.blocks is not None:
+                    _fit_em_blocks(plan, model)
+                else:
+                    if starts is None:
+                        starts = _assignments(plan, K, *some)
+                    _fit_em(plan, model, starts, some, stop)
             except Stopped:
                 return K
             except Exception as error:
@@ -484,6 +540,39 @@ def _assignments(plan: Plan, K: int, X: FloatArray, v: FloatArray | None) -> lis
     return [seeding.initial_assignment(method, X, K, v, seed) for method, seed in zip(methods, seeds, strict=True)]
 
 
+def _em_estimator(plan: Plan, model: Model) -> GaussianMixture:
+    """EM's estimator of a model, not fitted."""
+    options = {"tol": EM_TOL} | dict(plan.em_options)
+    return GaussianMixture(
+        model.key[1], covariance_type=model.key[0], **options, random_state=plan.integer_seed(model.key, 0)
+    )
+
+
+def _fit_em_blocks(plan: Plan, model: Model) -> None:
+    """EM of rows in blocks: from a sample of them, then all at each step."""
+    assert plan.blocks is not None
+    assert plan.survey is not None
+    estimator = _em_estimator(plan, model)
+    settings = {"reg_covar": estimator.reg_covar, "tol": estimator.tol, "max_iter": estimator.max_iter}
+    problem = blocked.problem_of(plan.blocks, plan.survey, model.key[0], None, **settings)
+    rng = np.random.default_rng(plan.seed(model.key, 1))
+    n_starts = 1 if model.key[1] == 1 else STARTS * estimator.n_init
+    found = blocked.fit(problem, model.key[1], n_init=n_starts, init_params=estimator.init_params, rng=rng)
+    _keep_em(plan, model, estimator, found)
+    model.values["icl"] = estimator._icl_of(plan.blocks)
+    model.done.add("em")
+
+
+def _keep_em(plan: Plan, model: Model, estimator: GaussianMixture, found: em.EMFit) -> None:
+    estimator.n_features_in_ = plan.table.shape[1]
+    if plan.feature_names is not None:
+        estimator.feature_names_in_ = plan.feature_names
+    estimator.prior_ = None
+    estimator._keep(found)
+    model.em = estimator
+    _em_criteria(plan, model, found)
+
+
 def _fit_em(
     plan: Plan,
     model: Model,
@@ -492,12 +581,7 @@ def _fit_em(
     stop: threading.Event,
 ) -> None:
     kind, K = structure(model.key[0]), model.key[1]
-    estimator = GaussianMixture(
-        K,
-        covariance_type=kind.name,
-        **({"tol": EM_TOL} | dict(plan.em_options)),
-        random_state=plan.integer_seed(model.key, 0),
-    )
+    estimator = _em_estimator(plan, model)
     problem = em.Problem(
         plan.table,
         kind,
@@ -522,28 +606,24 @@ def _fit_em(
     ]
     rng = np.random.default_rng(plan.seed(model.key, 1))
     found = em.race(problem, starts, rng, callback=check, rehearsal=None if small is problem else small)
-    estimator.n_features_in_ = plan.table.shape[1]
-    if plan.feature_names is not None:
-        estimator.feature_names_in_ = plan.feature_names
-    estimator.prior_ = None
-    estimator._keep(found)
-    model.em = estimator
-    _em_criteria(plan, model, found, problem.n_threads)
+    _keep_em(plan, model, estimator, found)
+    responsibilities = kernel.responsibilities(plan.table, found.modes[0].run.parameters, problem.n_threads)[0]
+    best, p = found.modes[0], model.values["n_parameters"]
+    model.values["icl"] = criteria.icl(
+        best.run.log_likelihood, p, plan.total_weight, responsibilities, plan.sample_weight
+    )
     model.done.add("em")
 
 
-def _em_criteria(plan: Plan, model: Model, found: em.EMFit, n_threads: int | None) -> None:
-    from bayesgmm import criteria
-
+def _em_criteria(plan: Plan, model: Model, found: em.EMFit) -> None:
+    """What the maximum itself tells."""
     best, total = found.modes[0], plan.total_weight
     L, p = best.run.log_likelihood, structure(model.key[0]).n_parameters(*best.run.parameters.means.shape)
-    responsibilities = kernel.responsibilities(plan.table, best.run.parameters, n_threads)[0]
     model.values |= {
         "n_parameters": p,
         "log_likelihood": L,
         "aic": criteria.aic(L, p),
         "bic": criteria.bic(L, p, total),
-        "icl": criteria.icl(L, p, total, responsibilities, plan.sample_weight),
         "smallest_component": best.smallest_count,
     }
     corrected = criteria.aicc(L, p, total)

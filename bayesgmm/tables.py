@@ -230,7 +230,7 @@ def open_blocks(
 
     Parameters
     ----------
-    source : path, list, array or iterable
+    source : path, array-like of shape (N, D), list of these, or iterable
         A file (CSV, TSV, Parquet or ``.npy``; its content says which), a folder of such files, a pattern such as
         ``"data/*.parquet"``, a list of these; an array, a memory map included, or a DataFrame; or what yields blocks of rows, arrays
         or DataFrames, anew each time it is iterated: a list of them, an object with ``__iter__``, or a function without arguments that
@@ -253,6 +253,11 @@ def open_blocks(
     DataError
         Where there is nothing to read, files differ in their columns, a column is not there or not numeric, or ``source`` can be
         iterated only once.
+
+    References
+    ----------
+    Chan, Golub & LeVeque (1983), Algorithms for computing the sample variance, The American Statistician 37, 242–247: moments of blocks
+    add up without cancellation.
 
     Examples
     --------

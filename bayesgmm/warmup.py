@@ -115,6 +115,9 @@ def _files(X: FloatArray) -> None:
         folder = Path(name)
         save(GaussianMixture(2, random_state=0).fit(X), folder / "fit")
         np.savetxt(folder / "rows.csv", X[:20], delimiter=",", header="x0,x1", comments="")
+        # Rows that are read in blocks are passed over for several optima at once.
+        np.save(folder / "rows.npy", X)
+        GaussianMixture(2, random_state=0).fit(str(folder / "rows.npy"))
         scorer = scoring.make_scorer(str(folder / "fit"))
         scoring.score(str(folder / "rows.csv"), str(folder / "scored.csv"), scorer, columns=["x0", "x1"])
 

@@ -12,6 +12,7 @@ import pytest
 import bayesgmm
 from bayesgmm import tables
 from bayesgmm.cli import main
+from bayesgmm.report.settings import fit_code
 from tests.mixtures import random_mixture
 
 pytest.importorskip("pyarrow")
@@ -32,7 +33,7 @@ def pattern(frame, tmp_path):
     return f"{tmp_path}/*.parquet"
 
 
-def test_a_pattern_is_fitted_in_blocks(frame, pattern, tmp_path, capsys):
+def test_a_pattern_is_fitted_in_blocks(frame, pattern, tmp_path, capsys, monkeypatch):
     out = tmp_path / "out"
     assert main(["fit", pattern, "-k", "2", "--method", "em", "--out-of-core", "--out", str(out)]) == 0
     assert sorted(os.listdir(out)) == WRITTEN
@@ -49,9 +50,14 @@ def test_a_pattern_is_fitted_in_blocks(frame, pattern, tmp_path, capsys):
     assert em.score(frame) == pytest.approx(whole.score(frame), abs=1e-7)
     summary = pd.read_csv(out / "summary.csv", index_col="parameter")
     np.testing.assert_allclose(summary, em.summary(frame), rtol=1e-6)
-    # the report knows the rows again that were never in memory
-    frame.to_csv(tmp_path / "all.csv", index=False)
-    assert main(["report", str(out), "--data", str(tmp_path / "all.csv"), "--quiet"]) == 0
+    # the code of the report makes the fit again, and it knows the rows that were never in memory
+    code = fit_code(em, em._provenance)
+    assert "X = open_blocks(" in code
+    monkeypatch.chdir(tmp_path)
+    namespace = {}
+    exec(code, namespace)
+    np.testing.assert_array_equal(namespace["fit"].means_, em.means_)
+    assert main(["report", str(out), "--data", pattern, "--quiet"]) == 0
 
 
 def test_what_is_large_on_disk_is_not_read_unasked(pattern, tmp_path, monkeypatch, capsys):
@@ -66,6 +72,8 @@ def test_a_folder_that_is_small_is_read(frame, pattern, tmp_path):
     folder = os.path.dirname(pattern)
     assert main(["fit", folder, "-k", "2", "--method", "em", "--out", str(tmp_path / "out"), "--quiet"]) == 0
     assert len(pd.read_csv(tmp_path / "out" / "assignments.csv")) == 3000
+    em = bayesgmm.load(tmp_path / "out")
+    assert "X = read_all(" in fit_code(em, em._provenance)
 
 
 @pytest.mark.parametrize(

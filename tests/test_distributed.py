@@ -216,6 +216,18 @@ def test_weights_that_do_not_fit_are_refused(weights, message, rows, parameters,
         DaskBlocks(X[X[:, 0] > 0], np.ones(1000))
 
 
+def test_float32_is_read_as_it_is(rows, parameters, here):
+    narrow = rows.astype(np.float32)
+
+    def kind(X, v, block):
+        assert X.dtype == np.float32
+        return len(X)
+
+    blocks = DaskBlocks(da.from_array(narrow, chunks=(250, 3)))
+    assert blocks.total(kind) == 1000
+    check(blocks.total(Accumulate(parameters)), narrow.astype(float), None, parameters)
+
+
 def test_no_rows_at_all(rows, parameters, here):
     X = da.from_array(rows, chunks=(250, 3))
     with pytest.raises(DataError, match="no rows"):
@@ -339,3 +351,11 @@ def test_other_things_are_no_dask(rows):
     assert not is_dask(rows)
     assert not is_dask(pd.DataFrame(rows))
     assert is_dask(da.from_array(rows))
+
+
+def test_a_cluster_without_workers_is_waited_for_and_given_up(rows, parameters, monkeypatch):
+    monkeypatch.setattr("bayesgmm.distributed.PATIENCE_SECONDS", 0.5)
+    with connected(n_workers=0) as empty:
+        monkeypatch.setattr("bayesgmm.distributed._client_of", lambda collection: empty)
+        with pytest.raises(ClusterError, match="has had no worker for 0.5 s"):
+            DaskBlocks(da.from_array(rows)).total(Accumulate(parameters))

@@ -372,11 +372,10 @@ def centred_moments(statistics: SufficientStatistics, means: FloatArray) -> tupl
     """
     counts = np.maximum(statistics.counts, TINY)
     shift = statistics.first / counts[:, None]
-    empty = statistics.counts <= 0
-    if empty.any():
-        shift[empty] = 0.0
+    empty = np.flatnonzero(statistics.counts <= 0)
+    shift[empty] = 0.0
     scatter = statistics.second - products(statistics.first, shift, statistics.second)
-    if empty.any() and len(scatter) == len(empty):
+    if len(empty) and len(scatter) == len(counts):
         scatter[empty] = 0.0
     return means + shift, scatter
 

@@ -17,7 +17,6 @@ With one component these are cases of constant or collinear columns, which are r
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
@@ -28,7 +27,7 @@ import numpy as np
 from bayesgmm.core.covariance import structure
 from bayesgmm.core.parameters import FloatArray
 from bayesgmm.core.separation import SeparationPrior
-from bayesgmm.exceptions import ImproperPosteriorError, PriorWarning
+from bayesgmm.exceptions import ImproperPosteriorError, PriorWarning, warn_user
 
 if TYPE_CHECKING:
     from bayesgmm.core.classes import ClassLayout
@@ -188,11 +187,10 @@ def _judge(found: Sequence[Degeneracy]) -> None:
     unbounded = [case for case in found if case.unbounded]
     if unbounded:
         worst = max(unbounded, key=lambda case: case.count - case.unbounded_above)
-        warnings.warn(
+        warn_user(
             f"the posterior density is unbounded, though its integral is finite: {worst}; its modes, and the Laplace approximation, are "
             f"local; {worst.remedy}",
             PriorWarning,
-            stacklevel=6,
         )
 
 

@@ -239,7 +239,16 @@ def _load_block(X, start, b, x):
 
 
 @nb.njit(**_inner_exact_options)
-def _exponents_of_all(x, b, constants, centres, factors, z, e):
+def _fetch(X, start, stop, part, parts):
+    """Ask for one of so many parts of rows start … stop, so that they are there when they are needed."""
+    D = X.shape[1]
+    lines = max(0, stop - start) * D // lanes.LINE
+    for line in range(part * lines // parts, (part + 1) * lines // parts):
+        lanes.prefetch(X, start * D + line * lanes.LINE)
+
+
+@nb.njit(**_inner_exact_options)
+def _exponents_of_all(X, ahead, stop, x, b, constants, centres, factors, z, e):
     """``_exponents_of`` for every component where the form is not FREE: some rows at a time under all of them."""
     K, width = centres.shape
     y = z[width * STRIP :]
@@ -250,6 +259,7 @@ def _exponents_of_all(x, b, constants, centres, factors, z, e):
             i += STRIP
     for i in range(0, b, GROUP):
         for k in range(K):
+            _fetch(X, ahead, stop, i // GROUP * K + k, BLOCK // GROUP * K)
             if factors.shape[1] == 1:
                 lanes.exponents_by_feature(x, i, constants[k], centres[k], factors[k], width, e[k])
             else:
@@ -257,7 +267,7 @@ def _exponents_of_all(x, b, constants, centres, factors, z, e):
 
 
 @nb.njit(**_inner_exact_options)
-def _exponents_of(x, b, k, constant, centres, factors, D, z, u):
+def _exponents_of(X, ahead, stop, x, b, k, constant, centres, factors, D, z, u):
     """Fill u with log2 π_k N(x; μ_k, Σ_k), less that of the highest peak."""
     width = centres.shape[1]
     mean, factor = centres[k], factors[k]
@@ -274,8 +284,9 @@ def _exponents_of(x, b, k, constant, centres, factors, D, z, u):
     elif D <= 8:
         lanes.exponents_8(x, b, constant, mean, factor, u)
     else:
-        i = 0
+        i, K, strips = 0, centres.shape[0], (BLOCK + STRIP - 1) // STRIP
         while i < b:
+            _fetch(X, ahead, stop, k * strips + i // STRIP, K * strips)
             # The last strip laps over the one before.
             lanes.exponents_of_strip(x, min(i, BLOCK - STRIP), constant, mean, factor, width, z, u)
             i += STRIP
@@ -284,15 +295,6 @@ def _exponents_of(x, b, k, constant, centres, factors, D, z, u):
 @nb.njit(**_inner_exact_options)
 def _exponentials_of(u, b, top, total):
     lanes.exponentials(u, b, top, total)
-
-
-@nb.njit(**_inner_exact_options)
-def _fetch(X, start, stop, part, parts):
-    """Ask for one of so many parts of rows start … stop, so that they are there when they are needed."""
-    D = X.shape[1]
-    lines = max(0, stop - start) * D // lanes.LINE
-    for line in range(part * lines // parts, (part + 1) * lines // parts):
-        lanes.prefetch(X, start * D + line * lanes.LINE)
 
 
 @nb.njit(**_inner_options)
@@ -307,15 +309,16 @@ def _ratios(X, ahead, stop, x, b, constants, centres, factors, D, e, top, total,
     stop = min(stop, ahead + BLOCK)
     free = factors.shape[1] == centres.shape[1]
     if not free:
-        _exponents_of_all(x, b, constants, centres, factors, z, e)
+        _exponents_of_all(X, ahead, stop, x, b, constants, centres, factors, z, e)
     if D <= 8 and wait == 0:
         for i in range(b):
             top[i] = 0.0
             total[i] = 0.0
         for k in range(K):
-            _fetch(X, ahead, stop, k, K)
             if free:
-                _exponents_of(x, b, k, constants[k], centres, factors, D, z, e[k])
+                _fetch(X, ahead, stop, 2 * k, 2 * K)
+                _exponents_of(X, ahead, stop, x, b, k, constants[k], centres, factors, D, z, e[k])
+                _fetch(X, ahead, stop, 2 * k + 1, 2 * K)
             _exponentials_of(e[k], b, top, total)
         far = 0
         for i in range(b):
@@ -324,9 +327,9 @@ def _ratios(X, ahead, stop, x, b, constants, centres, factors, D, e, top, total,
             return 0
         wait = PATIENCE + 1
         if not free:
-            _exponents_of_all(x, b, constants, centres, factors, z, e)
+            _exponents_of_all(X, stop, stop, x, b, constants, centres, factors, z, e)
     for k in range(K if free else 0):
-        _exponents_of(x, b, k, constants[k], centres, factors, D, z, e[k])
+        _exponents_of(X, ahead, stop, x, b, k, constants[k], centres, factors, D, z, e[k])
     for i in range(b):
         top[i] = e[0, i]
     for k in range(1, K):
@@ -337,7 +340,8 @@ def _ratios(X, ahead, stop, x, b, constants, centres, factors, D, e, top, total,
         total[i] = 0.0
         top[i] = top[i] if top[i] > -np.inf else -1e308
     for k in range(K):
-        _fetch(X, ahead, stop, k, K)
+        if free and D <= 8:
+            _fetch(X, ahead, stop, k, K)
         _exponentials_of(e[k], b, top, total)
     return wait - 1 if wait > 0 else 0
 
@@ -456,23 +460,29 @@ def _weigh_all(e, scale, b, counts):
 
 
 @nb.njit(**_inner_exact_options)
-def _moments_by_feature(x, b, centres, r, first, second):
+def _moments_by_feature(X, ahead, stop, x, b, centres, r, first, second):
     """Add S1 and the diagonals of S2, four features at a time under all components."""
-    for j in range(0, centres.shape[1], 4):
-        for k in range(centres.shape[0]):
+    K, width = centres.shape
+    for j in range(0, width, 4):
+        for k in range(K):
+            _fetch(X, ahead, stop, j // 4 * K + k, width // 4 * K)
             lanes.moments_by_feature(x, b, centres[k], r[k], first[k], second[k], j)
 
 
 @nb.njit(**_inner_exact_options)
-def _deviations(x, b, centres, r, first, deviation):
+def _deviations(X, ahead, stop, x, b, centres, r, first, deviation):
     """Add S1, and fill Σ_k r_k (x − μ_k), four features at a time under all components."""
-    for j in range(0, centres.shape[1], 4):
-        for k in range(centres.shape[0]):
+    K, width = centres.shape
+    for j in range(0, width, 4):
+        for k in range(K):
+            _fetch(X, ahead, stop, j // 4 * K + k, width // 4 * K)
             lanes.deviations(x, b, centres[k], r[k], first[k], deviation, j, k > 0)
 
 
 @nb.njit(**_inner_options)
-def _moments_pooled(x, b, centres, e, scale, weight, counts, first, second, pairs, q, deviation, inverse):
+def _moments_pooled(
+    X, ahead, stop, x, b, centres, e, scale, weight, counts, first, second, pairs, q, deviation, inverse
+):
     """Add S1 of every component and S2 of all together, less what ``pairs`` says; e · scale are the responsibilities v r.
 
     With c = Σ_k r_k μ_k, a row's part Σ_k r_k (x − μ_k)(x − μ_k)ᵀ is (x − c)(x − c)ᵀ + Σ_{k>m} r_k r_m (μ_k − μ_m)(μ_k − μ_m)ᵀ: one
@@ -480,7 +490,7 @@ def _moments_pooled(x, b, centres, e, scale, weight, counts, first, second, pair
     """
     K, width = centres.shape
     _weigh_all(e, scale, b, counts)
-    _deviations(x, b, centres, e, first, deviation)
+    _deviations(X, ahead, stop, x, b, centres, e, first, deviation)
     for i in range(b):
         inverse[i] = 1.0 if i < weight.shape[0] or weight.shape[0] == 0 else 0.0
     for i in range(weight.shape[0]):
@@ -534,18 +544,23 @@ def _pass_rows(X, v, start, stop, constants, shift, centres, factors, counts, fi
         whole = _whole(b)
         weight = v[block : block + b] if v.shape[0] > 0 else v
         _load_block(X, block, b, x)
-        wait = _ratios(X, block + BLOCK, stop, x, whole, constants, centres, factors, D, e, top, total, z, wait)
+        # Half of the next block is fetched in each of the two stages.
+        middle, end = min(stop, block + BLOCK + BLOCK // 2), min(stop, block + 2 * BLOCK)
+        wait = _ratios(X, block + BLOCK, middle, x, whole, constants, centres, factors, D, e, top, total, z, wait)
         loglik += _log_likelihood_of(total, top, shift, weight, b)
         for i in range(b, whole):
             total[i] = 0.0
         if pairs is not None:
-            _moments_pooled(x, whole, centres, e, total, weight, counts, first, second, pairs, q, gathered, inverse)
+            _moments_pooled(
+                X, middle, end, x, whole, centres, e, total, weight, counts, first, second, pairs, q, gathered, inverse
+            )
             continue
         if by_feature:
             _weigh_all(e, total, whole, counts)
-            _moments_by_feature(x, whole, centres, e, first, second)
+            _moments_by_feature(X, middle, end, x, whole, centres, e, first, second)
             continue
         for k in range(K):
+            _fetch(X, middle, end, k, K)
             if D <= 4:
                 counts[k] += _moments_small(x, whole, centres[k], e[k], total, D, first[k], second[k])
             else:
@@ -621,8 +636,9 @@ def _likelihood_rows(X, v, start, stop, constants, shifts, form, means, P, sums)
         _load_block(X, block, b, x)
         for s in range(S):
             _padded(means[s], P[s], centres, factors)
+            ahead = block + BLOCK if s == S - 1 else stop
             wait[s] = _ratios(
-                X, block + BLOCK, stop, x, _whole(b), constants[s], centres, factors, D, e, top, total, z, wait[s]
+                X, ahead, stop, x, _whole(b), constants[s], centres, factors, D, e, top, total, z, wait[s]
             )
             sums[s] += _log_likelihood_of(total, top, shifts[s], weight, b)
 
@@ -639,9 +655,9 @@ def _pointwise_rows(X, start, stop, first, last, constants, shifts, form, means,
         _load_block(X, block, b, x)
         for s in range(first, last):
             _padded(means[s], P[s], centres, factors)
-            own = wait[s - first]
+            own, ahead = wait[s - first], block + BLOCK if s == last - 1 else stop
             wait[s - first] = _ratios(
-                X, block + BLOCK, stop, x, _whole(b), constants[s], centres, factors, D, e, top, total, z, own
+                X, ahead, stop, x, _whole(b), constants[s], centres, factors, D, e, top, total, z, own
             )
             for i in range(b):
                 out[s, block + i] = LN2 * (top[i] + shifts[s]) + log_positive(total[i])
@@ -692,11 +708,9 @@ def _predictive_rows(
                 summed[i] = 0.0
                 lower[i] = 0.0
             for s in range(edges[batch], edges[batch + 1]):
-                shift = shifts[s]
+                shift, ahead = shifts[s], block + BLOCK if s == S - 1 else stop
                 _padded(means[s], P[s], centres, factors)
-                wait = _ratios(
-                    X, block + BLOCK, stop, x, whole, constants[s], centres, factors, D, e, top, total, z, wait
-                )
+                wait = _ratios(X, ahead, stop, x, whole, constants[s], centres, factors, D, e, top, total, z, wait)
                 _add_density_of(total, top, shift, whole, summed, high)
                 if below.shape[0] > 0:
                     for i in range(b):
@@ -759,9 +773,8 @@ def _class_rows(X, start, stop, constants, form, means, P, stops, mean, squares)
                 spread[c, i] = 0.0
         for s in range(S):
             _padded(means[s], P[s], centres, factors)
-            wait = _ratios(
-                X, block + BLOCK, stop, x, _whole(b), constants[s], centres, factors, D, e, top, total, z, wait
-            )
+            ahead = block + BLOCK if s == S - 1 else stop
+            wait = _ratios(X, ahead, stop, x, _whole(b), constants[s], centres, factors, D, e, top, total, z, wait)
             for i in range(b):
                 total[i] = 1.0 / total[i] if total[i] > 0.0 else 0.0
             k, share = 0, 1.0 / (s + 1.0)
@@ -782,6 +795,12 @@ def _class_rows(X, start, stop, constants, form, means, P, stops, mean, squares)
             for c in range(C):
                 mean[block + i, c] = center[c, i]
                 squares[block + i, c] = spread[c, i]
+
+
+@nb.njit(**_options)
+def _pools(K, D):
+    """Whether one product of each row's deviation and K² sums cost less than K products."""
+    return D >= SHARED_FROM and 1 < K < D * D
 
 
 @nb.njit(**_options)
@@ -818,6 +837,50 @@ def _fill_symmetric(second, D):
 
 
 @nb.njit(**_options)
+def _add_between(second, means, pairs):
+    """Add Σ_{k>m} pairs_km (μ_k − μ_m)(μ_k − μ_m)ᵀ."""
+    K, D = means.shape
+    z = np.empty(D)
+    for k in range(1, K):
+        for m in range(k):
+            if pairs[k, m] > 0.0:
+                for j in range(D):
+                    z[j] = means[k, j] - means[m, j]
+                for j in range(D):
+                    share = pairs[k, m] * z[j]
+                    for f in range(D):
+                        second[j, f] += share * z[f]
+
+
+@nb.njit(**_options)
+def fused_pass_of(X, v, log_weights, means, precision_factors, by_feature):
+    """``fused_pass``; with ``by_feature`` second moments off the diagonal may be 0, for factors of which nothing else varies."""
+    N, D = X.shape
+    K = means.shape[0]
+    width = _width(D)
+    constants, shift, centres, factors = _prepare(log_weights, means, precision_factors)
+    by_feature = by_feature and D >= BY_FEATURE_FROM
+    height = 1 if by_feature else width
+    counts, first, second = np.zeros(K), np.zeros((K, D)), np.zeros((K, width, width))
+    loglik = 0.0
+    rows = _chunk_rows(N, D, K)
+    for start in range(0, N, rows):
+        c, f, s = np.zeros(K), np.zeros((K, width)), np.zeros((K, height, width))
+        loglik += _pass_rows(X, v, start, min(N, start + rows), constants, shift, centres, factors, c, f, s, None)
+        # Loops, not array expressions: those compile for seconds, for error messages that cannot occur.
+        for k in range(K):
+            counts[k] += c[k]
+            for j in range(D):
+                first[k, j] += f[k, j]
+                if by_feature:
+                    second[k, j, j] += s[k, 0, j]
+                else:
+                    for i in range(j + 1):
+                        second[k, i, j] += s[k, i, j]
+    return loglik, counts, first, _fill_symmetric(second, D)
+
+
+@nb.njit(**_options)
 def fused_pass(X, v, log_weights, means, precision_factors):
     """One pass on one thread.
 
@@ -838,24 +901,7 @@ def fused_pass(X, v, log_weights, means, precision_factors):
     first : ndarray of shape (K, D)
     second : ndarray of shape (K, D, D)
     """
-    N, D = X.shape
-    K = means.shape[0]
-    width = _width(D)
-    constants, shift, centres, factors = _prepare(log_weights, means, precision_factors)
-    counts, first, second = np.zeros(K), np.zeros((K, D)), np.zeros((K, width, width))
-    loglik = 0.0
-    rows = _chunk_rows(N, D, K)
-    for start in range(0, N, rows):
-        c, f, s = np.zeros(K), np.zeros((K, width)), np.zeros((K, width, width))
-        loglik += _pass_rows(X, v, start, min(N, start + rows), constants, shift, centres, factors, c, f, s, None)
-        # Loops, not array expressions: those compile for seconds, for error messages that cannot occur.
-        for k in range(K):
-            counts[k] += c[k]
-            for j in range(D):
-                first[k, j] += f[k, j]
-                for i in range(j + 1):
-                    second[k, i, j] += s[k, i, j]
-    return loglik, counts, first, _fill_symmetric(second, D)
+    return fused_pass_of(X, v, log_weights, means, precision_factors, np.bool_(False))
 
 
 @nb.njit(**_options)
@@ -1065,8 +1111,7 @@ def accumulate(
     constants, shift, centres, factors = _prepared(parameters)
     rows = int(_chunk_rows(N, D, K))
     chunks = max(1, -(-N // rows))
-    # With few features the unrolled products cost less than what they save.
-    pooled = moments == "pooled" and D > 4 and 1 < K < D * D
+    pooled = moments == "pooled" and _pools(K, D)
     by_feature = moments == "diagonal" and D >= BY_FEATURE_FROM
     shape = (1, width, width) if pooled else (K, 1, width) if by_feature else (K, width, width)
     loglik, counts = np.zeros(chunks), np.zeros((chunks, K))
@@ -1098,22 +1143,6 @@ def _add_chunks(sums):
     for c in range(1, sums.shape[0]):
         for i in range(sums.shape[1]):
             sums[0, i] += sums[c, i]
-
-
-@nb.njit(**_options)
-def _add_between(second, means, pairs):
-    """Add Σ_{k>m} pairs_km (μ_k − μ_m)(μ_k − μ_m)ᵀ."""
-    K, D = means.shape
-    z = np.empty(D)
-    for k in range(1, K):
-        for m in range(k):
-            if pairs[k, m] > 0.0:
-                for j in range(D):
-                    z[j] = means[k, j] - means[m, j]
-                for j in range(D):
-                    share = pairs[k, m] * z[j]
-                    for f in range(D):
-                        second[j, f] += share * z[f]
 
 
 def log_likelihoods(

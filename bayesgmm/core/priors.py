@@ -418,11 +418,12 @@ class ConjugatePrior(WishartPrior):
             each = constant - 0.5 * (nu + D + 1) * log_det - 0.5 * trace
             return each[..., 0] if name == "tied" else each.sum(axis=-1)
         nu = self.marginal_degrees_of_freedom
-        precision = np.diagonal(factors, axis1=-2, axis2=-1) ** 2
+        root = np.diagonal(factors, axis1=-2, axis2=-1)
         rate = 0.5 * np.diagonal(scale)
         if name == "spherical":
-            precision, rate = precision[..., :1], np.mean(rate, keepdims=True)
-        each = 0.5 * nu * np.log(rate) - gammaln(0.5 * nu) + (0.5 * nu + 1) * np.log(precision) - rate * precision
+            root, rate = root[..., :1], np.mean(rate, keepdims=True)
+        # Squares of the roots of precisions may leave the range of float64 where their products with the rate do not.
+        each = 0.5 * nu * np.log(rate) - gammaln(0.5 * nu) + (nu + 2) * np.log(root) - (np.sqrt(rate) * root) ** 2
         return each.sum(axis=(-2, -1))
 
     def draw(
@@ -481,13 +482,13 @@ def _as_table(X: ArrayLike) -> FloatArray:
 
 
 def weighted_mean(X: FloatArray, sample_weight: FloatArray | None = None) -> FloatArray:
-    """Mean (D,) of the rows under frequency weights, in float64; float32 rows are not copied."""
-    if X.dtype == np.float64:
-        return np.average(X, axis=0, weights=sample_weight)
+    """Mean (D,) of the rows under frequency weights, in float64 and blocks; float32 gives what the same numbers give in float64."""
     total = np.zeros(X.shape[1])
     for start in range(0, len(X), 65536):
-        rows = X[start : start + 65536].astype(np.float64)
-        total += rows.sum(axis=0) if sample_weight is None else sample_weight[start : start + 65536] @ rows
+        rows = X[start : start + 65536].astype(np.float64, copy=False)
+        rows = rows if sample_weight is None else rows * sample_weight[start : start + 65536, None]
+        # One row after another, from block to block: the sum does not know that there are blocks.
+        total = (np.vstack([total, rows]) if start else rows).sum(axis=0)
     return total / (len(X) if sample_weight is None else sample_weight.sum())
 
 

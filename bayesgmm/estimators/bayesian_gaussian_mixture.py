@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable
 from functools import partial
 from numbers import Integral, Real
@@ -35,7 +34,7 @@ from bayesgmm.estimators.validation import (
     named_columns,
     refuse_degenerate,
 )
-from bayesgmm.exceptions import RowsNotHeldError, SamplingInterrupted
+from bayesgmm.exceptions import RowsNotHeldError, SamplingInterrupted, warn_user
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -87,8 +86,9 @@ class BayesianGaussianMixture(DensityMixin, BaseEstimator):
         "default" is ``ConjugatePrior()``: κ₀ = 0.01, ν₀ = D + 2, Λ₀ = (D + 2) S_w, resolved from the data once and kept in
         ``prior_``. ``HierarchicalPrior()`` is the same for every K and structure: evidences are compared under it.
         ``SeparationPrior()`` has priors of their own for standard deviations and correlations, as in PyMC and Stan.
-    method : {"nuts", "laplace"}, default "nuts"
-        "laplace" draws from normal approximations of the modes and resamples with Pareto-smoothed importance weights;
+    method : {"auto", "nuts", "laplace"}, default "auto"
+        "auto" is "nuts" for rows in memory, and "laplace" for rows in blocks or on a cluster, where NUTS takes a pass over all of them for
+        each of its steps. "laplace" draws from normal approximations of the modes and resamples with Pareto-smoothed importance weights;
         fast, and right where ``diagnostics_.pareto_k`` ≤ 0.7.
     draws : int, default 1000
         Draws per chain after warm-up.
@@ -164,7 +164,7 @@ class BayesianGaussianMixture(DensityMixin, BaseEstimator):
         "n_components": [Interval(Integral, 1, None, closed="left")],
         "covariance_type": [StrOptions(set(STRUCTURES))],
         "prior": [StrOptions({"default"}), ConjugatePrior, HierarchicalPrior, SeparationPrior],
-        "method": [StrOptions({"nuts", "laplace"})],
+        "method": [StrOptions({"auto", "nuts", "laplace"})],
         "draws": [Interval(Integral, 4, None, closed="left")],
         "tune": [StrOptions({"auto"}), Interval(Integral, 10, None, closed="left")],
         "chains": [Interval(Integral, 1, None, closed="left")],
@@ -195,7 +195,7 @@ class BayesianGaussianMixture(DensityMixin, BaseEstimator):
         *,
         covariance_type: str = "full",
         prior: str | Prior = "default",
-        method: str = "nuts",
+        method: str = "auto",
         draws: int = 1000,
         tune: int | str = "auto",
         chains: int = 4,
@@ -336,14 +336,14 @@ class BayesianGaussianMixture(DensityMixin, BaseEstimator):
         if result.interrupted is not None:
             raise SamplingInterrupted(result.interrupted, self)
         for spoken in self.diagnostics_.problems:
-            warnings.warn(spoken, ConvergenceWarning, stacklevel=5)
+            warn_user(spoken, ConvergenceWarning)
 
     def _settings(self) -> Settings:
         """How the posterior is sampled."""
         from bayesgmm.inference.sampling import Settings
 
         return Settings(
-            method=self.method,
+            method=self.method_,
             draws=int(self.draws),
             tune=200 if isinstance(self.tune, str) else int(self.tune),
             chains=int(self.chains),
@@ -355,10 +355,9 @@ class BayesianGaussianMixture(DensityMixin, BaseEstimator):
 
     def _set_point_estimates(self) -> None:
         if not self.diagnostics_.labels_identified:
-            warnings.warn(
+            warn_user(
                 "weights_, means_ and covariances_ are the mode's: the draws' components cannot be told apart",
                 ConvergenceWarning,
-                stacklevel=6,
             )
         self._take_point_estimates(self.diagnostics_.labels_identified)
 
@@ -372,6 +371,13 @@ class BayesianGaussianMixture(DensityMixin, BaseEstimator):
         else:
             self.weights_, self.means_ = self.map_.weights, self.map_.means
             self.covariances_ = kind.pack(self.map_.covariances)
+
+    @property
+    def method_(self) -> str:
+        """How the draws were made, "nuts" or "laplace"."""
+        if self.method != "auto":
+            return self.method
+        return "nuts" if "_X" in self.__dict__ else "laplace"
 
     @property
     def pymc_model_(self) -> pm.Model:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -22,6 +21,7 @@ from bayesgmm.estimators.validation import (
     named_columns,
     warn_degenerate_columns,
 )
+from bayesgmm.exceptions import warn_user
 
 
 def is_blockwise(X: Any) -> bool:
@@ -186,10 +186,9 @@ def check_survey(found: Survey, n_components: int, names: list[str], reg_covar: 
     warn_degenerate_columns(m.low, m.high, np.diagonal(m.scatter) / m.weight, names, reg_covar)
     distinct = n_distinct_rows(found.sample.rows, K)
     if distinct < K:
-        warnings.warn(
+        warn_user(
             f"Number of distinct rows ({distinct}) found smaller than n_components ({K}): components coincide",
             ConvergenceWarning,
-            stacklevel=4,
         )
         if reg_covar == 0:
             raise ValueError(f"{distinct} distinct rows cannot carry {K} components at reg_covar=0")

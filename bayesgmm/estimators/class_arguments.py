@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping
 from numbers import Integral
 from typing import Any
@@ -18,7 +17,7 @@ from bayesgmm.core.parameters import FloatArray
 from bayesgmm.estimators.bayesian_gaussian_mixture import BayesianGaussianMixture
 from bayesgmm.estimators.gaussian_mixture import GaussianMixture
 from bayesgmm.estimators.validation import n_distinct_rows
-from bayesgmm.exceptions import DataWarning
+from bayesgmm.exceptions import DataWarning, warn_user
 
 CRITERIA = ("bic", "aic", "icl")
 
@@ -144,7 +143,7 @@ def numbers_of_components(
             )
             if template.reg_covar == 0:
                 raise ValueError(message)
-            warnings.warn(message, DataWarning, stacklevel=4)
+            warn_user(message, DataWarning)
     if not isinstance(wanted, str):
         return tuple(int(number) for number in numbers), {}
     values = {}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping
 from dataclasses import replace
 from numbers import Integral, Real
@@ -38,7 +37,7 @@ from bayesgmm.estimators.validation import (
     refuse_degenerate,
     warn_degenerate,
 )
-from bayesgmm.exceptions import DataWarning, SamplingInterrupted
+from bayesgmm.exceptions import DataWarning, SamplingInterrupted, warn_user
 
 if TYPE_CHECKING:
     from xarray import DataTree
@@ -257,7 +256,7 @@ class MixtureClassifier(ClassifierMixin, BaseEstimator):
             if interrupted is not None:
                 raise SamplingInterrupted(interrupted, self)
             for problem in self.diagnostics_.problems:
-                warnings.warn(problem, ConvergenceWarning, stacklevel=3)
+                warn_user(problem, ConvergenceWarning)
         else:
             best = self._fit_em(template, rows, v, rng)
             self._finish(template)
@@ -374,11 +373,10 @@ class MixtureClassifier(ClassifierMixin, BaseEstimator):
             self.reject_log_density_ = float(self.reject_log_density)
         self.false_alarm_ = float(np.mean(density < self.reject_log_density_))
         if self.reject_log_density is not None and self.false_alarm_ > 0.5:
-            warnings.warn(
+            warn_user(
                 f"reject_log_density: {100 * self.false_alarm_:.0f} % of the model's own rows lie below {self.reject_log_density:.6g} and "
                 "would be rejected",
                 DataWarning,
-                stacklevel=4,
             )
 
     def _class_mixture(self, c: int, block: slice) -> Template:

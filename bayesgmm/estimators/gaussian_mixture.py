@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-import warnings
 from collections.abc import Callable
 from functools import partial
 from numbers import Integral, Real
@@ -45,6 +44,7 @@ from bayesgmm.estimators.validation import (
     number_of_features,
     warn_degenerate,
 )
+from bayesgmm.exceptions import warn_user
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -404,11 +404,10 @@ class GaussianMixture(DensityMixin, BaseEstimator):
             bounds = [*self.lower_bounds_, density.log_likelihood / problem.total_weight]
             self.n_samples_seen_ += len(table)
             if state.restarted:
-                warnings.warn(
+                warn_user(
                     f"a component lost its rows in batch {state.n_steps} and was started anew: K = {self.n_components} may be more than "
                     "the stream carries, or the batches too small",
                     ConvergenceWarning,
-                    stacklevel=4,
                 )
         self._stepwise = state
         self.converged_, self.n_iter_ = False, state.n_steps
@@ -429,10 +428,9 @@ class GaussianMixture(DensityMixin, BaseEstimator):
             warn_degenerate(table, K, names, self.reg_covar)
             distinct = n_distinct_rows(table, K)
             if distinct < K:
-                warnings.warn(
+                warn_user(
                     f"Number of distinct rows ({distinct}) found smaller than n_components ({K}): components coincide",
                     ConvergenceWarning,
-                    stacklevel=4,
                 )
                 if self.reg_covar == 0:
                     raise ValueError(f"{distinct} distinct rows cannot carry {K} components at reg_covar=0")
@@ -506,7 +504,7 @@ class GaussianMixture(DensityMixin, BaseEstimator):
             f"EM was interrupted: iteration {kept.iteration} is kept, which is no optimum; to go on from there, fit with "
             "warm_start=True"
         )
-        warnings.warn(self._interrupted, ConvergenceWarning, stacklevel=4)
+        warn_user(self._interrupted, ConvergenceWarning)
 
     def _keep(self, found: em.EMFit) -> None:
         """Take over what EM found."""
@@ -577,24 +575,21 @@ class GaussianMixture(DensityMixin, BaseEstimator):
     def _warn(self, found: em.EMFit) -> None:
         best = found.modes[0]
         if not self.converged_ and self.max_iter > 0:
-            warnings.warn(
+            warn_user(
                 f"EM did not converge in {self.n_iter_} iterations: raise max_iter (now {self.max_iter}) or tol (now {self.tol:g})",
                 ConvergenceWarning,
-                stacklevel=4,
             )
         if best.spurious:
-            warnings.warn(
+            warn_user(
                 f"every start ended near a singularity (smallest relative eigenvalue {best.smallest_eigenvalue:.1g}): the "
                 "likelihood is unbounded there. Use prior='default', fewer components or a simpler covariance_type",
                 ConvergenceWarning,
-                stacklevel=4,
             )
         if best.run.n_reseeded:
-            warnings.warn(
+            warn_user(
                 f"components of the best fit had to be started anew {best.run.n_reseeded} times: K = {self.n_components} may be "
                 "more than the data carry",
                 ConvergenceWarning,
-                stacklevel=4,
             )
 
     def fit_predict(self, X: ArrayLike, y: Any = None, sample_weight: ArrayLike | None = None) -> Labels:
@@ -794,14 +789,17 @@ class GaussianMixture(DensityMixin, BaseEstimator):
         """
         check_is_fitted(self)
         if (blocks := row_blocks(self, X, sample_weight, reset=False)) is not None:
-            log_likelihood, total = self._log_likelihood(X, sample_weight)
-            unclear = float(blocks.total(partial(_log_highest, parameters=self._parameters)))
-            return criteria.bic(log_likelihood, self._n_parameters(), total) - 2 * unclear
+            return self._icl_of(blocks)
         table = self._table(X, single=True)
         v = check_weights(sample_weight, table)
         r, density = kernel.responsibilities(table, self._parameters)
         log_likelihood, total = _summed(density, v)
         return criteria.icl(log_likelihood, self._n_parameters(), total, r, v)
+
+    def _icl_of(self, blocks: RowBlocks) -> float:
+        """ICL of rows in blocks, in one pass."""
+        log_likelihood, total, unclear = blocks.total(partial(_completed, parameters=self._parameters))
+        return criteria.bic(log_likelihood, self._n_parameters(), total) - 2 * float(unclear)
 
     def _log_likelihood(self, X: ArrayLike, sample_weight: ArrayLike | None) -> tuple[float, float]:
         check_is_fitted(self)
@@ -1020,10 +1018,11 @@ def _labels(X: FloatArray, parameters: MixtureParameters) -> Labels:
     return np.argmax(_responsibilities(X, parameters), axis=1)
 
 
-def _log_highest(X: FloatArray, v: FloatArray | None, block: int, parameters: MixtureParameters) -> float:
-    """Task: Σ_n v_n log max_k r_nk."""
-    highest = np.log(_responsibilities(X, parameters).max(axis=1))
-    return float(highest.sum() if v is None else v @ highest)
+def _completed(X: FloatArray, v: FloatArray | None, block: int, parameters: MixtureParameters) -> FloatArray:
+    """Task: Σ_n v_n log p(x_n), Σ_n v_n and Σ_n v_n log max_k r_nk."""
+    r, density = kernel.responsibilities(X, parameters)
+    weights = np.ones(len(X)) if v is None else v
+    return np.array([weights @ density, weights.sum(), weights @ np.log(r.max(axis=1))])
 
 
 def draw_rows(rng: np.random.Generator, y: Labels, means: FloatArray, precision_factors: FloatArray) -> FloatArray:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import warnings
 from typing import Any
 
 import numpy as np
@@ -16,7 +15,7 @@ from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import _check_sample_weight, _num_features, validate_data
 
 from bayesgmm.core.parameters import FloatArray
-from bayesgmm.exceptions import DataWarning
+from bayesgmm.exceptions import DataWarning, warn_user
 
 LARGEST_SCALE = 1e150
 SMALLEST_SCALE = 1e-150
@@ -272,18 +271,16 @@ def warn_degenerate_columns(
     """The same of columns (D,) whose range and variance are known."""
     constant = [names[j] for j in np.flatnonzero(low == high)]
     if constant and several:
-        warnings.warn(
+        warn_user(
             f"{_columns(constant)} constant: the variance there is reg_covar alone",
             DataWarning,
-            stacklevel=5,
         )
     swamped = [names[j] for j in np.flatnonzero((spread < reg_covar) & (low < high))]
     if swamped:
-        warnings.warn(
+        warn_user(
             f"reg_covar={reg_covar:g} exceeds the variance of column{'s' * (len(swamped) > 1)} "
             f"{', '.join(map(repr, swamped))}: rescale the data or lower reg_covar",
             DataWarning,
-            stacklevel=5,
         )
 
 

@@ -20,7 +20,7 @@ import numba as nb
 import numpy as np
 from numba import types
 
-from bayesgmm.core.kernel import KERNEL_VERSION, LOG_2PI, fused_pass, gradients
+from bayesgmm.core.kernel import KERNEL_VERSION, LOG_2PI, fused_pass_of, gradients
 from bayesgmm.core.parameters import FloatArray, SufficientStatistics
 from bayesgmm.inference.layout import BartlettLayout, ModelInputs
 
@@ -415,7 +415,7 @@ def with_class_priors_pullback(log_weights, class_stops, log_class_priors, g):
 
 # Numba's cache does not see that the kernel has changed: what calls it is kept within the C function alone, whose key says so.
 @nb.njit(**{**_options, "cache": False})
-def grouped_pass(X, v, groups, log_weights, means, factors):
+def grouped_pass(X, v, groups, log_weights, means, factors, by_feature):
     """Sum of passes over slices of rows and components; ``groups`` (G, 4) are first and one past the last of both."""
     K, D = means.shape
     counts, first, second = np.zeros(K), np.zeros((K, D)), np.zeros((K, D, D))
@@ -423,12 +423,13 @@ def grouped_pass(X, v, groups, log_weights, means, factors):
     for g in range(groups.shape[0]):
         start, stop = int(groups[g, 0]), int(groups[g, 1])
         begin, end = int(groups[g, 2]), int(groups[g, 3])
-        value, c, f, s = fused_pass(
+        value, c, f, s = fused_pass_of(
             X[start:stop],
             v[start:stop] if v.shape[0] > 0 else v,
             log_weights[begin:end],
             means[begin:end],
             factors[begin:end],
+            by_feature,
         )
         log_likelihood += value
         for k in range(end - begin):
@@ -500,6 +501,8 @@ def _log_posterior(
         else precision_factors_forward(V, squares, below, K)
     )
 
+    # V is diagonal where there is nothing below: so are the factors.
+    by_feature = Q == 0 and D > 1
     held = log_weights
     if class_stops.shape[0] > 0:
         held = with_class_priors(log_weights, class_stops, log_class_priors)
@@ -509,9 +512,9 @@ def _log_posterior(
         sums = statistics[1 + K : 1 + K + K * D].reshape((K, D))
         products = statistics[1 + K + K * D :].reshape((K, D, D))
     elif groups.shape[0] == 0:
-        log_likelihood, counts, sums, products = fused_pass(X, v, held, means, factors)
+        log_likelihood, counts, sums, products = fused_pass_of(X, v, held, means, factors, by_feature)
     else:
-        log_likelihood, counts, sums, products = grouped_pass(X, v, groups, held, means, factors)
+        log_likelihood, counts, sums, products = grouped_pass(X, v, groups, held, means, factors, by_feature)
     g_log_weights, g_means, g_factors = gradients(counts, sums, products, factors)
     if class_stops.shape[0] > 0:
         g_log_weights = with_class_priors_pullback(held, class_stops, log_class_priors, g_log_weights)

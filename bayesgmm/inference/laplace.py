@@ -13,6 +13,7 @@ from scipy.special import logsumexp
 
 from bayesgmm.core.covariance import structure
 from bayesgmm.core.parameters import FloatArray, covariances_from_factors
+from bayesgmm.pointwise import MIN_DRAWS, psis_weights
 
 if TYPE_CHECKING:
     from bayesgmm.inference.compiled import MixturePosterior
@@ -346,7 +347,8 @@ def importance_draws(
     Vehtari, Simpson, Gelman, Yao & Gabry (2024), Pareto smoothed importance sampling, JMLR 25(72).
     """
     dear = hasattr(posterior, "log_densities")
-    theta, density, ratios = _propose(posterior, modes, n_draws if dear else 2 * n_draws, rng)
+    # Even a few draws want proposals enough for weights that can be smoothed.
+    theta, density, ratios = _propose(posterior, modes, max(n_draws if dear else 2 * n_draws, 2 * MIN_DRAWS), rng)
     weights, pareto_k = _smoothed(ratios)
     if dear and not (1 / np.sum(weights**2) >= max(ENOUGH * n_draws, target_ess) and pareto_k <= 0.5):
         more = _propose(posterior, modes, n_draws, rng)
@@ -378,11 +380,9 @@ def _propose(
 
 def _smoothed(ratios: FloatArray) -> tuple[FloatArray, float]:
     """Pareto-smoothed importance weights that sum to 1, and k̂."""
-    from arviz_stats.base import array_stats
-
     finite = np.where(np.isfinite(ratios), ratios, ratios[np.isfinite(ratios)].min() - 700)
-    # ArviZ takes the negative log weights. Ratios that are all equal (a posterior that is exactly normal) have no tail.
-    log_weights, pareto_k = array_stats.psislw(-finite, r_eff=1.0)
-    if not np.isfinite(pareto_k) and np.ptp(finite) < 1e-9:
-        log_weights, pareto_k = np.zeros(len(finite)), -np.inf
-    return np.exp(log_weights - logsumexp(log_weights)), float(pareto_k)
+    if np.ptp(finite) < 1e-9:
+        # A posterior that is exactly normal: the ratios have no tail.
+        return np.full(len(finite), 1 / len(finite)), -np.inf
+    log_weights, pareto_k = psis_weights(finite[None])
+    return np.exp(log_weights[0]), float(pareto_k[0])

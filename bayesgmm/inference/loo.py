@@ -244,7 +244,7 @@ def loo_posterior(
     if len(at):
         remaining = np.full(N, -np.inf)
         remaining[rows[at]] = used_k[at]
-        warn_pareto_k(remaining, threshold, "raise refits or max_matched, or use kfold", stacklevel=3)
+        warn_pareto_k(remaining, threshold, "raise refits or max_matched, or use kfold")
     return PosteriorLoo(loo, waic, plain_k, efficiency, treated, notes)
 
 
@@ -435,7 +435,7 @@ def refit_without(
         X = np.delete(X, row, axis=0)
         v = None if v is None else np.delete(v, row)
     names = tuple(str(name) for name in post.idata_["posterior"]["feature"].values)
-    model = FittedModel(structure(post.covariance_type), post.prior_, tuple(post.modes_), names, post.method)
+    model = FittedModel(structure(post.covariance_type), post.prior_, tuple(post.modes_), names, post.method_)
     each = max(25, n_draws // REFIT_CHAINS)
     own = rng.spawn(1)[0]
     result = refit(model, X, v, own, each, REFIT_CHAINS, target_ess=REFIT_ESS)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -19,7 +18,7 @@ from bayesgmm.core.classes import ClassLayout, LabelledProblem
 from bayesgmm.core.covariance import CovarianceStructure
 from bayesgmm.core.hierarchical import Prior
 from bayesgmm.core.parameters import FloatArray
-from bayesgmm.exceptions import CostWarning, SamplingInterrupted
+from bayesgmm.exceptions import CostWarning, SamplingInterrupted, warn_user
 from bayesgmm.inference import posterior
 from bayesgmm.inference.compiled import CompiledPosterior, MixturePosterior
 from bayesgmm.inference.diagnostics import Diagnostics, diagnose
@@ -201,11 +200,10 @@ def _say_cost(density: SummedPosterior, settings: Settings, point: FloatArray) -
     n_passes = GRADIENTS_PER_DRAW * settings.chains * (settings.tune + settings.draws)
     hours = n_passes * each / 3600
     lasts = f"{hours:.1f} hours" if hours >= 1 else f"{60 * hours:.0f} minutes"
-    warnings.warn(
+    warn_user(
         f"NUTS on rows in blocks takes about {n_passes:,} passes over all of them: {lasts} at {each:.2g} s a pass, as measured; "
         "method='laplace' takes some ten",
         CostWarning,
-        stacklevel=5,
     )
 
 

@@ -182,9 +182,9 @@ def change_by_refit(post: Any, prior: Prior, random_state: int | np.random.Gener
 
     rng = np.random.default_rng(random_state)
     names = tuple(str(name) for name in post.idata_["posterior"]["feature"].values)
-    model = FittedModel(structure(post.covariance_type), prior, tuple(post.modes_), names, post.method)
+    model = FittedModel(structure(post.covariance_type), prior, tuple(post.modes_), names, post.method_)
     tune = 200 if isinstance(post.tune, str) else int(post.tune)
-    draws = min(REFIT_DRAWS, post._draws.n_draws) if post.method == "nuts" else post._draws.n_draws
+    draws = min(REFIT_DRAWS, post._draws.n_draws) if post.method_ == "nuts" else post._draws.n_draws
     result = refit(model, post._X, post._sample_weight, rng, draws, post._draws.n_chains, tune, post.cores)
     fit = _Refit(
         post._X,

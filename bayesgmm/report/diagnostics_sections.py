@@ -60,7 +60,7 @@ def _of_posterior(facts: FitFacts) -> list[Block]:
         return [what, value, limit, "yes" if fine else "NO", meaning]
 
     rows = []
-    if facts.fit.method == "laplace":
+    if facts.fit.method_ == "laplace":
         k = found.pareto_k
         rows.append(
             line(
@@ -134,7 +134,7 @@ def _of_posterior(facts: FitFacts) -> list[Block]:
     )
     if found.notes:
         blocks.append(Bullets([sentence(text) for text in found.notes]))
-    if facts.fit.method != "laplace":
+    if facts.fit.method_ != "laplace":
         blocks += _convergence(facts)
     return blocks
 

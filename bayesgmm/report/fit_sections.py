@@ -339,7 +339,7 @@ def _posterior_figures(facts: FitFacts) -> list[Block]:
                 "Which rows belong together, whatever the components are called: this does not depend on labels.",
             )
         )
-    if not facts.ok and fit.method == "nuts":
+    if not facts.ok and fit.method_ == "nuts":
         blocks.append(
             inline(
                 "rank",

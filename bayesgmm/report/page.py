@@ -196,7 +196,7 @@ def _title(facts: FitFacts, provenance: Mapping[str, Any] | None) -> str:
 
 def _subtitle(facts: FitFacts) -> str:
     rows = f"{counted(len(facts.X), 'row')}, " if facts.X is not None else ""
-    how = _METHODS[facts.fit.method] if facts.is_posterior else "EM"
+    how = _METHODS[facts.fit.method_] if facts.is_posterior else "EM"
     return f"{rows}{counted(facts.D, 'feature')}, covariance {facts.fit.covariance_type}, by {how}"
 
 

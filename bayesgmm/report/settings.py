@@ -15,6 +15,7 @@ from bayesgmm import __version__
 from bayesgmm.persistence import data_hash
 from bayesgmm.report.blocks import Block, Code, Paragraph, Section, Table
 from bayesgmm.report.facts import FitFacts
+from bayesgmm.tables import is_several
 
 LIBRARIES = ("numpy", "scipy", "numba", "scikit-learn", "pandas", "pymc", "nutpie", "arviz", "matplotlib")
 """Whose versions bear on the numbers or the figures."""
@@ -90,6 +91,10 @@ def reading_code(provenance: Mapping[str, Any] | None) -> list[str]:
         return ["", "X = ...  # the rows whose SHA-256 stands above"]
     columns = provenance.get("columns") if provenance else None
     named = f", columns={list(columns)!r}" if columns else ""
+    if provenance is not None and provenance.get("in_blocks"):
+        return ["from bayesgmm import open_blocks", "", f"X = open_blocks({source!r}{named})"]
+    if is_several(source):
+        return ["from bayesgmm.tables import read_all", "", f"X = read_all({source!r}{named}).to_frame()"]
     return ["from bayesgmm.io import read_table", "", f"X = read_table({source!r}{named}).to_frame()"]
 
 
@@ -105,7 +110,7 @@ def fit_code(fit: Any, provenance: Mapping[str, Any] | None, weighted: bool = Fa
             imports.append(type(value).__name__)
         arguments.append(f"    {parameter}={_literal(value)},")
     weights = ", sample_weight=v" if weighted else ""
-    em = not hasattr(fit, "_draws")
+    given = not hasattr(fit, "_draws") and not (provenance is not None and provenance.get("in_blocks"))
     lines = [
         f"from bayesgmm import {', '.join(sorted(imports))}",
         *reading_code(provenance),
@@ -113,7 +118,7 @@ def fit_code(fit: Any, provenance: Mapping[str, Any] | None, weighted: bool = Fa
         f"fit = {name}(",
         *arguments,
         f").fit(X{weights})",
-        f'fit.report("report.html"{", X" + weights if em else ""})',
+        f'fit.report("report.html"{", X" + weights if given else ""})',
     ]
     return "\n".join(lines)
 

@@ -23,7 +23,7 @@ CASES = {"separated": (100_000, 4, 4, 4.0), "three": (100_000, 2, 3, 3.0), "over
 """Rows, features, components and the smallest distance of two centres in standard deviations."""
 
 QUICK_ROWS = 20_000
-ESS, DRAWN, DRAWS = 4000, 6000, 4000
+ESS, DRAWN, DRAWS = 4000, 5000, 4000
 MEANS, DEVIATIONS = 0.05, 0.05
 
 

@@ -11,7 +11,7 @@ import pytest
 from sklearn.base import clone
 from sklearn.frozen import FrozenEstimator
 
-from bayesgmm import AnomalyDetector, BayesianGaussianMixture, ConjugatePrior, GaussianMixture
+from bayesgmm import AnomalyDetector, BayesianGaussianMixture, ConjugatePrior, GaussianMixture, select
 from bayesgmm.exceptions import DataError, RowsNotHeldError
 from bayesgmm.inference.compiled import CompiledPosterior
 from bayesgmm.inference.summed import SummedPosterior
@@ -162,9 +162,10 @@ def test_log_posterior_and_gradient_are_those_in_memory(rows, weights, client):
 def test_a_laplace_posterior_is_that_in_memory_within_monte_carlo_error(rows, weights, client):
     frame = pd.DataFrame(rows, columns=["a", "b"]).assign(v=weights)
     X = dd.from_pandas(frame, npartitions=4).persist()
-    make = BayesianGaussianMixture(3, method="laplace", random_state=0, progressbar=False)
-    found = clone(make).fit(X[["a", "b"]], sample_weight=X.v)
-    expected = clone(make).fit(frame[["a", "b"]], sample_weight=weights)
+    found = BayesianGaussianMixture(3, random_state=0, progressbar=False).fit(X[["a", "b"]], sample_weight=X.v)
+    assert found.method_ == "laplace"
+    expected = BayesianGaussianMixture(3, method="laplace", random_state=0, progressbar=False)
+    expected.fit(frame[["a", "b"]], sample_weight=weights)
     assert found.diagnostics_.pareto_k < 0.7
     ours, theirs = np.argsort(found.means_[:, 0]), np.argsort(expected.means_[:, 0])
     sd = found._draws.flat()[1].std(axis=0)[ours]
@@ -215,3 +216,30 @@ def test_a_detector_is_fitted_on_the_workers(rows, client):
     detector = AnomalyDetector(GaussianMixture(3, random_state=0), contamination=0.02, random_state=0).fit(X)
     flagged = (detector.predict(X) == -1).sum().compute()
     assert abs(flagged - 0.02 * len(rows)) <= 1
+
+
+def test_a_selection_by_the_criteria_of_em(rows, weights, monkeypatch, tmp_path):
+    monkeypatch.setattr("bayesgmm.distributed._client_of", lambda collection: None)
+    X = da.from_array(rows, chunks=(700, 2))
+    grid = {"n_components": [1, 3], "covariance_types": ["full", "diag"], "random_state": 0, "progressbar": False}
+    found = select(X, **grid, sample_weight=weights, tol=1e-10, out=tmp_path / "sweep")
+    expected = select(rows, **grid, sample_weight=weights, tol=1e-10)
+    columns = ["log_likelihood", "aic", "aicc", "bic", "icl"]
+    # ICL takes the logarithm of single responsibilities: it moves with the square root of what is left of the climb
+    np.testing.assert_allclose(found.table[columns].astype(float), expected.table[columns].astype(float), rtol=1e-5)
+    np.testing.assert_allclose(found.table["bic"].astype(float), expected.table["bic"].astype(float), rtol=1e-7)
+    assert found.best("bic") == expected.best("bic")
+    assert found.n_rows == len(rows)
+    again = select(X, **grid, sample_weight=weights, tol=1e-10, out=tmp_path / "sweep")
+    assert again.table["bic"].tolist() == found.table["bic"].tolist()
+    with pytest.raises(ValueError, match="method='em'"):
+        select(X, **grid, method="laplace")
+
+
+def test_posteriors_of_a_selection_are_sampled_on_the_workers(rows, client):
+    grid = {"n_components": [1, 2], "covariance_types": "full", "random_state": 0, "progressbar": False, "draws": 100}
+    grid |= {"method": "laplace", "criteria": ["waic"]}
+    found, expected = select(rows[:300], **grid, client=client), select(rows[:300], **grid)
+    assert found.table["elpd_waic"].tolist() == expected.table["elpd_waic"].tolist()
+    names = client.run_on_scheduler(lambda dask_scheduler: list(dask_scheduler.task_prefixes))
+    assert "bayesgmm-model" in names

@@ -16,7 +16,7 @@ from bayesgmm.inference.compiled import CompiledPosterior
 from tests import oracles
 from tests.mixtures import STRUCTURES, random_mixture
 
-SIZES = ((1, 1), (1, 3), (3, 1), (2, 2), (3, 4))
+SIZES = ((1, 1), (1, 3), (3, 1), (2, 2), (3, 4), (3, 6))
 
 
 def some_posterior(covariance_type: str, K: int, D: int, weighted: bool = False, n_rows: int = 40, seed: int = 0):
@@ -272,7 +272,7 @@ for covariance_type in STRUCTURES:
         posterior, theta, *_ = some_posterior(covariance_type, K, D, weighted=True)
         posterior.logp_and_grad(theta)
 compiled = {e.data["dispatcher"].py_func.__name__ for _, e in recorder.buffer}
-print(sorted(compiled & {"_log_posterior", "fused_pass", "_ratios"}))
+print(sorted(compiled & {"_log_posterior", "fused_pass_of", "_ratios"}))
 """
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     printed, counts = run.stdout.split("\n")[:2]

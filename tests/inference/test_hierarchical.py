@@ -24,7 +24,7 @@ from tests.core.test_hierarchical import scipys, some_prior
 from tests.inference.test_compiled import central_differences
 from tests.mixtures import STRUCTURES, Mixture, random_mixture
 
-SIZES = ((1, 1), (1, 3), (3, 1), (2, 2))
+SIZES = ((1, 1), (1, 3), (3, 1), (2, 2), (2, 5))
 
 
 def some_posterior(covariance_type: str, K: int, D: int, weighted: bool = False):

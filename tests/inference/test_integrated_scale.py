@@ -18,7 +18,7 @@ from tests.inference.test_compiled import central_differences
 from tests.inference.test_hierarchical import EIGHT, ONE_FEATURE, by_quadrature, some_posterior
 from tests.mixtures import STRUCTURES
 
-SIZES = [(K, D) for K in (1, 2, 3) for D in (1, 2, 3)]
+SIZES = [*((K, D) for K in (1, 2, 3) for D in (1, 2, 3)), (2, 5)]
 
 
 def without(covariance_type: str, K: int, D: int, weighted: bool = False):

@@ -5,7 +5,7 @@ import pytest
 from scipy import stats
 from scipy.special import logsumexp
 
-from bayesgmm import ConjugatePrior
+from bayesgmm import BayesianGaussianMixture, ConjugatePrior
 from bayesgmm.core import covariance, em
 from bayesgmm.core.covariance import structure
 from bayesgmm.inference.compiled import CompiledPosterior
@@ -162,9 +162,11 @@ def test_resampled_draws_are_in_random_order():
         assert 0.4 < np.mean(chain[:, 0] > 15) < 0.95
 
 
-def some_posterior(covariance_type: str, K: int = 2, D: int = 2, n_rows: int = 300, alpha: float = 1.0):
+def some_posterior(
+    covariance_type: str, K: int = 2, D: int = 2, n_rows: int = 300, alpha: float = 1.0, spread: float = 4.0
+):
     rng = np.random.default_rng(4)
-    X = random_mixture(rng, K, D, covariance_type, spread=4.0).sample(rng, n_rows)
+    X = random_mixture(rng, K, D, covariance_type, spread=spread).sample(rng, n_rows)
     prior = ConjugatePrior(weight_concentration=alpha).resolve(X, K, covariance_type)
     run = em.fit(X, K, covariance_type, prior=prior.at_least_uniform(), tol=1e-12, max_iter=5000, rng=rng).best
     return X, prior, run, CompiledPosterior.from_data(X, K, covariance_type, prior)
@@ -195,7 +197,8 @@ def test_repeated_closed_steps_climb_to_the_mode_of_the_free_coordinates(covaria
 
 @pytest.mark.parametrize("covariance_type", STRUCTURES)
 def test_rough_scales_are_within_a_factor_of_three(covariance_type):
-    _, _, run, posterior = some_posterior(covariance_type)
+    # Far enough apart for the labels to be as good as known, which is what the scales suppose.
+    _, _, run, posterior = some_posterior(covariance_type, spread=6.0)
     theta = posterior.unconstrain(run.parameters.weights, run.parameters.means, run.parameters.precision_factors)
     scales = rough_scales(posterior, theta, run.counts)
     found = laplace(posterior, theta, scales)
@@ -215,3 +218,13 @@ def test_evidence_of_one_component_is_near_the_closed_form(D):
     exact = oracles.one_component_log_evidence(X, prior)
     # Laplace's relative error is of order P / N, here about 5 / 400.
     assert found.log_evidence == pytest.approx(exact, abs=0.02)
+
+
+@pytest.mark.parametrize("draws", [4, 30])
+def test_a_few_draws_are_drawn_all_the_same(draws):
+    X = np.random.default_rng(0).standard_normal((40, 2))
+    fit = BayesianGaussianMixture(
+        1, method="laplace", draws=draws, chains=2, target_ess=0, n_init=1, random_state=0, progressbar=False
+    ).fit(X)
+    assert fit.idata_.posterior["means"].shape == (2, draws, 1, 2)
+    assert np.isfinite(fit.diagnostics_.pareto_k)

@@ -90,6 +90,14 @@ def test_same_seed_same_draws_however_many_run_at_a_time():
         np.testing.assert_array_equal(one.stats[name], two.stats[name])
 
 
+def test_gradients_are_counted_with_those_of_the_warm_up():
+    target = Watched(0.0)
+    chains = run_nuts(target, STARTS, [WHITENING] * 2, 100, 100, seed=3)
+    assert chains.n_gradients > chains.stats["n_steps"].sum()
+    # Beside the steps: the start, and looks for a first step size.
+    assert chains.n_gradients <= target.calls < chains.n_gradients + 100
+
+
 def test_another_seed_and_another_chain_give_other_draws():
     one, other = sample(), sample(seed=4)
     assert not np.any(one.theta == other.theta)

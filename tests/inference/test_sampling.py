@@ -15,6 +15,7 @@ from bayesgmm.core import em
 from bayesgmm.core.covariance import structure
 from bayesgmm.core.hierarchical import Prior
 from bayesgmm.datasets import load_faithful, load_galaxies
+from bayesgmm.inference import sampling
 from bayesgmm.inference.compiled import CompiledPosterior
 from bayesgmm.inference.nuts import Chains
 from bayesgmm.inference.sampling import (
@@ -31,9 +32,11 @@ from bayesgmm.inference.sampling import (
 SETTINGS = Settings("nuts", draws=150, tune=120, chains=4, target_ess=0, max_draws=150, cores=2, progressbar=False)
 
 
-def make_task(X: np.ndarray, n_components: int, covariance_type: str = "full", prior: Prior | None = None) -> Task:
+def make_task(
+    X: np.ndarray, n_components: int, covariance_type: str = "full", prior: Prior | None = None, tol: float = 1e-9
+) -> Task:
     resolved = (prior or ConjugatePrior()).resolve(X, n_components, covariance_type)
-    found = em.fit(X, n_components, covariance_type, prior=resolved.for_em, tol=1e-9, rng=np.random.default_rng(0))
+    found = em.fit(X, n_components, covariance_type, prior=resolved.for_em, tol=tol, rng=np.random.default_rng(0))
     names = tuple(f"x{j}" for j in range(X.shape[1]))
     return Task(X, None, structure(covariance_type), resolved, tuple(m.run for m in found.modes), names)
 
@@ -167,9 +170,9 @@ def test_chains_go_round_the_modes_and_one_starts_at_random(bimodal):
 
 @pytest.fixture(scope="module")
 def galaxies() -> Task:
-    """Five components under a random scale: EM, under a fixed one, ends at points that are not modes of the posterior."""
+    """Five components under a random scale: EM, under a fixed one and stopped on a flat top, ends at points that are not modes."""
     X = np.ascontiguousarray(np.asarray(load_galaxies(), dtype=float).reshape(-1, 1))
-    return make_task(X, 5, prior=HierarchicalPrior())
+    return make_task(X, 5, prior=HierarchicalPrior(), tol=1e-6)
 
 
 def test_modes_are_those_of_the_model_where_em_had_another_prior(galaxies):
@@ -194,8 +197,15 @@ def test_modes_are_those_of_the_model_where_em_had_another_prior(galaxies):
     assert owners[:3] == [c % len(mass) for c in range(3)]
 
 
-def test_an_estimators_modes_stand_in_the_order_of_their_mass():
-    X = load_faithful().to_numpy(dtype=float)
+def test_an_estimators_modes_stand_in_the_order_of_their_mass(monkeypatch):
+    X, seen = load_faithful().to_numpy(dtype=float), []
+
+    def watched(compiled, task):
+        # Where a climb through a flat posterior ends goes by its coordinates: what the fit itself found is what counts.
+        seen.append((task, approximate_modes(compiled, task)))
+        return seen[-1][1]
+
+    monkeypatch.setattr(sampling, "approximate_modes", watched)
     fitted = BayesianGaussianMixture(
         4, prior=HierarchicalPrior(), method="laplace", draws=100, target_ess=0, random_state=0, progressbar=False
     )
@@ -204,11 +214,12 @@ def test_an_estimators_modes_stand_in_the_order_of_their_mass():
         warnings.simplefilter("ignore", UserWarning)
         fitted.fit(X)
     assert fitted.map_ is fitted.modes_[0].run.parameters
-    kept = approximate_modes(
-        CompiledPosterior.from_data(X, 4, prior=fitted.prior_).without_scale(fitted.map_.precision_factors),
-        Task(X, None, structure("full"), fitted.prior_, tuple(mode.run for mode in fitted.modes_), ()),
-    ).kept
-    assert kept == tuple(range(len(kept)))
+    ((task, found),) = seen
+    mass = [approximation.log_evidence for approximation in found.approximations]
+    assert len(mass) > 1
+    assert mass == sorted(mass, reverse=True)
+    for m, mode in zip(found.kept, fitted.modes_, strict=False):
+        assert task.modes[m] is mode.run
     objectives = [mode.objective for mode in fitted.modes_]
     assert objectives != sorted(objectives, reverse=True)
 
