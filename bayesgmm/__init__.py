@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from bayesgmm.comparison import compare
     from bayesgmm.core.hierarchical import HierarchicalPrior
     from bayesgmm.core.priors import ConjugatePrior
+    from bayesgmm.core.separation import SeparationPrior
     from bayesgmm.criteria import loo, waic
     from bayesgmm.crossvalidation import kfold, labelled_scores
     from bayesgmm.estimators.bayesian_gaussian_mixture import BayesianGaussianMixture
@@ -35,6 +36,7 @@ __all__ = [
     "MixtureClassifier",
     "Partition",
     "Selection",
+    "SeparationPrior",
     "__version__",
     "build_model",
     "compare",
@@ -57,6 +59,7 @@ _HOMES = {
     "MixtureClassifier": "bayesgmm.estimators.classifier",
     "Partition": "bayesgmm.partition",
     "Selection": "bayesgmm.selection",
+    "SeparationPrior": "bayesgmm.core.separation",
     "build_model": "bayesgmm.inference.model",
     "compare": "bayesgmm.comparison",
     "kfold": "bayesgmm.crossvalidation",

@@ -56,6 +56,14 @@ class CriterionWarning(UserWarning):
     """A criterion rests on too little for some rows (WAIC's variances, LOO's importance weights); the message names them."""
 
 
+class ImproperPosteriorError(DataError):
+    """The posterior has no finite integral under this prior and these rows; the message names them and offers another value."""
+
+
+class PriorWarning(UserWarning):
+    """The prior makes part of a result doubtful; the message says which part, and offers another value."""
+
+
 def warn_user(message: str, category: type[Warning]) -> None:
     """Warn at the line of the user's code that led here: the first that is neither this package's nor scikit-learn's.
 

@@ -386,6 +386,7 @@ def _prior_to_json(prior: Prior | None) -> dict[str, Any] | None:
     if prior is None:
         return None
     values: dict[str, Any] = {name: value.tolist() for name, (value, _) in prior.constants().items()}
+    values |= prior.choices
     return values if prior.for_em is prior else values | {"em_prior": _prior_to_json(prior.for_em)}
 
 

@@ -490,7 +490,7 @@ def select(
         on it. Posteriors are sampled one after the other.
     random_state : int, RandomState, Generator or None, default None
         With an int each model's fit is the same whatever else is in the sweep.
-    prior : "default", ConjugatePrior or HierarchicalPrior, default "default"
+    prior : "default", ConjugatePrior, HierarchicalPrior or SeparationPrior, default "default"
         Of the posteriors; EM is maximum likelihood. "default" is ``HierarchicalPrior()``, the same for every K and structure: evidences
         can be compared under such a prior alone. Any other is named in the table, the notes and the summary. The scale of
         ``ConjugatePrior()`` comes from a fit of each model, so that it depends on K.

@@ -79,7 +79,7 @@ class Plan:
     keys : tuple of (str, int)
     method : {"em", "laplace", "nuts"}
     criteria : tuple of str
-    prior : ConjugatePrior or HierarchicalPrior
+    prior : ConjugatePrior, HierarchicalPrior or SeparationPrior
     entropy : int
         Every model's random numbers come from this and the model's own name, whatever else is fitted.
     em_options, posterior_options : mapping

@@ -11,6 +11,7 @@ from scipy.special import softmax
 
 from bayesgmm.core.hierarchical import HierarchicalPrior, Prior
 from bayesgmm.core.priors import ConjugatePrior
+from bayesgmm.core.separation import SeparationPrior
 from bayesgmm.stacking import compare_elpds
 from bayesgmm.sweep import Key, Model, Plan, log_joint, steps
 
@@ -251,4 +252,6 @@ def prior_label(prior: Prior) -> str:
         own = [name for name in names if getattr(prior, name) is not None]
         own += ["weight_concentration"] * bool(np.any(np.asarray(prior.weight_concentration) != 1))
         return DEFAULT_LABEL + (f" with {listed(own)} given" if own else "")
+    if isinstance(prior, SeparationPrior):
+        return f"separation, {prior.deviation_family} standard deviations"
     return "conjugate, scale from each model's fit" if prior.scale is None else "conjugate, scale given"

@@ -16,9 +16,10 @@ import numpy as np
 from bayesgmm.core import em, kernel
 from bayesgmm.core.blocks import Accumulate, Draw, Moments, RowBlocks, Subsample, Task, moments
 from bayesgmm.core.covariance import structure
-from bayesgmm.core.hierarchical import HierarchicalPrior, weighted_median
+from bayesgmm.core.hierarchical import Prior
 from bayesgmm.core.parameters import FloatArray, MixtureParameters, SufficientStatistics
-from bayesgmm.core.priors import ConjugatePrior
+from bayesgmm.core.priors import ConjugatePrior, weighted_median
+from bayesgmm.core.separation import SeparationPrior
 
 SUBSAMPLE_ROWS = 100_000
 """Rows that the starts are made from and climbed on."""
@@ -272,39 +273,46 @@ def resolve_conjugate(
     return prior.resolve_with(mean, n_components, within)
 
 
-def resolve_hierarchical(
-    prior: HierarchicalPrior,
+def resolve_posterior(
+    prior: Prior,
     blocks: RowBlocks,
     found: Survey,
     n_components: int,
     covariance_type: str,
     **settings: Any,
-) -> HierarchicalPrior:
-    """A hierarchical prior with every value known: as in memory, but for b₀, by default the median of the sample.
+) -> Prior:
+    """A posterior's prior with every value known: as in memory, but for the median, which is by default that of the sample.
 
     Parameters
     ----------
-    prior : HierarchicalPrior
+    prior : ConjugatePrior, HierarchicalPrior or SeparationPrior
     blocks : RowBlocks
     found : Survey
     n_components : int
         K.
     covariance_type : {"full", "tied", "diag", "spherical"}
-        For ``em_prior`` alone.
+        For a conjugate prior, and for ``em_prior``.
     **settings
         As :func:`resolve_prior`.
 
     Returns
     -------
-    HierarchicalPrior
+    ConjugatePrior, HierarchicalPrior or SeparationPrior
     """
-    return prior.resolve_with(
-        n_components,
-        blocks.n_features,
-        range_of_data=lambda: (found.moments.low, found.moments.high),
-        median=lambda: weighted_median(found.sample.rows, found.sample.weights),
-        for_em=lambda conjugate: resolve_conjugate(conjugate, blocks, found, n_components, covariance_type, **settings),
-    )
+
+    def of_em(conjugate: ConjugatePrior) -> ConjugatePrior:
+        return resolve_conjugate(conjugate, blocks, found, n_components, covariance_type, **settings)
+
+    if isinstance(prior, ConjugatePrior):
+        return of_em(prior)
+    known: dict[str, Any] = {
+        "range_of_data": lambda: (found.moments.low, found.moments.high),
+        "median": lambda: weighted_median(found.sample.rows, found.sample.weights),
+        "for_em": of_em,
+    }
+    if isinstance(prior, SeparationPrior):
+        known["moments"] = lambda: found.mean_and_covariance
+    return prior.resolve_with(n_components, blocks.n_features, **known)
 
 
 def given_start(

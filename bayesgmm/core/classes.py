@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from bayesgmm.core import em, kernel, seeding
 from bayesgmm.core.covariance import CovarianceStructure
-from bayesgmm.core.hierarchical import HierarchicalPrior, Prior
+from bayesgmm.core.hierarchical import Prior
 from bayesgmm.core.parameters import FloatArray, MixtureParameters, SufficientStatistics
 from bayesgmm.core.priors import ConjugatePrior, refuse_singular
 
@@ -296,7 +296,7 @@ def resolve_prior(
 
     Parameters
     ----------
-    prior : ConjugatePrior or HierarchicalPrior
+    prior : ConjugatePrior, HierarchicalPrior or SeparationPrior
     X : ndarray of shape (N, D)
         Sorted.
     classes : ClassLayout
@@ -305,9 +305,9 @@ def resolve_prior(
 
     Returns
     -------
-    ConjugatePrior or HierarchicalPrior
+    ConjugatePrior, HierarchicalPrior or SeparationPrior
     """
-    if isinstance(prior, HierarchicalPrior):
+    if not isinstance(prior, ConjugatePrior):
         if prior.em_prior is not None:
             prior = replace(prior, em_prior=resolve_conjugate(prior.em_prior, X, classes, covariance_type, v))
         return prior.resolve(X, classes.n_components, covariance_type, v)

@@ -12,11 +12,23 @@ from scipy.special import gammaln, multigammaln
 
 from bayesgmm.core.covariance import structure
 from bayesgmm.core.parameters import FloatArray, factors_from_covariances
-from bayesgmm.core.priors import LOG_2PI, ConjugatePrior, MixturePrior, short_value
+from bayesgmm.core.priors import (
+    LOG_2PI,
+    ConjugatePrior,
+    WishartPrior,
+    refuse_constant,
+    short_value,
+    weighted_median,
+    weighted_range,
+)
+from bayesgmm.core.separation import SeparationPrior
+
+SCALED = "mean_covariance and hyper_rate"
+"""What is scaled by the range of the data."""
 
 
 @dataclass(frozen=True, eq=False)
-class HierarchicalPrior(MixturePrior):
+class HierarchicalPrior(WishartPrior):
     """The hierarchical prior of a Gaussian mixture: independent means, and covariances whose scale is itself random.
 
     π ~ Dirichlet(α); μ_k ~ Normal(b₀, B₀), independent of the covariances; Σ_k⁻¹ given C₀ ~ W(c₀, C₀), C₀ ~ W(g₀, G₀), where W(c, C) has a
@@ -114,7 +126,8 @@ class HierarchicalPrior(MixturePrior):
         table = table[:, None] if table.ndim == 1 else table
         if table.ndim != 2 or table.shape[1] != 1:
             raise ValueError(f"Richardson & Green's prior is for one feature; X has shape {table.shape}")
-        low, high = _range(table, None if sample_weight is None else np.asarray(sample_weight, dtype=float))
+        v = None if sample_weight is None else np.asarray(sample_weight, dtype=float)
+        low, high = weighted_range(table, v, SCALED)
         squared = (high - low) ** 2
         return cls(1.0, (low + high) / 2, squared, 2.0, 0.2, 10 / squared)
 
@@ -152,7 +165,7 @@ class HierarchicalPrior(MixturePrior):
         return self.resolve_with(
             n_components,
             X.shape[1],
-            range_of_data=lambda: _range(X, v),
+            range_of_data=lambda: weighted_range(X, v, SCALED),
             median=lambda: weighted_median(X, v),
             for_em=lambda prior: prior.resolve(X, n_components, covariance_type, v),
         )
@@ -198,7 +211,7 @@ class HierarchicalPrior(MixturePrior):
         squared = np.ones(D)
         if self.mean_covariance is None or self.hyper_rate is None:
             low, high = range_of_data()
-            refuse_constant(low, high)
+            refuse_constant(low, high, SCALED)
             squared = (high - low) ** 2
         defaults = {"mean_covariance": squared, "hyper_rate": 100 * g0 / c0 / squared}
         matrices = {
@@ -465,7 +478,7 @@ class HierarchicalPrior(MixturePrior):
         )
 
 
-Prior = ConjugatePrior | HierarchicalPrior
+Prior = ConjugatePrior | HierarchicalPrior | SeparationPrior
 """What estimators and models take."""
 
 
@@ -485,7 +498,8 @@ def prior_from_values(values: Mapping[str, Any]) -> Prior:
     }
     if "scale" in fields:
         return ConjugatePrior(**fields)
-    return HierarchicalPrior(**(fields | {"em_prior": prior_from_values(fields["em_prior"])}))
+    family = SeparationPrior if "deviation_family" in fields else HierarchicalPrior
+    return family(**(fields | {"em_prior": prior_from_values(fields["em_prior"])}))
 
 
 def _matrix(value: Any, name: str) -> FloatArray:
@@ -503,43 +517,3 @@ def _matrix(value: Any, name: str) -> FloatArray:
     except np.linalg.LinAlgError:
         raise ValueError(f"{name} must be positive definite") from None
     return matrix
-
-
-def _range(X: FloatArray, v: FloatArray | None) -> tuple[FloatArray, FloatArray]:
-    """Smallest and largest value (D,) of each feature among rows that count."""
-    rows = X if v is None else X[v > 0]
-    if not len(rows) or not np.all(np.isfinite(rows)):
-        raise ValueError("X must have finite rows, some of them with a weight, for a prior to be scaled by them")
-    low, high = rows.min(axis=0), rows.max(axis=0)
-    refuse_constant(low, high)
-    return low, high
-
-
-def refuse_constant(low: FloatArray, high: FloatArray) -> None:
-    """Refuse a range (D,), (D,) that no prior can be scaled by.
-
-    Raises
-    ------
-    ValueError
-    """
-    constant = np.flatnonzero(low == high)
-    if len(constant):
-        raise ValueError(
-            f"column {', '.join(map(str, constant))} of X is constant, so no prior can be scaled by it: drop the column, or give "
-            "the prior's mean_covariance and hyper_rate"
-        )
-
-
-def weighted_median(X: FloatArray, v: FloatArray | None) -> FloatArray:
-    """Median (D,) of each feature, every row counted as often as its weight says."""
-    if v is None:
-        return np.median(X, axis=0)
-    rows, counts = X[v > 0], v[v > 0]
-    out = np.empty(X.shape[1])
-    for j in range(X.shape[1]):
-        order = np.argsort(rows[:, j], kind="stable")
-        reached = np.cumsum(counts[order]) / counts.sum()
-        # Where a half is reached exactly, the median lies between this row and the next.
-        below, above = np.searchsorted(reached, [0.5 - 1e-12, 0.5 + 1e-12])
-        out[j] = 0.5 * (rows[order[below], j] + rows[order[min(above, len(rows) - 1)], j])
-    return out

@@ -70,6 +70,15 @@ class MixturePrior(ABC):
         return np.atleast_1d(np.asarray(self.mean_prior, dtype=float))
 
     @property
+    def choices(self) -> dict[str, str]:
+        """What the prior has beside numbers, by name."""
+        return {}
+
+
+class WishartPrior(MixturePrior):
+    """A prior whose covariances are inverse-Wishart distributed, given a scale."""
+
+    @property
     @abstractmethod
     def resolved_degrees_of_freedom(self) -> float:
         """Degrees of freedom ν of the Σ_k."""
@@ -86,7 +95,7 @@ def short_value(value: object) -> str:
 
 
 @dataclass(frozen=True, eq=False)
-class ConjugatePrior(MixturePrior):
+class ConjugatePrior(WishartPrior):
     """The conjugate prior of a Gaussian mixture: Dirichlet weights, Normal means given Σ, inverse-Wishart covariances.
 
     π ~ Dirichlet(α); μ_k given Σ_k ~ Normal(m₀, Σ_k/κ₀); ``full`` and ``tied``: Σ ~ inverse-Wishart(ν₀, Λ₀);
@@ -495,6 +504,46 @@ def weighted_covariance(X: FloatArray, sample_weight: FloatArray | None = None) 
         weighted = centred if sample_weight is None else centred * sample_weight[start : start + 65536, None]
         covariance += weighted.T @ centred
     return mean, covariance / (total - 1 if total != 1 else 1.0)
+
+
+def weighted_range(X: FloatArray, v: FloatArray | None, values: str) -> tuple[FloatArray, FloatArray]:
+    """Smallest and largest value (D,) of each feature among rows that count; ``values`` of the prior need it."""
+    rows = X if v is None else X[v > 0]
+    if not len(rows) or not np.all(np.isfinite(rows)):
+        raise ValueError("X must have finite rows, some of them with a weight, for a prior to be scaled by them")
+    low, high = rows.min(axis=0), rows.max(axis=0)
+    refuse_constant(low, high, values)
+    return low, high
+
+
+def refuse_constant(low: FloatArray, high: FloatArray, values: str) -> None:
+    """Refuse a range (D,), (D,) that no prior can be scaled by; ``values`` of the prior need it.
+
+    Raises
+    ------
+    ValueError
+    """
+    constant = np.flatnonzero(low == high)
+    if len(constant):
+        raise ValueError(
+            f"column {', '.join(map(str, constant))} of X is constant, so no prior can be scaled by it: drop the column, or give "
+            f"the prior's {values}"
+        )
+
+
+def weighted_median(X: FloatArray, v: FloatArray | None) -> FloatArray:
+    """Median (D,) of each feature, every row counted as often as its weight says."""
+    if v is None:
+        return np.median(X, axis=0)
+    rows, counts = X[v > 0], v[v > 0]
+    out = np.empty(X.shape[1])
+    for j in range(X.shape[1]):
+        order = np.argsort(rows[:, j], kind="stable")
+        reached = np.cumsum(counts[order]) / counts.sum()
+        # Where a half is reached exactly, the median lies between this row and the next.
+        below, above = np.searchsorted(reached, [0.5 - 1e-12, 0.5 + 1e-12])
+        out[j] = 0.5 * (rows[order[below], j] + rows[order[min(above, len(rows) - 1)], j])
+    return out
 
 
 def refuse_singular(covariance: FloatArray, what: str) -> None:

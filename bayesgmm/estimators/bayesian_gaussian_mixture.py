@@ -19,8 +19,10 @@ from bayesgmm.core import blocked, em, kernel
 from bayesgmm.core.blocks import RowBlocks
 from bayesgmm.core.covariance import STRUCTURES, structure
 from bayesgmm.core.hierarchical import HierarchicalPrior, Prior
+from bayesgmm.core.impropriety import check_posterior
 from bayesgmm.core.parameters import FloatArray
 from bayesgmm.core.priors import ConjugatePrior
+from bayesgmm.core.separation import SeparationPrior
 from bayesgmm.estimators.blockwise import check_survey, of_each_row, row_blocks
 from bayesgmm.estimators.validation import (
     Labels,
@@ -80,9 +82,10 @@ class BayesianGaussianMixture(DensityMixin, BaseEstimator):
         Number of components K.
     covariance_type : {"full", "tied", "diag", "spherical"}, default "full"
         Structure of the covariances.
-    prior : "default", ConjugatePrior or HierarchicalPrior, default "default"
+    prior : "default", ConjugatePrior, HierarchicalPrior or SeparationPrior, default "default"
         "default" is ``ConjugatePrior()``: κ₀ = 0.01, ν₀ = D + 2, Λ₀ = (D + 2) S_w, resolved from the data once and kept in
         ``prior_``. ``HierarchicalPrior()`` is the same for every K and structure: evidences are compared under it.
+        ``SeparationPrior()`` has priors of their own for standard deviations and correlations, as in PyMC and Stan.
     method : {"auto", "nuts", "laplace"}, default "auto"
         "auto" is "nuts" for rows in memory, and "laplace" for rows in blocks or on a cluster, where NUTS takes a pass over all of them for
         each of its steps. "laplace" draws from normal approximations of the modes and resamples with Pareto-smoothed importance weights;
@@ -92,7 +95,7 @@ class BayesianGaussianMixture(DensityMixin, BaseEstimator):
     tune : int or "auto", default "auto"
         Warm-up draws per chain; "auto" is 200, enough in whitened coordinates.
     chains : int, default 4
-        Number of chains. They are shared out over the modes within 10 nats of the best (of EM's objective; under a hierarchical
+        Number of chains. They are shared out over the modes within 10 nats of the best (of EM's objective; under another
         prior, of the mass that each mode has in the model itself), overdispersed, and one of them (of two or more) starts from a
         random partition of the rows.
     target_ess : float, default 400
@@ -125,11 +128,11 @@ class BayesianGaussianMixture(DensityMixin, BaseEstimator):
     diagnostics_ : Diagnostics
         Convergence, with a verdict in words.
     map_ : MixtureParameters
-        Mode in (π, μ, Σ) found by EM under the prior; under a hierarchical one, under its ``em_prior``.
+        Mode in (π, μ, Σ) found by EM under the prior; under the other priors, under their ``em_prior``.
     modes_ : tuple of Mode
-        Distinct modes of EM, best first; under a hierarchical prior in the order of the mass that each has in the model itself, those
+        Distinct modes of EM, best first; under the other priors in the order of the mass that each has in the model itself, those
         that have next to none, or climb to the same mode as another, last.
-    prior_ : ConjugatePrior or HierarchicalPrior
+    prior_ : ConjugatePrior, HierarchicalPrior or SeparationPrior
         The prior with its resolved values.
     weights_, means_, covariances_ : ndarray of shape (K,), (K, D), and that of GaussianMixture's
         Posterior means of the relabelled draws where the components are identified, else the mode (with a warning).
@@ -160,7 +163,7 @@ class BayesianGaussianMixture(DensityMixin, BaseEstimator):
     _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
         "n_components": [Interval(Integral, 1, None, closed="left")],
         "covariance_type": [StrOptions(set(STRUCTURES))],
-        "prior": [StrOptions({"default"}), ConjugatePrior, HierarchicalPrior],
+        "prior": [StrOptions({"default"}), ConjugatePrior, HierarchicalPrior, SeparationPrior],
         "method": [StrOptions({"auto", "nuts", "laplace"})],
         "draws": [Interval(Integral, 4, None, closed="left")],
         "tune": [StrOptions({"auto"}), Interval(Integral, 10, None, closed="left")],
@@ -247,6 +250,8 @@ class BayesianGaussianMixture(DensityMixin, BaseEstimator):
         ------
         ValueError
             If the input is not a finite numeric table, or too degenerate for the prior to be scaled by it.
+        ImproperPosteriorError
+            If the posterior is improper under a :class:`SeparationPrior`; the message names the rows and what to change.
         SamplingInterrupted
             If the user stopped the sampler; what was drawn is in the exception's ``estimator``.
         """
@@ -265,6 +270,9 @@ class BayesianGaussianMixture(DensityMixin, BaseEstimator):
     def _prior(self) -> Prior:
         return ConjugatePrior() if isinstance(self.prior, str) else self.prior
 
+    def _refuse_improper(self, X: FloatArray, sample_weight: FloatArray | None) -> None:
+        check_posterior(self.prior_, X, self.n_components, self.covariance_type, sample_weight, feature_names(self))
+
     def _fit_table(self, X: ArrayLike, sample_weight: ArrayLike | None, rng: np.random.Generator) -> em.EMFit:
         """Modes of EM for a table in memory."""
         table = check_table(self, X, reset=True, min_rows=2)
@@ -273,6 +281,7 @@ class BayesianGaussianMixture(DensityMixin, BaseEstimator):
         if not own_scale:
             refuse_degenerate(table, self.n_components, feature_names(self))
         self.prior_: Prior = self._prior().resolve(table, self.n_components, self.covariance_type, weights)
+        self._refuse_improper(table, weights)
         self._X, self._sample_weight = table, weights
         return em.fit(
             table,
@@ -292,10 +301,9 @@ class BayesianGaussianMixture(DensityMixin, BaseEstimator):
         seen = blocked.survey(blocks, int(rng.integers(2**32)))
         K, kind, prior = self.n_components, self.covariance_type, self._prior()
         check_survey(seen, K, feature_names(self), 0.0, True)
-        if isinstance(prior, HierarchicalPrior):
-            self.prior_ = blocked.resolve_hierarchical(prior, blocks, seen, K, kind)
-        else:
-            self.prior_ = blocked.resolve_conjugate(prior, blocks, seen, K, kind)
+        self.prior_ = blocked.resolve_posterior(prior, blocks, seen, K, kind)
+        # What any rows among the sample make improper, all rows do.
+        self._refuse_improper(seen.sample.rows, seen.sample.weights)
         settings = {"tol": self.tol, "max_iter": self.max_iter}
         problem = blocked.problem_of(blocks, seen, kind, self.prior_.for_em.at_least_uniform(), **settings)
         for held in ("_X", "_sample_weight"):
@@ -713,6 +721,32 @@ class BayesianGaussianMixture(DensityMixin, BaseEstimator):
 
         kind = structure(self.covariance_type)
         return posterior_summary(self._draws, self.map_, kind, feature_names(self), self.diagnostics_, ci_prob)
+
+    def prior_sensitivity(self) -> pd.DataFrame:
+        """What each quantity owes to the prior: prior and likelihood are raised to a power near 1, and the draws reweighted.
+
+        Returns
+        -------
+        DataFrame
+            One row per weight, mean, standard deviation and correlation (where components cannot be told apart, per label-invariant
+            quantity): ``prior`` and ``likelihood``, how far its distribution moves per doubling of the power, and ``diagnosis``. It is
+            empty, or where ``prior`` reaches 0.05 "strong prior or weak data", or "possible conflict of prior and data" where
+            ``likelihood`` does too.
+
+        Notes
+        -----
+        The prior's density is that of the group ``log_prior`` of ``idata_``: in (π, μ, Σ), or in (π, μ, σ, R) under a separation prior. A
+        density raised to a power depends on its coordinates, most for few rows.
+
+        References
+        ----------
+        Kallioinen, Paananen, Bürkner & Vehtari (2024), Detecting and diagnosing prior and likelihood sensitivity with power-scaling,
+        Statistics and Computing 34, 57.
+        """
+        check_is_fitted(self)
+        from bayesgmm.inference.power_scaling import prior_sensitivity
+
+        return prior_sensitivity(self, feature_names(self))
 
     def log_evidence(
         self, *, max_permutations: int = 720, n_proposals: int | None = None, random_state: Any = 0

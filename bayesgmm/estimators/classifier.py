@@ -19,6 +19,7 @@ from bayesgmm.core import classification, em, kernel
 from bayesgmm.core.classes import ClassLayout, LabelledProblem
 from bayesgmm.core.covariance import CovarianceStructure, structure
 from bayesgmm.core.hierarchical import Prior
+from bayesgmm.core.impropriety import check_class_posterior
 from bayesgmm.core.parameters import FloatArray, MixtureParameters
 from bayesgmm.core.priors import ConjugatePrior
 from bayesgmm.estimators.bayesian_gaussian_mixture import BayesianGaussianMixture
@@ -109,7 +110,7 @@ class MixtureClassifier(ClassifierMixin, BaseEstimator):
         Share of the model's own draws that lie below it.
     modes_ : tuple of Mode
         Distinct optima of EM over all components, best first.
-    prior_ : ConjugatePrior, HierarchicalPrior or None
+    prior_ : ConjugatePrior, HierarchicalPrior, SeparationPrior or None
         The prior with its resolved values, common to all classes.
     idata_ : DataTree
         With the posterior: one tree for all components; ``component_class`` is a coordinate of the components, ``class_priors`` a variable
@@ -328,6 +329,7 @@ class MixtureClassifier(ClassifierMixin, BaseEstimator):
         if not (isinstance(prior, ConjugatePrior) and prior.scale is not None):
             refuse_degenerate(X, self._layout.n_components, feature_names(self))
         prior = self.prior_ = class_mixtures.resolve_prior(prior, X, self._layout, template.covariance_type, v)
+        check_class_posterior(prior, X, self._layout, template.covariance_type, v, feature_names(self))
         em_rng, sampler_rng = rng.spawn(2)
         problem = self._problem(template, X, v)
         found = class_mixtures.fit_classes(

@@ -20,11 +20,15 @@ from bayesgmm.inference.density import (
     log_weights_forward,
     precision_factors_forward,
     scale_factor_forward,
+    separated_factors_forward,
 )
 from bayesgmm.inference.layout import BartlettLayout, ModelInputs
 
 VALUE_NAMES = ("weights_simplex__", "bartlett_diagonal_log__", "bartlett_offdiagonal", "means")
 """PyMC's names of the unconstrained variables, in the order of the flat vector."""
+
+SEPARATED_NAMES = ("weights_simplex__", "deviations_log__", "correlation_sticks_logodds__", "means")
+"""The same where standard deviations and correlations have priors of their own."""
 
 HYPER_NAMES = ("scale_diagonal_log__", "scale_offdiagonal")
 """Those of a random scale, after the others."""
@@ -45,6 +49,8 @@ class MixturePosterior(ABC):
         P.
     slices : dict of str to slice
         Where each unconstrained variable of the PyMC model lies in θ, by its name there; row-major.
+    diagonal, below : slice
+        Those of what stands on the diagonal of the covariances' coordinates, and beneath it.
     """
 
     def __init__(self, inputs: ModelInputs, covariance_type: str = "full") -> None:
@@ -52,7 +58,7 @@ class MixturePosterior(ABC):
         self.covariance_type = covariance_type
         K, D = inputs.n_components, inputs.n_features
         self._layout = BartlettLayout.of(structure(covariance_type))
-        names: tuple[str, ...] = VALUE_NAMES
+        names: tuple[str, ...] = SEPARATED_NAMES if inputs.separated else VALUE_NAMES
         self._shapes: tuple[tuple[int, ...], ...] = (
             (K - 1,),
             self._layout.squares_shape(K, D),
@@ -67,6 +73,7 @@ class MixturePosterior(ABC):
         self.ndim = int(stops[-1])
         self.slices = dict(zip(names, cuts, strict=True))
         self._parts = tuple(zip(cuts, self._shapes, strict=True))
+        self.diagonal, self.below = cuts[1], cuts[2]
 
     @abstractmethod
     def logp_and_grad(self, theta: FloatArray) -> tuple[float, FloatArray]:
@@ -185,7 +192,11 @@ class MixturePosterior(ABC):
         scale = self._scale_factors(hyper, len(free))
         for s in range(len(free)):
             weights[s] = log_weights_forward(np.ascontiguousarray(free[s]))
-            factors[s] = precision_factors_forward(scale[s], squares[s], np.ascontiguousarray(below[s]), K)
+            if self.inputs.separated:
+                diagonal, logits = np.ascontiguousarray(log_squares[s]), np.ascontiguousarray(below[s])
+                factors[s] = separated_factors_forward(diagonal, self.inputs.deviation_floor, logits, K)
+            else:
+                factors[s] = precision_factors_forward(scale[s], squares[s], np.ascontiguousarray(below[s]), K)
         np.exp(weights, out=weights)
         if self.inputs.classes is not None:
             weights = self.inputs.classes.scaled(weights)
@@ -242,17 +253,33 @@ class MixturePosterior(ABC):
             V, hyper = self._unconstrain_scale(factors[..., :R, :, :], scale_factor)
         elif scale_factor is not None:
             raise ValueError("scale_factor is given, but the prior's scale is fixed")
-        A = np.linalg.solve(V[..., None, :, :], factors[..., :R, :, :])
-        roots = np.diagonal(A, axis1=-2, axis2=-1)[..., :C]
         rows, columns = np.tril_indices(self.inputs.n_features if self._layout.off_diagonal else 0, -1)
+        if self.inputs.separated:
+            diagonal, below = self._separate(factors[..., :R, :, :], rows, columns)
+        else:
+            A = np.linalg.solve(V[..., None, :, :], factors[..., :R, :, :])
+            diagonal, below = 2.0 * np.log(np.diagonal(A, axis1=-2, axis2=-1)[..., :C]), A[..., rows, columns]
         values = (
             (log_weights - log_weights.mean(axis=-1, keepdims=True))[..., :-1],
-            2.0 * np.log(roots),
-            A[..., rows, columns],
+            diagonal,
+            below,
             np.asarray(means, dtype=np.float64),
             *hyper,
         )
         return np.concatenate([value.reshape(*pi.shape[:-1], -1) for value in values], axis=-1)
+
+    def _separate(self, factors: FloatArray, rows: np.ndarray, columns: np.ndarray) -> tuple[FloatArray, FloatArray]:
+        """Unconstrained deviations and partial correlations of precision factors.
+
+        A deviation at or beneath its floor is put a hundredth of the floor above it: starts may lie there, the posterior does not.
+        """
+        roots = np.swapaxes(np.linalg.inv(factors), -1, -2)
+        deviations = np.sqrt(np.sum(roots * roots, axis=-1))
+        C, floor = self._shapes[1][1], self.inputs.deviation_floor
+        excess = np.maximum(deviations[..., :C] - floor[:C], 0.01 * floor[:C])
+        # sinh(y/2) = ρ / √(1 − ρ²): an element of the row over what is left to its left, added up from the small end.
+        left = np.sqrt(np.cumsum(roots * roots, axis=-1))
+        return np.log(excess), 2 * np.arcsinh(roots[..., columns, rows] / left[..., columns, rows - 1])
 
     def _unconstrain_scale(
         self, factors: FloatArray, scale_factor: ArrayLike | None
@@ -291,12 +318,15 @@ class MixturePosterior(ABC):
         Muirhead (1982), Aspects of Multivariate Statistical Theory, section 2.1 (the Jacobians of P Pᵀ and of the inverse).
         """
         points = np.asarray(theta, dtype=np.float64)
-        free, log_squares, _, _, *hyper = self._matrices(np.atleast_2d(points))
+        free, log_squares, below, _, *hyper = self._matrices(np.atleast_2d(points))
         D = self.inputs.n_features
         K = self.inputs.n_components
         full = np.concatenate([free, -free.sum(axis=1, keepdims=True)], axis=1)
         high = full.max(axis=1, keepdims=True)
         total = np.log(K) - K * (high[:, 0] + np.log(np.exp(full - high).sum(axis=1)))
+        if self.inputs.separated:
+            total = total + self._log_volume_of_separation(log_squares, below)
+            return total if points.ndim == 2 else float(total[0])
         R, C = self._shapes[1]
         log_V = np.log(np.diag(self.inputs.scale_factor))
         if hyper:
@@ -317,6 +347,19 @@ class MixturePosterior(ABC):
         else:
             total = total - np.sum(2.0 * log_V[..., :C] + log_squares, axis=(1, 2))
         return total if points.ndim == 2 else float(total[0])
+
+    def _log_volume_of_separation(self, log_excess: FloatArray, logits: FloatArray) -> FloatArray:
+        """Log volume of Σ per volume of the unconstrained deviations and partial correlations."""
+        D, C = self.inputs.n_features, self._shapes[1][1]
+        log_sigma = np.log(self.inputs.deviation_floor[:C] + np.exp(log_excess))
+        total = np.sum(log_excess, axis=(1, 2))
+        if not self._layout.off_diagonal:
+            return total + np.sum(np.log(2) + log_sigma, axis=(1, 2))
+        # ∂Σ/∂(σ, R) = 2^D Π σ^D; ∂R/∂ρ = Π (1 − ρ_ij²)^((i − 1)/2); ∂ρ/∂y = (1 − ρ²)/2, log(1 − ρ²) = −2 log cosh(y/2).
+        rows = np.tril_indices(D, -1)[0]
+        log_rest = -2 * (np.logaddexp(logits / 2, -logits / 2) - np.log(2))
+        total = total + np.sum(np.log(2) + D * log_sigma, axis=(1, 2))
+        return total + np.sum((rows + 1) / 2 * log_rest - np.log(2), axis=(1, 2))
 
 
 class CompiledPosterior(MixturePosterior):

@@ -179,6 +179,131 @@ def scale_factor_pullback(V, squares, below, g):
 
 
 @nb.njit(**_options)
+def separated_factors_forward(log_deviations, floor, logits, n_components):
+    """P_k = diag(σ_k)⁻¹ U_k⁻ᵀ with σ = floor + exp(log_deviations) and R_k = U_k U_kᵀ, so that Σ_k = diag(σ_k) R_k diag(σ_k).
+
+    ``logits`` are those of (1 + ρ)/2, ρ the canonical partial correlations (rows first): U is upper, its rows sticks of length 1.
+    """
+    D = floor.shape[0]
+    R, C = log_deviations.shape
+    out = np.zeros((n_components, D, D))
+    for k in range(n_components):
+        r = k if R > 1 else 0
+        if logits.shape[1] == 0:
+            for i in range(D):
+                out[k, i, i] = 1.0 / (floor[i] + math.exp(log_deviations[r, i if C > 1 else 0]))
+            continue
+        if k >= logits.shape[0]:
+            for i in range(D):
+                for j in range(i + 1):
+                    out[k, i, j] = out[0, i, j]
+            continue
+        M = separated_root(logits[k], D)
+        # W = M⁻¹, column by column.
+        for j in range(D):
+            for i in range(j, D):
+                total = 1.0 if i == j else 0.0
+                for m in range(j, i):
+                    total -= M[i, m] * out[k, m, j]
+                out[k, i, j] = total / M[i, i]
+        for i in range(D):
+            inverse = 1.0 / (floor[i] + math.exp(log_deviations[r, i if C > 1 else 0]))
+            for j in range(i + 1):
+                out[k, i, j] *= inverse
+    return out
+
+
+@nb.njit(**_options)
+def separated_root(logits, D):
+    """M = Uᵀ, lower, with U Uᵀ the correlation matrix of these logits."""
+    M = np.zeros((D, D))
+    for i in range(D):
+        left = 1.0
+        for j in range(D - 1, i, -1):
+            half = 0.5 * logits[j * (j - 1) // 2 + i]
+            M[j, i] = math.tanh(half) * left
+            left /= math.cosh(half)
+        M[i, i] = left
+    return M
+
+
+@nb.njit(**_options)
+def separated_factors_pullback(log_deviations, floor, logits, factors, g):
+    """Gradients with respect to ``log_deviations`` and ``logits``, summed where they were broadcast."""
+    K, D = g.shape[0], g.shape[1]
+    R, C = log_deviations.shape
+    g_deviations, g_logits = np.zeros(log_deviations.shape), np.zeros(logits.shape)
+    H, g_M = np.zeros((D, D)), np.zeros((D, D))
+    left = np.empty(D)
+    for k in range(K):
+        r = k if R > 1 else 0
+        for i in range(D):
+            c = i if C > 1 else 0
+            excess = math.exp(log_deviations[r, c])
+            total = 0.0
+            for j in range(i + 1):
+                total += g[k, i, j] * factors[k, i, j]
+            g_deviations[r, c] -= total * excess / (floor[i] + excess)
+        if logits.shape[1] == 0:
+            continue
+        b = k if logits.shape[0] > 1 else 0
+        # −Wᵀ g_W Wᵀ, with W = diag(σ) P and g_W = diag(σ) g.
+        for i in range(D):
+            sigma_i = floor[i] + math.exp(log_deviations[r, i if C > 1 else 0])
+            for j in range(i + 1):
+                sigma_j = floor[j] + math.exp(log_deviations[r, j if C > 1 else 0])
+                total = 0.0
+                for m in range(j + 1):
+                    total += g[k, i, m] * factors[k, j, m]
+                H[i, j] = total * sigma_j / sigma_i
+        for i in range(D):
+            for j in range(i + 1):
+                total = 0.0
+                for m in range(i, D):
+                    total -= factors[k, m, i] * H[m, j] * (floor[m] + math.exp(log_deviations[r, m if C > 1 else 0]))
+                g_M[i, j] = total
+        for i in range(D):
+            left[D - 1] = 1.0
+            for j in range(D - 1, i, -1):
+                left[j - 1] = left[j] / math.cosh(0.5 * logits[b, j * (j - 1) // 2 + i])
+            g_left = g_M[i, i]
+            for j in range(i + 1, D):
+                q = j * (j - 1) // 2 + i
+                half = 0.5 * logits[b, q]
+                rho, rest = math.tanh(half), 1.0 / math.cosh(half)
+                g_logits[b, q] += 0.5 * left[j] * rest * (g_M[j, i] * rest - g_left * rho)
+                g_left = g_M[j, i] * rho + g_left * rest
+    return g_deviations, g_logits
+
+
+@nb.njit(**_options)
+def separated_log_density(log_deviations, deviation_terms, logits, shapes, g_deviations, g_logits):
+    """Log prior density of the unconstrained deviations and partial correlations; adds its gradients to the other two.
+
+    ``deviation_terms`` are those of :class:`bayesgmm.core.separation.DeviationTerms` but for the floor; ``shapes`` of the Beta variables.
+    """
+    value = 0.0
+    for r in range(log_deviations.shape[0]):
+        for c in range(log_deviations.shape[1]):
+            t = log_deviations[r, c]
+            away = t - deviation_terms[2, c]
+            tail = deviation_terms[4, c] * math.exp(deviation_terms[5, c] * t)
+            value += (
+                deviation_terms[0, c] + deviation_terms[1, c] * t - 0.5 * deviation_terms[3, c] * away * away - tail
+            )
+            g_deviations[r, c] += deviation_terms[1, c] - deviation_terms[3, c] * away - deviation_terms[5, c] * tail
+    for q in range(logits.shape[1]):
+        b = shapes[q]
+        constant = math.lgamma(2.0 * b) - 2.0 * math.lgamma(b)
+        for r in range(logits.shape[0]):
+            # log u + log(1 − u) = −|y| − 2 log(1 + exp(−|y|)).
+            y = logits[r, q]
+            value += constant - b * (abs(y) + 2.0 * math.log1p(math.exp(-abs(y))))
+            g_logits[r, q] -= b * math.tanh(0.5 * y)
+    return value
+
+
+@nb.njit(**_options)
 def means_log_density_and_gradients(means, centre, kappa, P):
     """Log N(μ_k; m₀, (κ₀ P_k P_kᵀ)⁻¹) of each component and its gradients with respect to μ_k and P_k."""
     K, D = means.shape
@@ -335,6 +460,9 @@ def _log_posterior(
     class_stops,
     log_class_priors,
     statistics,
+    deviation_terms,
+    floor,
+    beta_shapes,
     gradient,
 ):
     """Log posterior at theta; its gradient goes into ``gradient``.
@@ -343,7 +471,8 @@ def _log_posterior(
     ``scale`` is V itself. ``joint`` are the degrees of freedom h of a scale that is integrated out (else 0), with ``rate`` its L, and
     the constant that comes with them. ``groups`` are passes over rows of known class and the others, none where one pass takes all;
     ``class_stops`` and ``log_class_priors`` are empty but where classes have given priors. ``statistics`` are what the pass would
-    find (:func:`pack_statistics`), empty where it is to be made.
+    find (:func:`pack_statistics`), empty where it is to be made. ``deviation_terms``, ``floor`` and ``beta_shapes`` are empty but for a
+    prior of standard deviations and correlations, whose coordinates stand in the places of the Bartlett variables.
     """
     K, D = concentration.shape[0], mean_prior.shape[0]
     R, C, B, Q, H, T = shape
@@ -354,6 +483,7 @@ def _log_posterior(
     log_squares = theta[first:second].reshape((R, C))
     below = theta[second:third].reshape((B, Q))
     means = theta[third:fourth].reshape((K, D))
+    separated = deviation_terms.shape[0] > 0
     squares = np.empty((R, C))
     for r in range(R):
         for c in range(C):
@@ -365,7 +495,11 @@ def _log_posterior(
             hyper_squares[h] = math.exp(theta[fourth + h])
         V = scale_factor_forward(scale, hyper_squares, theta[fifth:])
     log_weights = log_weights_forward(theta[:first])
-    factors = precision_factors_forward(V, squares, below, K)
+    factors = (
+        separated_factors_forward(log_squares, floor, below, K)
+        if separated
+        else precision_factors_forward(V, squares, below, K)
+    )
 
     # V is diagonal where there is nothing below: so are the factors.
     by_feature = Q == 0 and D > 1
@@ -396,7 +530,7 @@ def _log_posterior(
 
     # Loops, not array expressions: those compile for seconds, for error messages that cannot occur.
     prior_factors = factors
-    means_apart = H > 0 or integrated
+    means_apart = H > 0 or integrated or separated
     if means_apart:
         prior_factors = np.empty((K, D, D))
         for k in range(K):
@@ -412,23 +546,33 @@ def _log_posterior(
                 for j in range(i + 1):
                     g_factors[k, i, j] += g_prior_factors[k, i, j]
 
-    # The exponents of the Bartlett variables' densities cancel where the scale is integrated out.
-    exponent = 1.0
-    if integrated:
-        exponent = 0.0
-        value += joint[1] + integrated_scale(rate, factors, R, C, Q > 0, joint[0], g_factors)
+    if separated:
+        g_deviations, g_logits = separated_factors_pullback(log_squares, floor, below, factors, g_factors)
+        value += separated_log_density(log_squares, deviation_terms, below, beta_shapes, g_deviations, g_logits)
+        for r in range(R):
+            for c in range(C):
+                gradient[first + r * C + c] = g_deviations[r, c]
+        for r in range(B):
+            for q in range(Q):
+                gradient[second + r * Q + q] = g_logits[r, q]
+    else:
+        # The exponents of the Bartlett variables' densities cancel where the scale is integrated out.
+        exponent = 1.0
+        if integrated:
+            exponent = 0.0
+            value += joint[1] + integrated_scale(rate, factors, R, C, Q > 0, joint[0], g_factors)
 
-    g_squares, g_below = precision_factors_pullback(V, squares, below, g_factors)
-    for r in range(R):
-        for c in range(C):
-            # χ² in the logarithm of the variable.
-            half = 0.5 * degrees[c]
-            value += half * (log_squares[r, c] - math.log(2.0)) - 0.5 * exponent * squares[r, c] - math.lgamma(half)
-            gradient[first + r * C + c] = (g_squares[r, c] - 0.5 * exponent) * squares[r, c] + half
-    for r in range(B):
-        for q in range(Q):
-            value -= 0.5 * (exponent * below[r, q] * below[r, q] + LOG_2PI)
-            gradient[second + r * Q + q] = g_below[r, q] - exponent * below[r, q]
+        g_squares, g_below = precision_factors_pullback(V, squares, below, g_factors)
+        for r in range(R):
+            for c in range(C):
+                # χ² in the logarithm of the variable.
+                half = 0.5 * degrees[c]
+                value += half * (log_squares[r, c] - math.log(2.0)) - 0.5 * exponent * squares[r, c] - math.lgamma(half)
+                gradient[first + r * C + c] = (g_squares[r, c] - 0.5 * exponent) * squares[r, c] + half
+        for r in range(B):
+            for q in range(Q):
+                value -= 0.5 * (exponent * below[r, q] * below[r, q] + LOG_2PI)
+                gradient[second + r * Q + q] = g_below[r, q] - exponent * below[r, q]
 
     if H > 0:
         hyper_below = theta[fifth:]
@@ -459,7 +603,7 @@ def _from_whitened(y, center, factor, theta):
 
 _NUMBERS = types.CPointer(types.double)
 _ADDRESSES = types.CPointer(_NUMBERS)
-_N_SIZES = 17
+_N_SIZES = 18
 _STATISTICS = 15
 """Place of the statistics among the addresses."""
 
@@ -492,6 +636,10 @@ def density_function() -> Any:
         groups, n_given = nb.carray(addresses[12], (int(sizes[14]), 4)), int(sizes[15])
         class_stops, log_class_priors = nb.carray(addresses[13], (n_given,)), nb.carray(addresses[14], (n_given,))
         statistics = nb.carray(addresses[15], (int(sizes[16]),))
+        n_separated = int(sizes[17])
+        deviation_terms = nb.carray(addresses[16], (6 * n_separated, C))
+        floor = nb.carray(addresses[17], (D * n_separated,))
+        beta_shapes = nb.carray(addresses[18], (Q * n_separated,))
         shape = (R, C, B, Q, H, T)
         kappa = sizes[8]
         whitened = sizes[9] != 0.0
@@ -517,6 +665,9 @@ def density_function() -> Any:
             class_stops,
             log_class_priors,
             statistics,
+            deviation_terms,
+            floor,
+            beta_shapes,
             slope,
         )
         if whitened:
@@ -592,7 +743,7 @@ class PackedPosterior:
         passes = (len(inputs.groups), len(given[0]))
         whitened = float(factor is not None)
         self._n_statistics = 1 + K * (1 + D + D * D) if summed else 0
-        tail = (*hyper, *joint, *passes, self._n_statistics)
+        tail = (*hyper, *joint, *passes, self._n_statistics, float(inputs.separated))
         sizes = (len(inputs.X), D, K, *shapes, n_weights, kappa, whitened, *tail)
         self._arrays = tuple(
             np.ascontiguousarray(array, dtype=np.float64)
@@ -612,6 +763,9 @@ class PackedPosterior:
                 inputs.groups,
                 *given,
                 np.empty(0),
+                inputs.deviation_terms,
+                inputs.deviation_floor,
+                inputs.beta_shapes,
             )
         )
         self.addresses = np.array([array.ctypes.data for array in self._arrays], dtype=np.uintp)

@@ -79,7 +79,7 @@ class ComponentBlocks:
         where = {name: np.arange(part.start, part.stop) for name, part in slices.items()}
         by_component = ["means"]
         if "component" in structure(covariance_type).free_dims:
-            by_component = ["bartlett_diagonal_log__", "bartlett_offdiagonal", "means"]
+            by_component = [*list(slices)[1:3], "means"]
         shared = [part for name, part in where.items() if name not in (*by_component, "weights_simplex__")]
         own = [where[name] for name in by_component]
         own.append(np.append(where["weights_simplex__"], sum(map(len, where.values()))))

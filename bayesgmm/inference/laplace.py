@@ -105,7 +105,7 @@ def rough_scales(compiled: MixturePosterior, theta: FloatArray, counts: FloatArr
     ndarray of shape (P,)
     """
     parameters = compiled.constrain(theta)
-    log_squares, below = (theta[compiled.slices[name]] for name in ("bartlett_diagonal_log__", "bartlett_offdiagonal"))
+    log_squares, below = theta[compiled.diagonal], theta[compiled.below]
     K, D = parameters["means"].shape
     owners = 1 if "component" not in structure(compiled.covariance_type).free_dims else K
     rows = counts if owners == K else counts.sum(keepdims=True)
@@ -124,14 +124,14 @@ def rough_scales(compiled: MixturePosterior, theta: FloatArray, counts: FloatArr
             )
     per_square = rows * D / roots.shape[1] + D + 2.0
     scales[compiled.slices["weights_simplex__"]] = 1 / np.sqrt(counts[:-1] + 1.0)
-    scales[compiled.slices["bartlett_diagonal_log__"]] = np.repeat(
-        np.sqrt(2.0 / per_square + 2.0 / known), roots.shape[1]
-    )
-    if len(below):
+    # A log standard deviation has half the standard deviation of a log square; log odds of a correlation, twice atanh, twice 1/√n.
+    factor = 0.5 if inputs.separated else 1.0
+    scales[compiled.diagonal] = factor * np.repeat(np.sqrt(2.0 / per_square + 2.0 / known), roots.shape[1])
+    if len(below) and inputs.separated:
+        scales[compiled.below] = np.repeat(2 / np.sqrt(rows + 4.0), D * (D - 1) // 2)
+    elif len(below):
         lower = np.tril_indices(D, -1)[0]
-        scales[compiled.slices["bartlett_offdiagonal"]] = (
-            roots[:, lower] * np.sqrt(1.0 / (rows + 1.0) + 1.0 / known)[:, None]
-        ).ravel()
+        scales[compiled.below] = (roots[:, lower] * np.sqrt(1.0 / (rows + 1.0) + 1.0 / known)[:, None]).ravel()
     variances = np.diagonal(covariances_from_factors(parameters["precision_factors"]), axis1=1, axis2=2)
     scales[compiled.slices["means"]] = np.sqrt(variances / (counts + 1.0)[:, None]).ravel()
     return scales

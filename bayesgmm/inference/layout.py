@@ -16,6 +16,29 @@ from bayesgmm.core.covariance import CovarianceStructure, structure
 from bayesgmm.core.hierarchical import HierarchicalPrior, Prior
 from bayesgmm.core.parameters import FloatArray, factors_from_covariances
 from bayesgmm.core.priors import ConjugatePrior
+from bayesgmm.core.separation import SeparationPrior
+
+PRIORS = "a ConjugatePrior, HierarchicalPrior or SeparationPrior"
+
+
+def checked_rows(X: ArrayLike, covariance_type: str, sample_weight: ArrayLike | None) -> tuple[FloatArray, FloatArray]:
+    """Rows (N, D) and their weights, (N,) or (0,), of a model.
+
+    Raises
+    ------
+    ValueError
+        If the table is not two-dimensional and finite, weights do not match it, or the structure is unknown.
+    """
+    table = np.ascontiguousarray(X, dtype=np.float64)
+    if table.ndim != 2 or not table.size or not np.all(np.isfinite(table)):
+        raise ValueError(f"X must be a finite table of rows × features, got an array of shape {table.shape}")
+    structure(covariance_type)  # an unknown name is refused before any work
+    weights = np.empty(0) if sample_weight is None else np.ascontiguousarray(sample_weight, dtype=np.float64)
+    if sample_weight is not None and (
+        weights.shape != table.shape[:1] or not np.all(np.isfinite(weights)) or np.any(weights < 0)
+    ):
+        raise ValueError(f"sample_weight must be {len(table)} finite non-negative numbers, one for each row of X")
+    return table, weights
 
 
 @dataclass(frozen=True)
@@ -23,7 +46,8 @@ class BartlettLayout:
     """Shapes and dims of the variables behind a covariance structure; all follow from what the structure shares.
 
     The χ² variables ``bartlett_diagonal`` form a matrix (K or 1) × (D or 1), the Normal ones ``bartlett_offdiagonal`` a matrix
-    (K or 1) × (D(D − 1)/2 or 0); an axis of length 1 is left out of the variable's dims.
+    (K or 1) × (D(D − 1)/2 or 0); an axis of length 1 is left out of the variable's dims. Under a :class:`SeparationPrior`
+    ``deviations`` and ``correlation_sticks`` stand in their places.
 
     Parameters
     ----------
@@ -60,12 +84,16 @@ class BartlettLayout:
     def degrees_of_freedom(self, prior: Prior) -> FloatArray:
         """Degrees of freedom of the χ² variables: ν₀ − j, or those of the inverse-Wishart's marginals; (D,) or (1,)."""
         D = len(prior.resolved_mean)
+        if isinstance(prior, SeparationPrior):
+            return np.zeros(D if self.by_feature else 1)
         if self.off_diagonal:
             return prior.resolved_degrees_of_freedom - np.arange(D, dtype=float)
         return np.full(D if self.by_feature else 1, prior.marginal_degrees_of_freedom)
 
     def scale_factor(self, prior: Prior) -> FloatArray:
         """V, lower (D, D), with V Vᵀ the inverse of the part of Λ₀ that the structure uses; L of :meth:`rate_factor` if V is random."""
+        if isinstance(prior, SeparationPrior):
+            return np.eye(len(prior.resolved_mean))
         if isinstance(prior, HierarchicalPrior):
             return prior.rate_factor("full" if self.off_diagonal else "diag" if self.by_feature else "spherical")
         scale = prior.resolved_scale
@@ -114,6 +142,11 @@ class ModelInputs:
         L of a random scale that is integrated out; ``scale_factor`` is then a fixed V, which decides upon the coordinates and nothing else.
     classes : ClassLayout, optional
         Of rows some of which have a known class: X is sorted by it.
+    deviation_terms : ndarray of shape (6, C) or (0, 0)
+        Constant, linear, center, curvature, rate and power of :class:`bayesgmm.core.separation.DeviationTerms`; empty but under that prior.
+    deviation_floor : ndarray of shape (D,) or (0,)
+    beta_shapes : ndarray of shape (D(D − 1)/2,) or (0,)
+        Of the Beta variables (1 + ρ)/2, ρ the partial correlations.
     """
 
     X: FloatArray
@@ -127,6 +160,9 @@ class ModelInputs:
     hyper_degrees_of_freedom: FloatArray
     rate_factor: FloatArray = field(default_factory=lambda: np.empty((0, 0)))
     classes: ClassLayout | None = None
+    deviation_terms: FloatArray = field(default_factory=lambda: np.empty((0, 0)))
+    deviation_floor: FloatArray = field(default_factory=lambda: np.empty(0))
+    beta_shapes: FloatArray = field(default_factory=lambda: np.empty(0))
 
     @classmethod
     def resolve(
@@ -146,23 +182,13 @@ class ModelInputs:
         TypeError
             If ``prior`` is neither "default" nor a prior of this package.
         """
-        table = np.ascontiguousarray(X, dtype=np.float64)
-        if table.ndim != 2 or not table.size or not np.all(np.isfinite(table)):
-            raise ValueError(f"X must be a finite table of rows × features, got an array of shape {table.shape}")
-        structure(covariance_type)  # an unknown name is refused before any work
-        weights = np.empty(0) if sample_weight is None else np.ascontiguousarray(sample_weight, dtype=np.float64)
-        if sample_weight is not None and (
-            weights.shape != table.shape[:1] or not np.all(np.isfinite(weights)) or np.any(weights < 0)
-        ):
-            raise ValueError(f"sample_weight must be {len(table)} finite non-negative numbers, one for each row of X")
+        table, weights = checked_rows(X, covariance_type, sample_weight)
         if isinstance(prior, str):
             if prior != "default":
-                raise ValueError(f'prior must be "default" or a ConjugatePrior or HierarchicalPrior, got {prior!r}')
+                raise ValueError(f'prior must be "default" or {PRIORS}, got {prior!r}')
             prior = ConjugatePrior()
-        if not isinstance(prior, ConjugatePrior | HierarchicalPrior):
-            raise TypeError(
-                f'prior must be "default" or a ConjugatePrior or HierarchicalPrior, got {type(prior).__name__}'
-            )
+        if not isinstance(prior, Prior):
+            raise TypeError(f'prior must be "default" or {PRIORS}, got {type(prior).__name__}')
         resolved = prior.resolve(table, n_components, covariance_type, None if sample_weight is None else weights)
         return cls.from_prior(table, covariance_type, resolved, weights)
 
@@ -186,15 +212,22 @@ class ModelInputs:
             np.empty(0) if sample_weight is None else sample_weight,
             prior.resolved_concentration,
             prior.resolved_mean,
-            1.0 if isinstance(prior, HierarchicalPrior) else prior.mean_precision,
+            prior.mean_precision if isinstance(prior, ConjugatePrior) else 1.0,
             layout.degrees_of_freedom(prior),
             layout.scale_factor(prior),
-            prior.mean_factor if isinstance(prior, HierarchicalPrior) else np.empty((0, 0)),
+            np.empty((0, 0)) if isinstance(prior, ConjugatePrior) else prior.mean_factor,
             layout.hyper_degrees_of_freedom(prior),
         )
         # Contiguous and writeable: Numba compiles anew for any other layout. asarray keeps zero dimensions.
         held: list[FloatArray] = [np.require(array, np.float64, ["C", "A", "W"]) for array in arrays]
-        return cls(*held)  # type: ignore[arg-type]
+        inputs = cls(*held)  # type: ignore[arg-type]
+        if not isinstance(prior, SeparationPrior):
+            return inputs
+        terms = prior.deviation_terms(covariance_type)
+        values = (terms.constant, terms.linear, terms.center, terms.curvature, terms.rate, terms.power)
+        floor = np.broadcast_to(terms.floor, (inputs.n_features,)).copy()
+        shapes = prior.partial_correlation_shapes if layout.off_diagonal else np.empty(0)
+        return replace(inputs, deviation_terms=np.array(values), deviation_floor=floor, beta_shapes=shapes)
 
     @property
     def n_components(self) -> int:
@@ -212,6 +245,16 @@ class ModelInputs:
         if self.classes is None or self.classes.priors is None:
             return np.empty(0), np.empty(0)
         return np.cumsum(self.classes.components).astype(float), np.log(self.classes.priors)
+
+    @property
+    def separated(self) -> bool:
+        """Whether standard deviations and correlations are the variables."""
+        return self.deviation_terms.size > 0
+
+    @property
+    def means_apart(self) -> bool:
+        """Whether the means do not depend on their covariances."""
+        return self.mean_factor.size > 0
 
     @property
     def hierarchical(self) -> bool:

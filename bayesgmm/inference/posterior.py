@@ -13,6 +13,7 @@ from bayesgmm.core.classes import ClassLayout
 from bayesgmm.core.covariance import CovarianceStructure
 from bayesgmm.core.hierarchical import HierarchicalPrior, Prior, pack_rate
 from bayesgmm.core.parameters import FloatArray, covariances_from_factors
+from bayesgmm.core.separation import SeparationPrior
 
 if TYPE_CHECKING:
     from xarray import DataTree
@@ -161,10 +162,15 @@ def pointwise_log_likelihood(draws: PosteriorDraws, X: FloatArray, classes: Clas
 
 
 def log_prior(draws: PosteriorDraws, prior: Prior, kind: CovarianceStructure) -> FloatArray:
-    """Log prior density in the coordinates (π, μ, Σ), or (π, μ, Σ, C₀), of every draw, shape (chains, draws)."""
+    """Log prior density of every draw, shape (chains, draws), in the coordinates that the prior is stated in.
+
+    These are (π, μ, Σ), under a hierarchical prior (π, μ, Σ, C₀), under a separation prior (π, μ, σ, R).
+    """
     at = (draws.weights, draws.means, draws.precision_factors, kind.name)
     if isinstance(prior, HierarchicalPrior):
         return np.asarray(prior.log_density_from_factors(*at, draws.scale_factors))
+    if isinstance(prior, SeparationPrior):
+        return np.asarray(prior.log_density_from_factors(*at, as_stated=True))
     return np.asarray(prior.log_density_from_factors(*at))
 
 
@@ -191,7 +197,7 @@ def data_tree(
     sample_weight : ndarray of shape (N,) or None
     names : sequence of str
         Feature names.
-    prior : ConjugatePrior or HierarchicalPrior
+    prior : ConjugatePrior, HierarchicalPrior or SeparationPrior
         Resolved.
     sample_stats : mapping of str to ndarray of shape (chains, draws)
     attributes : mapping

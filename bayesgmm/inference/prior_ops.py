@@ -29,6 +29,8 @@ from bayesgmm.inference.density import (
     precision_factors_scale_gradient,
     scale_factor_forward,
     scale_factor_pullback,
+    separated_factors_forward,
+    separated_factors_pullback,
 )
 
 _SOURCES = Path(__file__).read_bytes() + Path(density.__file__).read_bytes()
@@ -207,6 +209,58 @@ class PrecisionFactors(_FirstDerivativeOnly):
         return [scale, g_squares, g_below, disconnected_type()]
 
 
+class SeparatedFactorsPullback(_FirstDerivativeOnly):
+    """Gradient of :class:`SeparatedFactors`."""
+
+    kernel = staticmethod(separated_factors_pullback)
+    input_ndims = (2, 1, 2, 3, 3)
+
+    def make_node(self, *inputs: Any) -> Apply:
+        """Build the node: log deviations, floor, logits, the factors and the gradient with respect to them."""
+        return Apply(self, self.as_inputs(inputs), [pt.dmatrix(), pt.dmatrix()])
+
+    def infer_shape(self, node: Apply, shapes: Sequence[Any]) -> list[Any]:
+        """Shapes of the variables."""
+        return [shapes[0], shapes[2]]
+
+
+class SeparatedFactors(_FirstDerivativeOnly):
+    r"""Precision factors of standard deviations and correlations, :math:`P_k = \mathrm{diag}(\sigma_k)^{-1} U_k^{-\top}`.
+
+    :math:`R_k = U_k U_k^\top`, U upper. Inputs are ``log_deviations`` (K or 1, D or 1), the logarithms of :math:`\sigma` less its ``floor``
+    (D,); ``logits`` (K or 1, D(D − 1)/2 or 0), those of (1 + ρ)/2 with ρ the canonical partial correlations; and the number of
+    components.
+
+    References
+    ----------
+    Lewandowski, Kurowicka & Joe (2009), Generating random correlation matrices based on vines and extended onion method, Journal of
+    Multivariate Analysis 100, 1989–2001.
+    """
+
+    kernel = staticmethod(separated_factors_forward)
+    input_ndims = (2, 1, 2, 0)
+
+    def make_node(self, *inputs: Any) -> Apply:
+        """Build the node."""
+        return Apply(self, self.as_inputs(inputs), [pt.dtensor3()])
+
+    def infer_shape(self, node: Apply, shapes: Sequence[Any]) -> list[Any]:
+        """Number of components × features × features."""
+        return [(node.inputs[3], shapes[1][0], shapes[1][0])]
+
+    def connection_pattern(self, node: Apply) -> list[list[bool]]:
+        """The number of components is no quantity to differentiate by."""
+        return [[True], [True], [True], [False]]
+
+    def pullback(
+        self, inputs: Sequence[Variable], outputs: Sequence[Variable], cotangents: Sequence[Variable]
+    ) -> list[Variable]:
+        """Gradients with respect to ``log_deviations`` and ``logits``; the floor is held fixed."""
+        g_deviations, g_logits = SeparatedFactorsPullback()(*inputs[:3], outputs[0], cotangents[0])
+        fixed = grad_not_implemented(self, 1, inputs[1], "the floor is held fixed")
+        return [g_deviations, fixed, g_logits, disconnected_type()]
+
+
 class MeansLogDensity(_FirstDerivativeOnly):
     r"""Log density of each mean, :math:`\log \mathcal{N}(\mu_k;\, m_0,\, (\kappa_0 P_k P_k^\top)^{-1})`, and its gradients.
 
@@ -305,6 +359,35 @@ def _numba_scale_factor_pullback(op: Op, node: Apply | None = None, **kwargs: An
         )
 
     return scale_factor_gradient, _SOURCE_VERSION
+
+
+@register_funcify_default_op_cache_key(SeparatedFactors)
+def _numba_separated_factors(op: Op, node: Apply | None = None, **kwargs: Any) -> Any:
+    @numba_njit
+    def separated_factors(log_deviations, floor, logits, n_components):
+        return separated_factors_forward(
+            np.ascontiguousarray(log_deviations),
+            np.ascontiguousarray(floor),
+            np.ascontiguousarray(logits),
+            n_components.item(),
+        )
+
+    return separated_factors, _SOURCE_VERSION
+
+
+@register_funcify_default_op_cache_key(SeparatedFactorsPullback)
+def _numba_separated_factors_pullback(op: Op, node: Apply | None = None, **kwargs: Any) -> Any:
+    @numba_njit
+    def separated_factors_gradient(log_deviations, floor, logits, factors, g):
+        return separated_factors_pullback(
+            np.ascontiguousarray(log_deviations),
+            np.ascontiguousarray(floor),
+            np.ascontiguousarray(logits),
+            np.ascontiguousarray(factors),
+            np.ascontiguousarray(g),
+        )
+
+    return separated_factors_gradient, _SOURCE_VERSION
 
 
 @register_funcify_default_op_cache_key(MeansLogDensity)

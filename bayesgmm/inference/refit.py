@@ -30,7 +30,7 @@ class FittedModel:
     Parameters
     ----------
     kind : CovarianceStructure
-    prior : ConjugatePrior or HierarchicalPrior
+    prior : ConjugatePrior, HierarchicalPrior or SeparationPrior
         As resolved on the full data.
     modes : tuple of Mode
         Of EM on the full data, best first.

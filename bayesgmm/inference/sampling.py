@@ -16,7 +16,7 @@ from bayesgmm.core import covariance, em
 from bayesgmm.core.blocked import BlockedProblem
 from bayesgmm.core.classes import ClassLayout, LabelledProblem
 from bayesgmm.core.covariance import CovarianceStructure
-from bayesgmm.core.hierarchical import HierarchicalPrior, Prior
+from bayesgmm.core.hierarchical import Prior
 from bayesgmm.core.parameters import FloatArray
 from bayesgmm.exceptions import CostWarning, SamplingInterrupted, warn_user
 from bayesgmm.inference import posterior
@@ -76,7 +76,7 @@ class Task:
     X : ndarray of shape (N, D)
     sample_weight : ndarray of shape (N,) or None
     kind : CovarianceStructure
-    prior : ConjugatePrior or HierarchicalPrior
+    prior : ConjugatePrior, HierarchicalPrior or SeparationPrior
         Resolved.
     modes : tuple of EMRun
         Distinct modes of EM in (π, μ, Σ), best first.
@@ -231,7 +231,7 @@ def near_modes(
 ) -> list[int]:
     """Modes of EM that may hold posterior mass, as far as their own densities tell.
 
-    Under the prior that EM had these are the modes within 10 nats of the first. A hierarchical prior is not EM's: its log density takes
+    Under the prior that EM had these are the modes within 10 nats of the first. Another prior is not EM's: its log density takes
     the place of EM's objective, and modes within 50 nats of the best stay, because the climb to the mode of the posterior gains some.
 
     Parameters
@@ -239,7 +239,7 @@ def near_modes(
     modes : sequence of EMRun
         Best first.
     kind : CovarianceStructure
-    prior : ConjugatePrior or HierarchicalPrior
+    prior : ConjugatePrior, HierarchicalPrior or SeparationPrior
         Resolved.
     sample_weight : ndarray of shape (N,) or None
     n_rows : float
@@ -251,7 +251,7 @@ def near_modes(
         Indices of modes.
     """
     total = float(n_rows if sample_weight is None else sample_weight.sum())
-    if not isinstance(prior, HierarchicalPrior):
+    if prior.for_em is prior:
         return [m for m, run in enumerate(modes) if (modes[0].objective - run.objective) * total <= NEAR_NATS]
     densities = []
     for run in modes:
@@ -265,8 +265,8 @@ def near_modes(
 def approximate_modes(compiled: MixturePosterior, task: Task) -> ApproximatedModes:
     """Laplace approximations of the modes that may hold mass, each started from its closed-form M-step.
 
-    Modes that climb to one point are one. Under a hierarchical prior the mass of each in the model itself, by Laplace, says which are
-    near and in what order they stand; under a conjugate one EM's objective has said so.
+    Modes that climb to one point are one. Under a prior that EM did not have, the mass of each in the model itself, by Laplace, says
+    which are near and in what order they stand; under a conjugate one EM's objective has said so.
 
     Returns
     -------
@@ -283,7 +283,7 @@ def approximate_modes(compiled: MixturePosterior, task: Task) -> ApproximatedMod
         theta = compiled.unconstrain(start.weights, start.means, start.precision_factors)
         found.append(laplace(compiled, theta, rough_scales(compiled, theta, statistics.counts)))
     kept = distinct = _distinct(compiled, found)
-    if isinstance(task.prior, HierarchicalPrior):
+    if task.prior.for_em is not task.prior:
         mass = [a.log_evidence for a in found]
         best = max(mass)
         kept = sorted((m for m in distinct if best - mass[m] <= NEAR_NATS), key=lambda m: -mass[m])

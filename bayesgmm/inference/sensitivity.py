@@ -21,6 +21,7 @@ import numpy as np
 from bayesgmm.core.covariance import structure
 from bayesgmm.core.hierarchical import HierarchicalPrior, Prior
 from bayesgmm.core.parameters import FloatArray
+from bayesgmm.core.separation import SeparationPrior
 from bayesgmm.inference.bridge import Half
 from bayesgmm.inference.diagnostics import PARETO_K_LIMIT, Diagnostics
 from bayesgmm.inference.evidence import log_evidence
@@ -67,19 +68,23 @@ def varied_priors(prior: Prior) -> dict[str, Prior]:
 
     Parameters
     ----------
-    prior : ConjugatePrior or HierarchicalPrior
+    prior : ConjugatePrior, HierarchicalPrior or SeparationPrior
         Resolved.
 
     Returns
     -------
     dict of str to prior
         κ₀ × 0.1 and × 10, Λ₀ × ½ and × 2. Their analogues for a hierarchical prior: B₀⁻¹ by the same factors, and G₀ divided by
-        those of the scale: the Σ_k go with C₀, and C₀ with G₀⁻¹.
+        those of the scale: the Σ_k go with C₀, and C₀ with G₀⁻¹. For a separation prior s⁻² and the squared scale of the deviations.
     """
     if isinstance(prior, HierarchicalPrior):
         spread, rate = np.asarray(prior.mean_covariance), np.asarray(prior.hyper_rate)
         priors: list[Prior] = [replace(prior, mean_covariance=spread / f) for f in MEAN_FACTORS]
         priors += [replace(prior, hyper_rate=rate / f) for f in SCALE_FACTORS]
+    elif isinstance(prior, SeparationPrior):
+        of_means, deviations = np.asarray(prior.mean_scale), np.asarray(prior.deviation_scale)
+        priors = [replace(prior, mean_scale=of_means / np.sqrt(f)) for f in MEAN_FACTORS]
+        priors += [replace(prior, deviation_scale=deviations * np.sqrt(f)) for f in SCALE_FACTORS]
     else:
         priors = [replace(prior, mean_precision=prior.mean_precision * f) for f in MEAN_FACTORS]
         priors += [replace(prior, scale=prior.resolved_scale * f) for f in SCALE_FACTORS]
@@ -93,7 +98,7 @@ def evidence_change(post: Any, prior: Prior) -> EvidenceChange:
     ----------
     post : BayesianGaussianMixture
         Fitted.
-    prior : ConjugatePrior or HierarchicalPrior
+    prior : ConjugatePrior, HierarchicalPrior or SeparationPrior
         Resolved; of the same class as the fit's.
 
     Returns
@@ -157,7 +162,7 @@ def change_by_refit(post: Any, prior: Prior, random_state: int | np.random.Gener
     ----------
     post : BayesianGaussianMixture
         Fitted.
-    prior : ConjugatePrior or HierarchicalPrior
+    prior : ConjugatePrior, HierarchicalPrior or SeparationPrior
         Resolved.
     random_state : int or numpy.random.Generator, default 0
 

@@ -7,6 +7,7 @@ the sums of a pass in place of the rows.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
 from typing import Any, Self
@@ -19,7 +20,7 @@ from bayesgmm.core.hierarchical import Prior
 from bayesgmm.core.information import ScoreCoordinates, ScoreMoments
 from bayesgmm.core.parameters import FloatArray, MixtureParameters, SufficientStatistics
 from bayesgmm.inference.compiled import MixturePosterior
-from bayesgmm.inference.density import PackedPosterior, pack_statistics
+from bayesgmm.inference.density import PackedPosterior, pack_statistics, separated_root
 from bayesgmm.inference.laplace import hessian
 from bayesgmm.inference.layout import ModelInputs
 
@@ -157,28 +158,57 @@ class SummedPosterior(MixturePosterior):
         begin = self.slices["means"].start
         for k in range(K):
             J[coordinates.mean_slots(k), begin + k * D : begin + (k + 1) * D] = parameters.precision_factors[k].T
-        (R, C), Q = log_squares.shape, below.shape[1]
-        first, second = (self.slices[name].start for name in ("bartlett_diagonal_log__", "bartlett_offdiagonal"))
-        rows, columns = np.tril_indices(D, -1)
-        for r in range(R):
-            A = np.diag(np.broadcast_to(np.exp(0.5 * log_squares[r]), (D,)))
-            if Q:
-                A[rows, columns] = below[r]
-            inverse = np.linalg.inv(A)
+        changes = self._separated_changes if self.inputs.separated else self._bartlett_changes
+        for r in range(len(log_squares)):
             slots = coordinates.covariance_slots(r)
-            # dE = −A⁻¹ dA − (A⁻¹ dA)ᵀ.
-            for c in range(C):
-                change = np.zeros((D, D))
-                which = slice(c, c + 1) if C > 1 else slice(None)
-                change[:, which] = inverse[:, which] * (0.5 * np.diagonal(A)[which])
-                if not Q:
-                    change = np.diag(np.diagonal(change))
-                J[slots, first + r * C + c] = -(change + change.T)[entries.rows, entries.cols]
-            for q in range(Q):
-                change = np.zeros((D, D))
-                change[:, columns[q]] = inverse[:, rows[q]]
-                J[slots, second + r * Q + q] = -(change + change.T)[entries.rows, entries.cols]
+            # dE = −P⁻¹ dP − (P⁻¹ dP)ᵀ.
+            for column, change in changes(r, log_squares[r], below, parameters.precision_factors[r]):
+                J[slots, column] = -(change + change.T)[entries.rows, entries.cols]
         return J
+
+    def _bartlett_changes(
+        self, r: int, log_squares: FloatArray, below: FloatArray, factor: FloatArray
+    ) -> Iterator[tuple[int, FloatArray]]:
+        """Place in θ and P⁻¹ ∂P of every coordinate of a covariance."""
+        C, Q, D = len(log_squares), below.shape[1], len(factor)
+        rows, columns = np.tril_indices(D, -1)
+        A = np.diag(np.broadcast_to(np.exp(0.5 * log_squares), (D,)))
+        if Q:
+            A[rows, columns] = below[r]
+        inverse = np.linalg.inv(A)
+        for c in range(C):
+            change = np.zeros((D, D))
+            which = slice(c, c + 1) if C > 1 else slice(None)
+            change[:, which] = inverse[:, which] * (0.5 * np.diagonal(A)[which])
+            if not Q:
+                change = np.diag(np.diagonal(change))
+            yield self.diagonal.start + r * C + c, change
+        for q in range(Q):
+            change = np.zeros((D, D))
+            change[:, columns[q]] = inverse[:, rows[q]]
+            yield self.below.start + r * Q + q, change
+
+    def _separated_changes(
+        self, r: int, log_excess: FloatArray, logits: FloatArray, factor: FloatArray
+    ) -> Iterator[tuple[int, FloatArray]]:
+        """The same of log deviations and partial correlations, P = diag(σ)⁻¹ M⁻¹."""
+        C, Q, D = len(log_excess), logits.shape[1], len(factor)
+        excess = np.broadcast_to(np.exp(log_excess), (D,))
+        sigma = self.inputs.deviation_floor + excess
+        inverse, share = np.linalg.inv(factor), excess / sigma
+        for c in range(C):
+            which = slice(c, c + 1) if C > 1 else slice(None)
+            yield self.diagonal.start + r * C + c, -(inverse[:, which] * share[which]) @ factor[which]
+        if not Q:
+            return
+        M, W = separated_root(np.ascontiguousarray(logits[r]), D), sigma[:, None] * factor
+        for q, (j, i) in enumerate(zip(*np.tril_indices(D, -1), strict=True)):
+            rho = np.tanh(0.5 * logits[r, q])
+            column = np.zeros(D)
+            column[i:j] = -0.5 * rho * M[i:j, i]
+            # ρ left ↦ ½ (1 − ρ²) left, where left² is what M has from row i to j.
+            column[j] = 0.5 * (1 - rho) * (1 + rho) * np.sqrt(np.sum(M[i : j + 1, i] ** 2))
+            yield self.below.start + r * Q + q, -np.outer(column, W[i])
 
 
 class _Labelled:

@@ -14,6 +14,7 @@ matplotlib ``Figure`` (``trace`` and ``rank``: ArviZ's ``PlotCollection``), read
 - a posterior: :func:`forest`, :func:`posterior`, :func:`trace`, :func:`rank`, :func:`predictive_check`
 - an :class:`bayesgmm.AnomalyDetector`: :func:`anomaly_density`, :func:`ranked_scores`, :func:`flagged_share`; it or a fit:
   :func:`assignment`
+- a prior, before there is a fit: :func:`prior_predictive`
 - the choice of K: :func:`selection`, :func:`number_of_components`
 
 ``ax=`` draws a figure of one panel into axes of yours and returns their figure; ``figsize=`` (inches) sets the size of a new one.
@@ -32,6 +33,7 @@ from bayesgmm.plots.climb import animate_em, em_steps, modes
 from bayesgmm.plots.criteria import number_of_components, selection
 from bayesgmm.plots.densities import density
 from bayesgmm.plots.parameters import forest, posterior
+from bayesgmm.plots.priors import prior_predictive
 from bayesgmm.plots.shapes import ellipses, mixture, structures
 
 __all__ = [
@@ -50,6 +52,7 @@ __all__ = [
     "number_of_components",
     "posterior",
     "predictive_check",
+    "prior_predictive",
     "rank",
     "ranked_scores",
     "responsibilities",

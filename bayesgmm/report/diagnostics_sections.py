@@ -8,6 +8,7 @@ import numpy as np
 
 from bayesgmm.core.hierarchical import HierarchicalPrior
 from bayesgmm.core.priors import ConjugatePrior
+from bayesgmm.core.separation import SeparationPrior
 from bayesgmm.report.blocks import (
     Block,
     Bullets,
@@ -216,12 +217,19 @@ def prior_section(facts: FitFacts) -> Section:
     origin = getattr(facts.fit, "prior", None)
     given = "It was given" if not isinstance(origin, str) and origin is not None else "It is the default"
     text = f"{type(prior).__name__}. {given}; what it took from the data was settled once, before fitting, and then held fixed."
-    rows = _hierarchical(prior) if isinstance(prior, HierarchicalPrior) else _conjugate(prior)
-    return Section(
-        "prior",
-        "Prior",
-        [Paragraph(text), Table("The prior's values", ["symbol", "name", "value", "what it means"], rows)],
-    )
+    if isinstance(prior, SeparationPrior):
+        rows = _separation(prior)
+    else:
+        rows = _hierarchical(prior) if isinstance(prior, HierarchicalPrior) else _conjugate(prior)
+    parts: list[Any] = [
+        Paragraph(text),
+        Table("The prior's values", ["symbol", "name", "value", "what it means"], rows),
+    ]
+    if hasattr(facts.fit, "prior_sensitivity") and getattr(facts.fit, "_X", None) is not None:
+        from bayesgmm.inference.power_scaling import sensitivity_sentence
+
+        parts.append(Paragraph(sensitivity_sentence(facts.fit.prior_sensitivity())))
+    return Section("prior", "Prior", parts)
 
 
 def _conjugate(prior: ConjugatePrior) -> list[list[Any]]:
@@ -263,6 +271,38 @@ def _hierarchical(prior: HierarchicalPrior) -> list[list[Any]]:
         ],
         ["G₀", "hyper_rate", _value(prior.hyper_rate), "in squared units of the data"],
     ]
+
+
+def _separation(prior: SeparationPrior) -> list[list[Any]]:
+    families = {
+        "lognormal": "median, with the shape as standard deviation of the logarithm",
+        "halfnormal": "standard deviation of the normal whose absolute value it is",
+        "gamma": "scale of a Gamma with this shape",
+        "inversegamma": "scale of an inverse Gamma with this shape",
+    }
+    rows = [
+        [
+            "α",
+            "weight_concentration",
+            _value(prior.weight_concentration),
+            "weights ~ Dirichlet(α); 1 is uniform over all weights",
+        ],
+        ["m", "mean_prior", _value(prior.mean_prior), "centre of the means, in the units of the data"],
+        [
+            "s",
+            "mean_scale",
+            _value(prior.mean_scale),
+            "standard deviations of the means, independent of the covariances",
+        ],
+        ["", "deviation_family", prior.deviation_family, "family of the standard deviations within components"],
+        ["", "deviation_scale", _value(prior.deviation_scale), families[prior.deviation_family]],
+    ]
+    if prior.deviation_shape is not None:
+        rows.append(["", "deviation_shape", _value(prior.deviation_shape), "larger holds them closer together"])
+    if np.any(np.asarray(prior.deviation_floor) > 0):
+        rows.append(["", "deviation_floor", _value(prior.deviation_floor), "no standard deviation is below this"])
+    what = "correlations ~ LKJ(η): 1 is uniform over correlation matrices, more favours small correlations"
+    return [*rows, ["η", "eta", _value(prior.eta), what]]
 
 
 def _value(value: Any) -> str:
