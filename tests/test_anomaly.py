@@ -326,5 +326,6 @@ def test_rows_far_beyond_every_component_have_numbers(clusters):
     table = detector.table(pd.DataFrame([[1e140, 1.0]], columns=frame.columns))
     assert table["kind"].tolist() == ["far"]
     assert table["anomaly_probability"].tolist() == [1.0]
-    assert 0 < table["tail_probability"][0] < 1e-6
+    # The smallest that the simulated rows can tell.
+    assert 0 < table["tail_probability"][0] < 1e-5
     assert not table.isna().any().any()

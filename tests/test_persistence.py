@@ -365,9 +365,9 @@ def test_killed_at_any_moment_a_save_leaves_the_old_fit_or_the_new_one(two, tmp_
         child = os.fork()
         if child == 0:
             try:
-                while True:
-                    first.save(folder)
-                    second.save(folder)
+                # The other one first: a kill after about one save comes while its files take their names.
+                for fit in (two if turn % 2 else two[::-1]) * 100:
+                    fit.save(folder)
             finally:
                 os._exit(1)
         time.sleep(chance.uniform(0, 1.3 * takes))
