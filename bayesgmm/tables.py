@@ -75,7 +75,7 @@ class Part(Protocol):
 
 
 class BlockTable:
-    """A table of numbers that is read in blocks, as often as asked. Made by :func:`open_blocks`.
+    """A table of numbers that is read in blocks, as often as asked. Made by :func:`bayesgmm.open_blocks`.
 
     Iterating gives the blocks, arrays (n, D).
 

@@ -444,7 +444,7 @@ def fit(
     """Fit a mixture from several starts and report the distinct optima.
 
     All starts are climbed to a loose tolerance first; those that arrive at the same place go on as one, accelerated
-    (:func:`accelerate`).
+    (:func:`bayesgmm.core.em.accelerate`).
 
     Parameters
     ----------

@@ -114,9 +114,9 @@ class GaussianMixture(DensityMixin, BaseEstimator):
     means_ : ndarray of shape (K, D)
     covariances_ : ndarray of shape (K, D, D), (D, D), (K, D) or (K,)
         Of full, tied, diag and spherical.
-    precisions_ : ndarray of the shape of covariances_
+    precisions_ : ndarray of shape (K, D, D), (D, D), (K, D) or (K,)
         Inverse covariances.
-    precisions_cholesky_ : ndarray of the shape of covariances_
+    precisions_cholesky_ : ndarray of shape (K, D, D), (D, D), (K, D) or (K,)
         Upper triangular C with Σ⁻¹ = C Cᵀ, as scikit-learn has it.
     converged_ : bool
     n_iter_ : int
