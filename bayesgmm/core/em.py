@@ -687,9 +687,9 @@ def accelerate(
 ) -> EMRun:
     """Climb on from where a run ended by squared extrapolation of EM's steps (SQUAREM).
 
-    From two steps of EM, r the first and v the second less the first, it jumps by 2 a r + a² v with a = |r| / |v|, in log weights, means
-    and precision factors (their diagonals' logs) in units of the features' spreads; where the objective would be lower than EM's own,
-    the jump is not made. It ends as :func:`climb` does, by the change over a plain step of EM.
+    From two steps of EM, r the first and v the second less the first, it jumps by 2 a r + a² v with ``a = |r| / |v|``, in log weights,
+    means and precision factors (their diagonals' logs) in units of the features' spreads; where the objective would be lower than EM's
+    own, the jump is not made. It ends as :func:`fit` does, by the change over a plain step of EM.
 
     Parameters
     ----------

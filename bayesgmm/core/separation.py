@@ -83,8 +83,8 @@ class SeparationPrior(MixturePrior):
     mean_scale : array-like of shape (D,) or float, optional
         s, standard deviations. Default: the range of each feature, which is flat over the data (Richardson & Green 1997).
     deviation_family : {"lognormal", "halfnormal", "gamma", "inversegamma"}, default "lognormal"
-        Of the σ_kj, each ``deviation_scale`` times a standard variable: ``exp(shape · Normal(0, 1))``, ``|Normal(0, 1)|``, ``Gamma(shape, 1)``
-        or ``1 / Gamma(shape, 1)``.
+        Of the σ_kj, each ``deviation_scale`` times a standard variable: ``exp(shape · Normal(0, 1))``, ``|Normal(0, 1)|``,
+        ``Gamma(shape, 1)`` or ``1 / Gamma(shape, 1)``.
     deviation_scale : array-like of shape (D,) or float, optional
         Default, in standard deviations of each feature: 0.5, 1, 0.25, 1. About half the feature's spread is typical, and 95 % of the
         lognormal lie between 0.07 and 3.5 of it: from one component to some fifteen side by side.
