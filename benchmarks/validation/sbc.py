@@ -29,6 +29,9 @@ COMPONENTS = (1, 2, 3)
 CELLS = [(family, kind, K) for family in FAMILIES for kind in STRUCTURES for K in COMPONENTS]
 FAULTS = ("degrees of freedom", "Jacobian")
 FAULT_CELL = ("conjugate", "full", 2)
+FAULT_TIMES = 4
+"""As many simulations, against those of a cell, are made with a fault: both are small ones."""
+
 POINTS = np.array([[0.0, 0.0], [2.0, 1.0], [-1.5, 2.5]])
 QUANTITIES = ("log-likelihood", *(f"log density at ({x:g}, {y:g})" for x, y in POINTS), "largest weight", "entropy")
 RANKS = 100
@@ -209,7 +212,7 @@ def run(options: Options) -> int:
     n = options.number_of(DATA_SETS, QUICK_DATA_SETS, FULL_DATA_SETS)
     settings = {"draws": options.draws or DRAWS, "seed": options.seed}
     cells = [(*cell, "") for cell in CELLS] + [(*FAULT_CELL, fault) for fault in FAULTS]
-    keys = [(*cell, index) for index in range(n) for cell in cells]
+    keys = [(*cell, index) for index in range(FAULT_TIMES * n) for cell in cells if index < n or cell[-1]]
     results, failed = collect("sbc", one_simulation, keys, settings, options)
     if options.out is not None and results:
         draw_figure(results, options.out.with_name("sbc.png"))
