@@ -25,8 +25,9 @@ check: environment
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
-test: check
-	@$(BIN)/bayesgmm warmup --quiet
+# What is compiled is compiled while format and types are checked, and by one process: two that compile side by side get other bits.
+test: environment
+	@$(BIN)/bayesgmm warmup --quiet & warm=$$!; $(MAKE) --no-print-directory check && wait $$warm
 	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
 
 docs: environment
@@ -42,6 +43,7 @@ peers: environment
 	.peers/bin/python -m pip install --quiet --disable-pip-version-check --requirement benchmarks/programs/requirements.txt
 
 validate: environment
+	$(BIN)/python -m pytest -m slow
 	$(BIN)/python -m benchmarks.validate --out build/validation.jsonl
 
 validate-full: environment

@@ -187,6 +187,7 @@ def test_coordinates_belong_to_a_likely_scale():
     assert values[0] == pytest.approx(values[1], rel=1e-11)
 
 
+@pytest.mark.slow
 def test_samplers_agree_under_a_random_scale():
     """NUTS and Laplace without the scale, PyMC's own sampler of the model with it."""
     X = load_faithful().to_numpy(dtype=float)
