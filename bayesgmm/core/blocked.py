@@ -16,10 +16,8 @@ import numpy as np
 from bayesgmm.core import em, kernel
 from bayesgmm.core.blocks import Accumulate, Draw, Moments, RowBlocks, Subsample, Task, moments
 from bayesgmm.core.covariance import structure
-from bayesgmm.core.hierarchical import Prior
 from bayesgmm.core.parameters import FloatArray, MixtureParameters, SufficientStatistics
 from bayesgmm.core.priors import ConjugatePrior, weighted_median
-from bayesgmm.core.separation import SeparationPrior
 
 SUBSAMPLE_ROWS = 100_000
 """Rows that the starts are made from and climbed on."""
@@ -219,15 +217,62 @@ def _followed(problem: BlockedProblem, found: em.EMFit) -> list[em.Mode]:
     return kept[:MOST_FOLLOWED]
 
 
+@dataclass(frozen=True)
+class BlockSummary:
+    """:class:`bayesgmm.core.priors.DataSummary` of blocks: as in memory, but for the median, which is that of the sample.
+
+    Parameters
+    ----------
+    blocks : RowBlocks
+    survey : Survey
+    n_components : int
+        K of the fit that S_w is of.
+    covariance_type : {"full", "tied", "diag", "spherical"}
+        Its structure.
+    """
+
+    blocks: RowBlocks
+    survey: Survey
+    n_components: int
+    covariance_type: str
+
+    @property
+    def n_features(self) -> int:
+        """Number of features D."""
+        return self.blocks.n_features
+
+    @property
+    def mean(self) -> FloatArray:
+        """Mean (D,)."""
+        return self.survey.mean_and_covariance[0]
+
+    @property
+    def covariance(self) -> FloatArray:
+        """Unbiased covariance (D, D)."""
+        return self.survey.mean_and_covariance[1]
+
+    @property
+    def median(self) -> FloatArray:
+        """Median (D,) of each feature in the sample."""
+        return weighted_median(self.survey.sample.rows, self.survey.sample.weights)
+
+    @property
+    def range(self) -> tuple[FloatArray, FloatArray]:
+        """Smallest and largest value of each feature."""
+        return self.survey.moments.low, self.survey.moments.high
+
+    @property
+    def within_covariance(self) -> FloatArray:
+        """S_w = Σ_k π_k Σ_k of the maximum a posteriori fit to all rows under the Fraley–Raftery prior."""
+        regular = ConjugatePrior.from_moments(self.mean, self.covariance, self.n_components)
+        problem = problem_of(self.blocks, self.survey, self.covariance_type, regular)
+        return fit(problem, self.n_components, rng=np.random.default_rng(0)).best.parameters.within_covariance
+
+
 def resolve_prior(
-    prior: ConjugatePrior | str | None,
-    blocks: RowBlocks,
-    found: Survey,
-    n_components: int,
-    covariance_type: str,
-    **settings: Any,
+    prior: ConjugatePrior | str | None, blocks: RowBlocks, found: Survey, n_components: int, covariance_type: str
 ) -> ConjugatePrior | None:
-    """A prior with every value known: those that come from the data are what they would be in memory.
+    """A prior of EM with every value known: those that come from the data are what they would be in memory.
 
     Parameters
     ----------
@@ -239,8 +284,6 @@ def resolve_prior(
         K.
     covariance_type : {"full", "tied", "diag", "spherical"}
         Structure of the fit that a default scale is taken from.
-    **settings
-        Of that fit.
 
     Returns
     -------
@@ -250,69 +293,7 @@ def resolve_prior(
         return None
     if isinstance(prior, str):
         return ConjugatePrior.from_moments(*found.mean_and_covariance, n_components)
-    return resolve_conjugate(prior, blocks, found, n_components, covariance_type, **settings)
-
-
-def resolve_conjugate(
-    prior: ConjugatePrior,
-    blocks: RowBlocks,
-    found: Survey,
-    n_components: int,
-    covariance_type: str,
-    **settings: Any,
-) -> ConjugatePrior:
-    """A conjugate prior with every value known; see :func:`resolve_prior`."""
-    mean, covariance = found.mean_and_covariance
-
-    def within() -> FloatArray:
-        regular = ConjugatePrior.from_moments(mean, covariance, n_components)
-        problem = problem_of(blocks, found, covariance_type, regular, **settings)
-        best = fit(problem, n_components, rng=np.random.default_rng(0)).best.parameters
-        return np.einsum("k,kij->ij", best.weights, best.covariances)
-
-    return prior.resolve_with(mean, n_components, within)
-
-
-def resolve_posterior(
-    prior: Prior,
-    blocks: RowBlocks,
-    found: Survey,
-    n_components: int,
-    covariance_type: str,
-    **settings: Any,
-) -> Prior:
-    """A posterior's prior with every value known: as in memory, but for the median, which is by default that of the sample.
-
-    Parameters
-    ----------
-    prior : ConjugatePrior, HierarchicalPrior or SeparationPrior
-    blocks : RowBlocks
-    found : Survey
-    n_components : int
-        K.
-    covariance_type : {"full", "tied", "diag", "spherical"}
-        For a conjugate prior, and for ``em_prior``.
-    **settings
-        As :func:`resolve_prior`.
-
-    Returns
-    -------
-    ConjugatePrior, HierarchicalPrior or SeparationPrior
-    """
-
-    def of_em(conjugate: ConjugatePrior) -> ConjugatePrior:
-        return resolve_conjugate(conjugate, blocks, found, n_components, covariance_type, **settings)
-
-    if isinstance(prior, ConjugatePrior):
-        return of_em(prior)
-    known: dict[str, Any] = {
-        "range_of_data": lambda: (found.moments.low, found.moments.high),
-        "median": lambda: weighted_median(found.sample.rows, found.sample.weights),
-        "for_em": of_em,
-    }
-    if isinstance(prior, SeparationPrior):
-        known["moments"] = lambda: found.mean_and_covariance
-    return prior.resolve_with(n_components, blocks.n_features, **known)
+    return prior.resolve_from(BlockSummary(blocks, found, n_components, covariance_type), n_components)
 
 
 def given_start(

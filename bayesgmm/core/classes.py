@@ -21,9 +21,8 @@ from numpy.typing import NDArray
 
 from bayesgmm.core import em, kernel, seeding
 from bayesgmm.core.covariance import CovarianceStructure
-from bayesgmm.core.hierarchical import Prior
 from bayesgmm.core.parameters import FloatArray, MixtureParameters, SufficientStatistics
-from bayesgmm.core.priors import ConjugatePrior, refuse_singular
+from bayesgmm.core.priors import ConjugatePrior, MixturePrior, TableSummary, refuse_singular
 
 NEAR_NATS = 10.0
 """Combinations of the classes' modes within this of the best are starts of their own."""
@@ -285,9 +284,9 @@ def _regularising_scale(X: FloatArray, classes: ClassLayout, v: FloatArray | Non
     return pooled
 
 
-def resolve_prior(
-    prior: Prior, X: FloatArray, classes: ClassLayout, covariance_type: str, v: FloatArray | None
-) -> Prior:
+def resolve_prior[P: MixturePrior](
+    prior: P, X: FloatArray, classes: ClassLayout, covariance_type: str, v: FloatArray | None
+) -> P:
     """Resolve a prior that all classes have in common.
 
     What is not given comes from all rows, labelled or not, as for a single mixture, but for the scale of a :class:`ConjugatePrior`:
@@ -307,20 +306,20 @@ def resolve_prior(
     -------
     ConjugatePrior, HierarchicalPrior or SeparationPrior
     """
-    if not isinstance(prior, ConjugatePrior):
-        if prior.em_prior is not None:
-            prior = replace(prior, em_prior=resolve_conjugate(prior.em_prior, X, classes, covariance_type, v))
-        return prior.resolve(X, classes.n_components, covariance_type, v)
-    return resolve_conjugate(prior, X, classes, covariance_type, v)
+    return prior.resolve_from(_ClassSummary(X, classes, covariance_type, v), classes.n_components)
 
 
-def resolve_conjugate(
-    prior: ConjugatePrior, X: FloatArray, classes: ClassLayout, covariance_type: str, v: FloatArray | None
-) -> ConjugatePrior:
-    """:func:`resolve_prior` of a conjugate prior."""
-    if prior.scale is None:
-        prior = replace(prior, scale=(X.shape[1] + 2) * _within_components(X, classes, covariance_type, v))
-    return prior.resolve(X, classes.n_components, covariance_type, v)
+class _ClassSummary(TableSummary):
+    """A table's summary, but for S_w, which does not contain the distance between classes."""
+
+    def __init__(self, X: FloatArray, classes: ClassLayout, covariance_type: str, v: FloatArray | None) -> None:
+        super().__init__(X, classes.n_components, covariance_type, v)
+        self._classes = classes
+
+    @property
+    @override
+    def within_covariance(self) -> FloatArray:
+        return _within_components(self.X, self._classes, self.covariance_type, self.sample_weight)
 
 
 def _within_components(X: FloatArray, classes: ClassLayout, covariance_type: str, v: FloatArray | None) -> FloatArray:
@@ -334,7 +333,7 @@ def _within_components(X: FloatArray, classes: ClassLayout, covariance_type: str
         prior = ConjugatePrior(np.ones(K), mean, 0.01, D + 2.0, pooled / K ** (2 / D))
         rng = np.random.default_rng(0)
         best = em.fit(own, K, covariance_type, prior=prior, sample_weight=weight, rng=rng).best.parameters
-        total += share * np.einsum("k,kij->ij", best.weights, best.covariances)
+        total += share * best.within_covariance
     return total
 
 

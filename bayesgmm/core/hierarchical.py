@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -15,10 +15,11 @@ from bayesgmm.core.parameters import FloatArray, factors_from_covariances
 from bayesgmm.core.priors import (
     LOG_2PI,
     ConjugatePrior,
+    DataSummary,
+    EMStartedPrior,
     WishartPrior,
     refuse_constant,
     short_value,
-    weighted_median,
     weighted_range,
 )
 from bayesgmm.core.separation import SeparationPrior
@@ -28,7 +29,7 @@ SCALED = "mean_covariance and hyper_rate"
 
 
 @dataclass(frozen=True, eq=False)
-class HierarchicalPrior(WishartPrior):
+class HierarchicalPrior(EMStartedPrior, WishartPrior):
     """The hierarchical prior of a Gaussian mixture: independent means, and covariances whose scale is itself random.
 
     π ~ Dirichlet(α); μ_k ~ Normal(b₀, B₀), independent of the covariances; Σ_k⁻¹ given C₀ ~ W(c₀, C₀), C₀ ~ W(g₀, G₀), where W(c, C) has a
@@ -91,15 +92,11 @@ class HierarchicalPrior(WishartPrior):
 
     def __post_init__(self) -> None:
         self._check_weights_and_mean()
-        for name in ("precision_shape", "hyper_shape"):
-            value = getattr(self, name)
-            if value is not None and not (np.ndim(value) == 0 and np.isfinite(value) and value > 0):
-                raise ValueError(f"{name} must be a positive number; got {value}")
+        self._check_positive("precision_shape", "hyper_shape")
         for name in ("mean_covariance", "hyper_rate"):
             if getattr(self, name) is not None:
                 _matrix(getattr(self, name), name)
-        if self.em_prior is not None and not isinstance(self.em_prior, ConjugatePrior):
-            raise ValueError(f"em_prior must be a ConjugatePrior; got {type(self.em_prior).__name__}")
+        self._check_em_prior()
 
     @classmethod
     def richardson_green(cls, X: ArrayLike, sample_weight: ArrayLike | None = None) -> HierarchicalPrior:
@@ -127,81 +124,13 @@ class HierarchicalPrior(WishartPrior):
         if table.ndim != 2 or table.shape[1] != 1:
             raise ValueError(f"Richardson & Green's prior is for one feature; X has shape {table.shape}")
         v = None if sample_weight is None else np.asarray(sample_weight, dtype=float)
-        low, high = weighted_range(table, v, SCALED)
+        low, high = weighted_range(table, v)
+        refuse_constant(low, high, SCALED)
         squared = (high - low) ** 2
         return cls(1.0, (low + high) / 2, squared, 2.0, 0.2, 10 / squared)
 
-    def resolve(
-        self,
-        X: ArrayLike,
-        n_components: int,
-        covariance_type: str = "full",
-        sample_weight: ArrayLike | None = None,
-    ) -> HierarchicalPrior:
-        """Every value as an array or number, from the data where it was not given.
-
-        Parameters
-        ----------
-        X : array-like of shape (N, D)
-        n_components : int
-            K.
-        covariance_type : {"full", "tied", "diag", "spherical"}, default "full"
-            For ``em_prior`` alone.
-        sample_weight : array-like of shape (N,), optional
-            Frequency weights.
-
-        Returns
-        -------
-        HierarchicalPrior
-            ``weight_concentration`` (K,), ``mean_prior`` (D,), ``mean_covariance`` and ``hyper_rate`` (D, D).
-
-        Raises
-        ------
-        ValueError
-            If a given value does not fit K or D, or a feature is constant.
-        """
-        X = np.ascontiguousarray(X, dtype=float)
-        v = None if sample_weight is None else np.asarray(sample_weight, dtype=float)
-        return self.resolve_with(
-            n_components,
-            X.shape[1],
-            range_of_data=lambda: weighted_range(X, v, SCALED),
-            median=lambda: weighted_median(X, v),
-            for_em=lambda prior: prior.resolve(X, n_components, covariance_type, v),
-        )
-
-    def resolve_with(
-        self,
-        n_components: int,
-        n_features: int,
-        *,
-        range_of_data: Callable[[], tuple[FloatArray, FloatArray]],
-        median: Callable[[], FloatArray],
-        for_em: Callable[[ConjugatePrior], ConjugatePrior],
-    ) -> HierarchicalPrior:
-        """:meth:`resolve`, for data of which what is asked for is known.
-
-        Parameters
-        ----------
-        n_components, n_features : int
-            K and D.
-        range_of_data : callable
-            Returns the smallest and the largest value (D,) of each feature.
-        median : callable
-            Returns the median (D,) of each feature.
-        for_em : callable
-            Resolves a conjugate prior.
-
-        Returns
-        -------
-        HierarchicalPrior
-
-        Raises
-        ------
-        ValueError
-            As :meth:`resolve`.
-        """
-        K, D = n_components, n_features
+    def _resolve(self, data: DataSummary, K: int) -> HierarchicalPrior:
+        D = data.n_features
         alpha, mean = self._weights_and_mean(K, D)
         c0 = float(2.5 + (D - 1) / 2 if self.precision_shape is None else self.precision_shape)
         g0 = float(0.5 + (D - 1) / 2 if self.hyper_shape is None else self.hyper_shape)
@@ -210,7 +139,7 @@ class HierarchicalPrior(WishartPrior):
                 raise ValueError(f"{name} must exceed (D − 1)/2 = {(D - 1) / 2:g} for {D} features; got {value:g}")
         squared = np.ones(D)
         if self.mean_covariance is None or self.hyper_rate is None:
-            low, high = range_of_data()
+            low, high = data.range
             refuse_constant(low, high, SCALED)
             squared = (high - low) ** 2
         defaults = {"mean_covariance": squared, "hyper_rate": 100 * g0 / c0 / squared}
@@ -221,7 +150,7 @@ class HierarchicalPrior(WishartPrior):
         for name, matrix in matrices.items():
             if matrix.shape != (D, D):
                 raise ValueError(f"{name} has {len(matrix)} values or rows for {D} features")
-        mean = median() if mean is None else mean
+        mean = data.median if mean is None else mean
         em_prior = self.em_prior
         if em_prior is None:
             em_prior = ConjugatePrior(alpha, mean, 0.01, 2 * c0, 2 * g0 * np.linalg.inv(matrices["hyper_rate"]))
@@ -233,7 +162,7 @@ class HierarchicalPrior(WishartPrior):
             precision_shape=c0,
             hyper_shape=g0,
             hyper_rate=matrices["hyper_rate"],
-            em_prior=for_em(em_prior),
+            em_prior=em_prior.resolve_from(data, K),
         )
 
     @property
@@ -241,13 +170,6 @@ class HierarchicalPrior(WishartPrior):
         """Whether every value of the prior is known (``em_prior`` is none of them)."""
         names = ("mean_prior", "mean_covariance", "precision_shape", "hyper_shape", "hyper_rate")
         return np.ndim(self.weight_concentration) == 1 and all(getattr(self, name) is not None for name in names)
-
-    @property
-    def for_em(self) -> ConjugatePrior:
-        """The resolved conjugate prior under which EM looks for starts."""
-        if self.em_prior is None or not self.em_prior.is_resolved:
-            raise ValueError("this prior has values that come from the data: call resolve(X, n_components) first")
-        return self.em_prior
 
     @property
     def resolved_degrees_of_freedom(self) -> float:

@@ -25,7 +25,7 @@ from scipy.linalg import block_diag, eigh, solve_triangular
 
 from bayesgmm.core import em, kernel
 from bayesgmm.core.covariance import CovarianceStructure, structure
-from bayesgmm.core.parameters import FloatArray, MixtureParameters, SufficientStatistics
+from bayesgmm.core.parameters import Additive, FloatArray, MixtureParameters, SufficientStatistics
 
 BoolArray = NDArray[np.bool_]
 
@@ -362,7 +362,7 @@ def _inverse_root(information: FloatArray) -> tuple[FloatArray, FloatArray]:
 
 
 @dataclass(frozen=True, eq=False)
-class ScoreSums:
+class ScoreSums(Additive):
     """Sums over rows of products of scores; those over parts of the rows add with ``+``.
 
     Parameters
@@ -381,14 +381,6 @@ class ScoreSums:
     total_weight: float
     grams: FloatArray
     meat: FloatArray
-
-    def __add__(self, other: ScoreSums) -> ScoreSums:
-        return ScoreSums(
-            self.log_likelihood + other.log_likelihood,
-            self.total_weight + other.total_weight,
-            self.grams + other.grams,
-            self.meat + other.meat,
-        )
 
     def missing_information(self, coordinates: ScoreCoordinates) -> FloatArray:
         """What the missing labels take away (P, P): Σ_n v_n (Σ_k r_nk s_nk s_nkᵀ − s_n s_nᵀ) (Louis 1982)."""

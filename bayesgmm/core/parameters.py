@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from typing import Any, Self, cast
 
 import numba as nb
 import numpy as np
@@ -47,9 +48,23 @@ class MixtureParameters:
         """Covariance matrices Σ, shape (K, D, D)."""
         return covariances_from_factors(self.precision_factors)
 
+    @property
+    def within_covariance(self) -> FloatArray:
+        """S_w = Σ_k π_k Σ_k (D, D), the covariance within the components."""
+        return np.einsum("k,kij->ij", self.weights, self.covariances)
+
+
+class Additive:
+    """A dataclass of sums over a part of the data: two of them add field by field."""
+
+    def __add__(self, other: Self) -> Self:
+        """Over both parts."""
+        names = [field.name for field in fields(cast(Any, self))]
+        return type(self)(*(getattr(self, name) + getattr(other, name) for name in names))
+
 
 @dataclass(frozen=True, eq=False)
-class SufficientStatistics:
+class SufficientStatistics(Additive):
     """The sums of one pass over the data at given parameters; sums over parts of the data add with ``+``.
 
     Parameters
@@ -71,15 +86,6 @@ class SufficientStatistics:
     counts: FloatArray
     first: FloatArray
     second: FloatArray
-
-    def __add__(self, other: SufficientStatistics) -> SufficientStatistics:
-        return SufficientStatistics(
-            self.log_likelihood + other.log_likelihood,
-            self.total_weight + other.total_weight,
-            self.counts + other.counts,
-            self.first + other.first,
-            self.second + other.second,
-        )
 
 
 def covariances_from_factors(precision_factors: FloatArray) -> FloatArray:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Protocol, Self
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -14,6 +15,34 @@ from bayesgmm.core.covariance import structure
 from bayesgmm.core.parameters import FloatArray, factors_from_covariances
 
 LOG_2PI = float(np.log(2 * np.pi))
+
+
+class DataSummary(Protocol):
+    """What a prior may ask of the data that it is scaled by; each is found where it is asked for."""
+
+    @property
+    def n_features(self) -> int:
+        """Number of features D."""
+
+    @property
+    def mean(self) -> FloatArray:
+        """Mean (D,)."""
+
+    @property
+    def covariance(self) -> FloatArray:
+        """Unbiased covariance (D, D)."""
+
+    @property
+    def median(self) -> FloatArray:
+        """Median (D,) of each feature."""
+
+    @property
+    def range(self) -> tuple[FloatArray, FloatArray]:
+        """Smallest and largest value (D,), (D,) of each feature."""
+
+    @property
+    def within_covariance(self) -> FloatArray:
+        """S_w (D, D) of the maximum a posteriori fit under the prior that regularises EM."""
 
 
 class MixturePrior(ABC):
@@ -40,6 +69,98 @@ class MixturePrior(ABC):
         if mean is not None and mean.shape != (D,):
             raise ValueError(f"mean_prior has {mean.shape[0]} values for {D} features")
         return np.broadcast_to(alpha, (K,)).copy(), mean
+
+    def _check_positive(self, *names: str) -> None:
+        """Refuse values that are given and are no positive numbers."""
+        for name in names:
+            value = getattr(self, name)
+            if value is not None and not (np.ndim(value) == 0 and np.isfinite(value) and value > 0):
+                raise ValueError(f"{name} must be a positive number; got {value}")
+
+    def resolve(
+        self,
+        X: ArrayLike,
+        n_components: int,
+        covariance_type: str = "full",
+        sample_weight: ArrayLike | None = None,
+    ) -> Self:
+        """Every value as an array or number, from the data where it was not given.
+
+        Parameters
+        ----------
+        X : array-like of shape (N, D)
+        n_components : int
+            K.
+        covariance_type : {"full", "tied", "diag", "spherical"}, default "full"
+            Structure of the fit that the default scale of a :class:`ConjugatePrior` is taken from, an ``em_prior`` included.
+        sample_weight : array-like of shape (N,), optional
+            Frequency weights.
+
+        Returns
+        -------
+        MixturePrior
+            Of the same class; ``weight_concentration`` is an array (K,), and what there is of each feature or pair of features (D,) or
+            (D, D).
+
+        Raises
+        ------
+        ValueError
+            If a given value does not fit K or D, or the data are too degenerate to scale a prior by.
+        """
+        return self.resolve_from(TableSummary(X, n_components, covariance_type, sample_weight), n_components)
+
+    def resolve_from(self, data: DataSummary, n_components: int) -> Self:
+        """:meth:`resolve`, of data of which a summary can be had.
+
+        Parameters
+        ----------
+        data : DataSummary
+        n_components : int
+            K.
+
+        Returns
+        -------
+        MixturePrior
+            As :meth:`resolve`.
+
+        Raises
+        ------
+        ValueError
+            As :meth:`resolve`.
+        """
+        return self._resolve(data, n_components)
+
+    @abstractmethod
+    def _resolve(self, data: DataSummary, K: int) -> Self:
+        """What :meth:`resolve_from` is for this prior."""
+
+    def log_density(
+        self, weights: FloatArray, means: FloatArray, covariances: FloatArray, covariance_type: str = "full"
+    ) -> FloatArray | float:
+        """Log prior density in the coordinates (π, μ, Σ), with all constants.
+
+        Parameters
+        ----------
+        weights : ndarray of shape (..., K)
+        means : ndarray of shape (..., K, D)
+        covariances : ndarray of shape (..., K, D, D), (..., D, D), (..., K, D) or (..., K)
+            Packed as ``covariance_type`` says.
+        covariance_type : {"full", "tied", "diag", "spherical"}, default "full"
+
+        Returns
+        -------
+        ndarray of shape (...) or float
+            One value per leading index; −∞ where the prior has no density.
+        """
+        K, D = np.shape(means)[-2:]
+        matrices = structure(covariance_type).expand(np.asarray(covariances, dtype=float), K, D)
+        return self.log_density_from_factors(weights, means, factors_from_covariances(matrices), covariance_type)
+
+    @abstractmethod
+    def log_density_from_factors(
+        self, weights: FloatArray, means: FloatArray, precision_factors: FloatArray, covariance_type: str = "full"
+    ) -> FloatArray | float:
+        """Return :meth:`log_density` of covariances given by their precision factors."""
 
     def _log_weights_density(self, weights: FloatArray) -> FloatArray:
         """Log density of the weights (..., K)."""
@@ -73,6 +194,23 @@ class MixturePrior(ABC):
     def choices(self) -> dict[str, str]:
         """What the prior has beside numbers, by name."""
         return {}
+
+
+class EMStartedPrior(MixturePrior):
+    """A prior under which EM has no closed M-step: its starts are modes under a conjugate one, ``em_prior``."""
+
+    em_prior: ConjugatePrior | None
+
+    def _check_em_prior(self) -> None:
+        if self.em_prior is not None and not isinstance(self.em_prior, ConjugatePrior):
+            raise ValueError(f"em_prior must be a ConjugatePrior; got {type(self.em_prior).__name__}")
+
+    @property
+    def for_em(self) -> ConjugatePrior:
+        """The resolved conjugate prior under which EM looks for starts."""
+        if self.em_prior is None or not self.em_prior.is_resolved:
+            raise ValueError("this prior has values that come from the data: call resolve(X, n_components) first")
+        return self.em_prior
 
 
 class WishartPrior(MixturePrior):
@@ -150,14 +288,7 @@ class ConjugatePrior(WishartPrior):
 
     def __post_init__(self) -> None:
         self._check_weights_and_mean()
-        if not (np.ndim(self.mean_precision) == 0 and np.isfinite(self.mean_precision) and self.mean_precision > 0):
-            raise ValueError(f"mean_precision must be a positive number; got {self.mean_precision}")
-        if self.degrees_of_freedom is not None and not (
-            np.ndim(self.degrees_of_freedom) == 0
-            and np.isfinite(self.degrees_of_freedom)
-            and self.degrees_of_freedom > 0
-        ):
-            raise ValueError(f"degrees_of_freedom must be a positive number; got {self.degrees_of_freedom}")
+        self._check_positive("mean_precision", "degrees_of_freedom")
         if self.scale is not None:
             scale = np.asarray(self.scale, dtype=float)
             matrix = scale.reshape(1, 1) if scale.ndim == 0 else scale
@@ -226,72 +357,14 @@ class ConjugatePrior(WishartPrior):
         refuse_singular(covariance, "the data")
         return cls(np.ones(n_components), mean, 0.01, D + 2.0, covariance / n_components ** (2 / D))
 
-    def resolve(
-        self,
-        X: ArrayLike,
-        n_components: int,
-        covariance_type: str = "full",
-        sample_weight: ArrayLike | None = None,
-    ) -> ConjugatePrior:
-        """Every value as an array or number, data-scaled where it was not given.
-
-        Parameters
-        ----------
-        X : array-like of shape (N, D)
-        n_components : int
-            K.
-        covariance_type : {"full", "tied", "diag", "spherical"}, default "full"
-            Structure of the fit that the default scale is taken from.
-        sample_weight : array-like of shape (N,), optional
-            Frequency weights.
-
-        Returns
-        -------
-        ConjugatePrior
-            ``weight_concentration`` (K,), ``mean_prior`` (D,), ``scale`` (D, D).
-
-        Raises
-        ------
-        ValueError
-            If a given value does not fit K or D, or the data are too degenerate to scale a prior by.
-        """
-        X = _as_table(X)
-        v = None if sample_weight is None else np.asarray(sample_weight, dtype=float)
-        return self.resolve_with(
-            weighted_mean(X, v),
-            n_components,
-            lambda: _within_covariance(X, n_components, covariance_type, v),
-        )
-
-    def resolve_with(
-        self, mean_of_data: FloatArray, n_components: int, within: Callable[[], FloatArray]
-    ) -> ConjugatePrior:
-        """:meth:`resolve`, for data of which the mean (D,) is known, and S_w (D, D) where it is asked for.
-
-        Parameters
-        ----------
-        mean_of_data : ndarray of shape (D,)
-        n_components : int
-            K.
-        within : callable
-            Returns S_w; called where no scale was given.
-
-        Returns
-        -------
-        ConjugatePrior
-
-        Raises
-        ------
-        ValueError
-            If a given value does not fit K or D.
-        """
-        K, D = n_components, len(mean_of_data)
+    def _resolve(self, data: DataSummary, K: int) -> ConjugatePrior:
+        D = data.n_features
         alpha, mean = self._weights_and_mean(K, D)
         nu = float(D + 2 if self.degrees_of_freedom is None else self.degrees_of_freedom)
         if nu <= D - 1:
             raise ValueError(f"degrees_of_freedom must exceed the number of features less one ({D - 1}); got {nu:g}")
         if self.scale is None:
-            scale = (D + 2) * within()
+            scale = (D + 2) * data.within_covariance
         else:
             scale = np.atleast_2d(np.asarray(self.scale, dtype=float))
             if scale.shape != (D, D):
@@ -299,7 +372,7 @@ class ConjugatePrior(WishartPrior):
         return replace(
             self,
             weight_concentration=alpha,
-            mean_prior=mean_of_data if mean is None else mean,
+            mean_prior=data.mean if mean is None else mean,
             mean_precision=float(self.mean_precision),
             degrees_of_freedom=nu,
             scale=scale,
@@ -358,28 +431,6 @@ class ConjugatePrior(WishartPrior):
         """Λ₀ as an array (D, D)."""
         self._resolved()
         return np.asarray(self.scale, dtype=float)
-
-    def log_density(
-        self, weights: FloatArray, means: FloatArray, covariances: FloatArray, covariance_type: str = "full"
-    ) -> FloatArray | float:
-        """Log prior density in the coordinates (π, μ, Σ), with all constants.
-
-        Parameters
-        ----------
-        weights : ndarray of shape (..., K)
-        means : ndarray of shape (..., K, D)
-        covariances : ndarray of shape (..., K, D, D), (..., D, D), (..., K, D) or (..., K)
-            Packed as ``covariance_type`` says.
-        covariance_type : {"full", "tied", "diag", "spherical"}, default "full"
-
-        Returns
-        -------
-        ndarray of shape (...) or float
-            One value per leading index.
-        """
-        K, D = np.shape(means)[-2:]
-        matrices = structure(covariance_type).expand(np.asarray(covariances, dtype=float), K, D)
-        return self.log_density_from_factors(weights, means, factors_from_covariances(matrices), covariance_type)
 
     def log_density_from_factors(
         self, weights: FloatArray, means: FloatArray, precision_factors: FloatArray, covariance_type: str = "full"
@@ -506,14 +557,69 @@ def weighted_covariance(X: FloatArray, sample_weight: FloatArray | None = None) 
     return mean, covariance / (total - 1 if total != 1 else 1.0)
 
 
-def weighted_range(X: FloatArray, v: FloatArray | None, values: str) -> tuple[FloatArray, FloatArray]:
-    """Smallest and largest value (D,) of each feature among rows that count; ``values`` of the prior need it."""
+class TableSummary:
+    """:class:`DataSummary` of a table in memory.
+
+    Parameters
+    ----------
+    X : array-like of shape (N, D)
+        float32 is not copied.
+    n_components : int
+        K of the fit that S_w is of.
+    covariance_type : {"full", "tied", "diag", "spherical"}, default "full"
+        Its structure.
+    sample_weight : array-like of shape (N,), optional
+    """
+
+    def __init__(
+        self,
+        X: ArrayLike,
+        n_components: int,
+        covariance_type: str = "full",
+        sample_weight: ArrayLike | None = None,
+    ) -> None:
+        self.X, self.n_components, self.covariance_type = _as_table(X), n_components, covariance_type
+        self.sample_weight = None if sample_weight is None else np.asarray(sample_weight, dtype=float)
+        self.n_features = self.X.shape[1]
+
+    @cached_property
+    def mean(self) -> FloatArray:
+        """Mean (D,)."""
+        return weighted_mean(self.X, self.sample_weight)
+
+    @cached_property
+    def covariance(self) -> FloatArray:
+        """Unbiased covariance (D, D)."""
+        return weighted_covariance(self.X, self.sample_weight)[1]
+
+    @property
+    def median(self) -> FloatArray:
+        """Median (D,) of each feature."""
+        return weighted_median(self.X, self.sample_weight)
+
+    @property
+    def range(self) -> tuple[FloatArray, FloatArray]:
+        """Smallest and largest value of each feature."""
+        return weighted_range(self.X, self.sample_weight)
+
+    @property
+    def within_covariance(self) -> FloatArray:
+        """S_w = Σ_k π_k Σ_k of the maximum a posteriori fit under the Fraley–Raftery prior."""
+        from bayesgmm.core.em import fit  # em reads priors: at the top of the file this would be a cycle
+
+        X, v = self.X, self.sample_weight
+        prior = ConjugatePrior.fraley_raftery(X, self.n_components, v)
+        rng = np.random.default_rng(0)
+        found = fit(X, self.n_components, self.covariance_type, prior=prior, sample_weight=v, rng=rng)
+        return found.best.parameters.within_covariance
+
+
+def weighted_range(X: FloatArray, v: FloatArray | None) -> tuple[FloatArray, FloatArray]:
+    """Smallest and largest value (D,) of each feature among rows that count."""
     rows = X if v is None else X[v > 0]
     if not len(rows) or not np.all(np.isfinite(rows)):
         raise ValueError("X must have finite rows, some of them with a weight, for a prior to be scaled by them")
-    low, high = rows.min(axis=0), rows.max(axis=0)
-    refuse_constant(low, high, values)
-    return low, high
+    return rows.min(axis=0), rows.max(axis=0)
 
 
 def refuse_constant(low: FloatArray, high: FloatArray, values: str) -> None:
@@ -569,12 +675,3 @@ def refuse_singular(covariance: FloatArray, what: str) -> None:
 def _correlation(covariance: FloatArray) -> FloatArray:
     scale = np.sqrt(np.diagonal(covariance))
     return covariance / scale / scale[:, None]
-
-
-def _within_covariance(X: FloatArray, n_components: int, covariance_type: str, v: FloatArray | None) -> FloatArray:
-    """S_w = Σ_k π_k Σ_k of the maximum a posteriori fit under the Fraley–Raftery prior."""
-    from bayesgmm.core.em import fit  # em reads priors: at the top of the file this would be a cycle
-
-    prior = ConjugatePrior.fraley_raftery(X, n_components, v)
-    best = fit(X, n_components, covariance_type, prior=prior, sample_weight=v, rng=np.random.default_rng(0)).best
-    return np.einsum("k,kij->ij", best.parameters.weights, best.parameters.covariances)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -11,16 +10,14 @@ from numpy.typing import ArrayLike
 from scipy.special import betaln, gammaln
 
 from bayesgmm.core.covariance import structure
-from bayesgmm.core.parameters import FloatArray, factors_from_covariances
+from bayesgmm.core.parameters import FloatArray
 from bayesgmm.core.priors import (
     LOG_2PI,
     ConjugatePrior,
-    MixturePrior,
+    DataSummary,
+    EMStartedPrior,
     refuse_constant,
     short_value,
-    weighted_covariance,
-    weighted_median,
-    weighted_range,
 )
 
 FAMILIES = {"lognormal": 1.0, "halfnormal": None, "gamma": 2.0, "inversegamma": 3.0}
@@ -63,7 +60,7 @@ class DeviationTerms:
 
 
 @dataclass(frozen=True, eq=False)
-class SeparationPrior(MixturePrior):
+class SeparationPrior(EMStartedPrior):
     """The separation-strategy prior: independent means, standard deviations and correlations.
 
     π ~ Dirichlet(α); μ_kj ~ Normal(m_j, s_j²), independent of the covariance; Σ_k = diag(σ_k) R_k diag(σ_k) with σ_kj of one of four
@@ -139,10 +136,7 @@ class SeparationPrior(MixturePrior):
             raise ValueError(f"deviation_family must be one of {', '.join(FAMILIES)}; got {self.deviation_family!r}")
         if self.deviation_family == "halfnormal" and self.deviation_shape is not None:
             raise ValueError('deviation_shape is given, but "halfnormal" has none: leave it out')
-        for name in ("deviation_shape", "eta"):
-            value = getattr(self, name)
-            if value is not None and not (np.ndim(value) == 0 and np.isfinite(value) and value > 0):
-                raise ValueError(f"{name} must be a positive number; got {value}")
+        self._check_positive("deviation_shape", "eta")
         for name in ("mean_scale", "deviation_scale", "deviation_floor"):
             value = getattr(self, name)
             if value is None:
@@ -152,99 +146,25 @@ class SeparationPrior(MixturePrior):
             if array.ndim > 1 or not np.all(np.isfinite(array) & low):
                 sign = "not be negative" if name == "deviation_floor" else "be positive"
                 raise ValueError(f"{name} must {sign}, a finite number or one per feature; got {value}")
-        if self.em_prior is not None and not isinstance(self.em_prior, ConjugatePrior):
-            raise ValueError(f"em_prior must be a ConjugatePrior; got {type(self.em_prior).__name__}")
+        self._check_em_prior()
 
-    def resolve(
-        self,
-        X: ArrayLike,
-        n_components: int,
-        covariance_type: str = "full",
-        sample_weight: ArrayLike | None = None,
-    ) -> SeparationPrior:
-        """Every value as an array or number, from the data where it was not given.
-
-        Parameters
-        ----------
-        X : array-like of shape (N, D)
-        n_components : int
-            K.
-        covariance_type : {"full", "tied", "diag", "spherical"}, default "full"
-            For ``em_prior`` alone.
-        sample_weight : array-like of shape (N,), optional
-            Frequency weights.
-
-        Returns
-        -------
-        SeparationPrior
-            ``weight_concentration`` (K,), ``mean_prior``, ``mean_scale``, ``deviation_scale`` and ``deviation_floor`` (D,).
-
-        Raises
-        ------
-        ValueError
-            If a given value does not fit K or D, or the data are too degenerate to scale a prior by.
-        """
-        X = np.ascontiguousarray(X, dtype=float)
-        v = None if sample_weight is None else np.asarray(sample_weight, dtype=float)
-        return self.resolve_with(
-            n_components,
-            X.shape[1],
-            range_of_data=lambda: weighted_range(X, v, SCALED),
-            median=lambda: weighted_median(X, v),
-            moments=lambda: weighted_covariance(X, v),
-            for_em=lambda prior: prior.resolve(X, n_components, covariance_type, v),
-        )
-
-    def resolve_with(
-        self,
-        n_components: int,
-        n_features: int,
-        *,
-        range_of_data: Callable[[], tuple[FloatArray, FloatArray]],
-        median: Callable[[], FloatArray],
-        moments: Callable[[], tuple[FloatArray, FloatArray]],
-        for_em: Callable[[ConjugatePrior], ConjugatePrior],
-    ) -> SeparationPrior:
-        """:meth:`resolve`, for data of which what is asked for is known.
-
-        Parameters
-        ----------
-        n_components, n_features : int
-            K and D.
-        range_of_data : callable
-            Returns the smallest and the largest value (D,) of each feature.
-        median : callable
-            Returns the median (D,) of each feature.
-        moments : callable
-            Returns the mean (D,) and the unbiased covariance (D, D).
-        for_em : callable
-            Resolves a conjugate prior.
-
-        Returns
-        -------
-        SeparationPrior
-
-        Raises
-        ------
-        ValueError
-            As :meth:`resolve`.
-        """
-        K, D = n_components, n_features
+    def _resolve(self, data: DataSummary, K: int) -> SeparationPrior:
+        D = data.n_features
         alpha, mean = self._weights_and_mean(K, D)
         spread = scale = np.ones(D)
         if self.mean_scale is None or self.deviation_scale is None:
-            low, high = range_of_data()
+            low, high = data.range
             refuse_constant(low, high, SCALED)
             spread = high - low
-            scale = _DEFAULT_SCALES[self.deviation_family] * np.sqrt(np.diagonal(moments()[1]))
+            scale = _DEFAULT_SCALES[self.deviation_family] * np.sqrt(np.diagonal(data.covariance))
         em_prior = self.em_prior
         if em_prior is None:
-            em_prior = replace(ConjugatePrior.from_moments(*moments(), K), weight_concentration=alpha)
+            em_prior = replace(ConjugatePrior.from_moments(data.mean, data.covariance, K), weight_concentration=alpha)
         shape = FAMILIES[self.deviation_family] if self.deviation_shape is None else float(self.deviation_shape)
         return replace(
             self,
             weight_concentration=alpha,
-            mean_prior=median() if mean is None else mean,
+            mean_prior=data.median if mean is None else mean,
             mean_scale=_per_feature(spread if self.mean_scale is None else self.mean_scale, D, "mean_scale"),
             deviation_scale=_per_feature(
                 scale if self.deviation_scale is None else self.deviation_scale, D, "deviation_scale"
@@ -252,7 +172,7 @@ class SeparationPrior(MixturePrior):
             deviation_shape=shape,
             deviation_floor=_per_feature(self.deviation_floor, D, "deviation_floor"),
             eta=max(2.0, D / 2) if self.eta is None else float(self.eta),
-            em_prior=for_em(em_prior),
+            em_prior=em_prior.resolve_from(data, K),
         )
 
     @property
@@ -262,13 +182,6 @@ class SeparationPrior(MixturePrior):
         shape = self.deviation_shape is not None or self.deviation_family == "halfnormal"
         arrays = np.ndim(self.weight_concentration) == np.ndim(self.deviation_floor) == 1
         return arrays and shape and all(getattr(self, name) is not None for name in names)
-
-    @property
-    def for_em(self) -> ConjugatePrior:
-        """The resolved conjugate prior under which EM looks for starts."""
-        if self.em_prior is None or not self.em_prior.is_resolved:
-            raise ValueError("this prior has values that come from the data: call resolve(X, n_components) first")
-        return self.em_prior
 
     @property
     def mean_factor(self) -> FloatArray:
@@ -361,28 +274,6 @@ class SeparationPrior(MixturePrior):
     def choices(self) -> dict[str, str]:
         """What the prior has beside numbers: its family of standard deviations."""
         return {"deviation_family": self.deviation_family}
-
-    def log_density(
-        self, weights: FloatArray, means: FloatArray, covariances: FloatArray, covariance_type: str = "full"
-    ) -> FloatArray | float:
-        """Log prior density in the coordinates (π, μ, Σ), with all constants.
-
-        Parameters
-        ----------
-        weights : ndarray of shape (..., K)
-        means : ndarray of shape (..., K, D)
-        covariances : ndarray of shape (..., K, D, D), (..., D, D), (..., K, D) or (..., K)
-            Packed as ``covariance_type`` says.
-        covariance_type : {"full", "tied", "diag", "spherical"}, default "full"
-
-        Returns
-        -------
-        ndarray of shape (...) or float
-            One value per leading index; −∞ where a standard deviation is not above its floor.
-        """
-        K, D = np.shape(means)[-2:]
-        matrices = structure(covariance_type).expand(np.asarray(covariances, dtype=float), K, D)
-        return self.log_density_from_factors(weights, means, factors_from_covariances(matrices), covariance_type)
 
     def log_density_from_factors(
         self,

@@ -301,7 +301,7 @@ class BayesianGaussianMixture(DensityMixin, BaseEstimator):
         seen = blocked.survey(blocks, int(rng.integers(2**32)))
         K, kind, prior = self.n_components, self.covariance_type, self._prior()
         check_survey(seen, K, feature_names(self), 0.0, True)
-        self.prior_ = blocked.resolve_posterior(prior, blocks, seen, K, kind)
+        self.prior_ = prior.resolve_from(blocked.BlockSummary(blocks, seen, K, kind), K)
         # What any rows among the sample make improper, all rows do.
         self._refuse_improper(seen.sample.rows, seen.sample.weights)
         settings = {"tol": self.tol, "max_iter": self.max_iter}

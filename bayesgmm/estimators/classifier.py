@@ -317,7 +317,7 @@ class MixtureClassifier(ClassifierMixin, BaseEstimator):
             return None
         if isinstance(template.prior, str):
             return class_mixtures.fraley_raftery(X, self._layout, v)
-        return class_mixtures.resolve_conjugate(template.prior, X, self._layout, template.covariance_type, v)
+        return class_mixtures.resolve_prior(template.prior, X, self._layout, template.covariance_type, v)
 
     def _fit_posterior(
         self, template: BayesianGaussianMixture, X: FloatArray, v: FloatArray | None, rng: np.random.Generator
