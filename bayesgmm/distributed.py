@@ -85,7 +85,7 @@ class DaskBlocks:
     def __init__(self, X: Any, sample_weight: Any = None) -> None:
         rows, names = as_array(X)
         self.n_features, self.n_blocks, self.named = int(rows.shape[1]), int(rows.numblocks[0]), names is not None
-        self.columns = names or tuple(f"x{j}" for j in range(self.n_features))
+        self.columns = _columns(names, rows)
         self.source = "the Dask collection"
         weights = None if sample_weight is None else _aligned(sample_weight, rows)
         self._rows, self._graph = rows, _optimised(rows)
@@ -230,19 +230,26 @@ def map_rows(X: Any, function: Callable[[FloatArray], Any], width: int | None = 
     DataError
         If X is no table of numbers.
     """
-    import cloudpickle
-    from dask import delayed
-
     rows, names = as_array(X)
-    columns = names or tuple(f"x{j}" for j in range(rows.shape[1]))
-    sent = delayed(pickle.loads)(
-        cloudpickle.dumps((function, columns)), dask_key_name=f"bayesgmm-parameters-{uuid4().hex}"
-    )
+    sent = _sent(function, names, rows)
     shape: dict[str, Any] = {"drop_axis": 1} if width is None else {"chunks": (rows.chunks[0], (width,))}
     meta = np.empty((0,) * (1 if width is None else 2), dtype=dtype)
     return rows.map_blocks(
         _of_partition, sent, alone=rows.numblocks[0] == 1, meta=meta, name=f"bayesgmm-rows-{uuid4().hex}", **shape
     )
+
+
+def _sent(function: Callable[[FloatArray], Any], names: tuple[str, ...] | None, rows: Any) -> Any:
+    """A function and the names of its columns as one node of a graph, which each worker gets once."""
+    import cloudpickle
+    from dask import delayed
+
+    payload = cloudpickle.dumps((function, _columns(names, rows)))
+    return delayed(pickle.loads)(payload, dask_key_name=f"bayesgmm-parameters-{uuid4().hex}")
+
+
+def _columns(names: tuple[str, ...] | None, rows: Any) -> tuple[str, ...]:
+    return names or tuple(f"x{j}" for j in range(rows.shape[1]))
 
 
 def _of_partition(
@@ -270,15 +277,11 @@ def map_frames(X: Any, function: Callable[[FloatArray], pd.DataFrame], meta: pd.
     dask.dataframe.DataFrame
         Partitioned as X, with the index of a DataFrame.
     """
-    import cloudpickle
     import dask.dataframe as dd
     from dask import delayed
 
-    columns = tuple(map(str, X.columns)) if hasattr(X, "columns") else tuple(f"x{j}" for j in range(X.shape[1]))
-    sent = delayed(pickle.loads)(
-        cloudpickle.dumps((function, columns)), dask_key_name=f"bayesgmm-parameters-{uuid4().hex}"
-    )
-    as_array(X)
+    rows, names = as_array(X)
+    sent = _sent(function, names, rows)
     parts = X.to_delayed() if hasattr(X, "columns") else X.rechunk({1: -1}).to_delayed()[:, 0]
     framed = delayed(_framed, pure=False)
     tables = [

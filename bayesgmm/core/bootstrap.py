@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -12,6 +11,7 @@ from bayesgmm.core import em
 from bayesgmm.core.covariance import structure
 from bayesgmm.core.information import FreeEntries, InformationWarning, StandardErrors
 from bayesgmm.core.parameters import FloatArray, MixtureParameters
+from bayesgmm.exceptions import warn_user
 
 BOOTSTRAP_NATS = 1e-5
 """A climb of the bootstrap ends when an iteration gains less than this in all: warm starts that stop early would all stay
@@ -200,7 +200,7 @@ def bootstrap(
         )
     if n_failed + n_unconverged > 0.05 * n_bootstrap:
         for note in _bootstrap_notes(len(found), n_failed, n_unconverged):
-            warnings.warn(note, InformationWarning, stacklevel=3)
+            warn_user(note, InformationWarning)
     weights, means, covariances = (np.stack(part) for part in zip(*found, strict=True))
     return BootstrapReplicates(weights, means, covariances, n_failed, problem.kind.name, n_unconverged)
 

@@ -15,7 +15,6 @@ correlation of the data. A conjugate prior acts as extra observations of known l
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -26,6 +25,7 @@ from scipy.linalg import block_diag, eigh, solve_triangular
 from bayesgmm.core import em, kernel
 from bayesgmm.core.covariance import CovarianceStructure, structure
 from bayesgmm.core.parameters import Additive, FloatArray, MixtureParameters, SufficientStatistics
+from bayesgmm.exceptions import warn_user
 
 BoolArray = NDArray[np.bool_]
 
@@ -344,7 +344,7 @@ def standard_errors(
     distance = float(np.linalg.norm(root.T @ gradient[kept]))
     undetermined, notes = _report(coordinates, lost, distance)
     for note in notes:
-        warnings.warn(note, InformationWarning, stacklevel=3)
+        warn_user(note, InformationWarning)
     return _collect(coordinates.free, scaled, scale, lost, packed, method, undetermined, notes)
 
 

@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 from sklearn.base import BaseEstimator
-from sklearn.exceptions import ConvergenceWarning
 
 from bayesgmm.core.blocked import Survey
 from bayesgmm.core.blocks import Gather, RowBlocks
@@ -16,12 +15,11 @@ from bayesgmm.core.parameters import FloatArray
 from bayesgmm.distributed import DaskBlocks, is_dask, map_rows
 from bayesgmm.estimators.validation import (
     LARGEST_SCALE,
+    check_distinct_rows,
     check_table,
-    n_distinct_rows,
     named_columns,
     warn_degenerate_columns,
 )
-from bayesgmm.exceptions import warn_user
 
 
 def is_blockwise(X: Any) -> bool:
@@ -184,11 +182,4 @@ def check_survey(found: Survey, n_components: int, names: list[str], reg_covar: 
     if has_prior:
         return
     warn_degenerate_columns(m.low, m.high, np.diagonal(m.scatter) / m.weight, names, reg_covar)
-    distinct = n_distinct_rows(found.sample.rows, K)
-    if distinct < K:
-        warn_user(
-            f"Number of distinct rows ({distinct}) found smaller than n_components ({K}): components coincide",
-            ConvergenceWarning,
-        )
-        if reg_covar == 0:
-            raise ValueError(f"{distinct} distinct rows cannot carry {K} components at reg_covar=0")
+    check_distinct_rows(found.sample.rows, K, reg_covar)

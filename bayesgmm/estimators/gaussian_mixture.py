@@ -32,6 +32,7 @@ from bayesgmm.estimators.blockwise import (
 )
 from bayesgmm.estimators.validation import (
     Labels,
+    check_distinct_rows,
     check_parameter_arrays,
     check_settings,
     check_table,
@@ -39,7 +40,6 @@ from bayesgmm.estimators.validation import (
     column_names,
     feature_names,
     generator,
-    n_distinct_rows,
     named_columns,
     number_of_features,
     warn_degenerate,
@@ -426,14 +426,7 @@ class GaussianMixture(DensityMixin, BaseEstimator):
         self.prior_ = self._resolve_prior(table, weights)
         if self.prior_ is None:
             warn_degenerate(table, K, names, self.reg_covar)
-            distinct = n_distinct_rows(table, K)
-            if distinct < K:
-                warn_user(
-                    f"Number of distinct rows ({distinct}) found smaller than n_components ({K}): components coincide",
-                    ConvergenceWarning,
-                )
-                if self.reg_covar == 0:
-                    raise ValueError(f"{distinct} distinct rows cannot carry {K} components at reg_covar=0")
+            check_distinct_rows(table, K, self.reg_covar)
         rng = generator(self.random_state)
         kind = structure(self.covariance_type)
 

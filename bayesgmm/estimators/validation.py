@@ -10,6 +10,7 @@ import sklearn
 from numpy.typing import NDArray
 from scipy import sparse
 from sklearn.base import BaseEstimator
+from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils import check_random_state, column_or_1d
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import _check_sample_weight, _num_features, validate_data
@@ -318,6 +319,23 @@ def refuse_degenerate(X: FloatArray, n_components: int, names: list[str]) -> Non
 
 def _columns(names: list[str]) -> str:
     return f"columns {', '.join(map(repr, names))} are" if len(names) > 1 else f"column {names[0]!r} is"
+
+
+def check_distinct_rows(X: FloatArray, n_components: int, reg_covar: float) -> None:
+    """Warn of fewer distinct rows than components, and refuse them where nothing keeps variances from 0.
+
+    Raises
+    ------
+    ValueError
+    """
+    distinct = n_distinct_rows(X, n_components)
+    if distinct < n_components:
+        warn_user(
+            f"Number of distinct rows ({distinct}) found smaller than n_components ({n_components}): components coincide",
+            ConvergenceWarning,
+        )
+        if reg_covar == 0:
+            raise ValueError(f"{distinct} distinct rows cannot carry {n_components} components at reg_covar=0")
 
 
 def n_distinct_rows(X: FloatArray, enough: int) -> int:

@@ -40,12 +40,15 @@ class Screened:
         Log predictive density; of fitted rows that are left out, given the others.
     kind : ndarray of shape (N,)
         ``"far"``, ``"small component"`` or ``"ok"``, as in the detector's table.
+    judged : DataFrame
+        The detector's table of the rows that were judged by all draws, indexed by their positions.
     remark : str
         How many draws there were for which rows; empty where it is all for all.
     """
 
     log_density: FloatArray
     kind: np.ndarray
+    judged: pd.DataFrame
     remark: str
 
 
@@ -74,8 +77,8 @@ def screen(detector: AnomalyDetector, X: Any, rows: FloatArray, lowest: int = 0)
     n_draws, N = len(detector._draws[0]), len(rows)
     few = max(FEW_DRAWS, ALL_DRAWS // (4 * max(1, N)))
     if few >= n_draws or (N * n_draws <= ALL_DRAWS and (X is not None or N <= LEFT_OUT_ROWS)):
-        judged = detector.table(X)
-        return Screened(judged["log_density"].to_numpy(), judged["kind"].to_numpy(), "")
+        judged = detector.table(X).set_axis(np.arange(N), axis=0)
+        return Screened(judged["log_density"].to_numpy(), judged["kind"].to_numpy(), judged, "")
     chosen = evenly_spaced(n_draws, few)
     weights, means, factors = (np.ascontiguousarray(part[chosen]) for part in detector._draws)
     edges = np.linspace(0, few, BATCHES + 1).astype(np.int64)
@@ -106,7 +109,7 @@ def screen(detector: AnomalyDetector, X: Any, rows: FloatArray, lowest: int = 0)
     judged = _by_all_draws(detector, X, rows, exact)
     density[exact], kind[exact] = judged["log_density"], judged["kind"]
     remark = f"densities by {few:,} of {n_draws:,} draws, by all where it matters ({counted(len(exact), 'row')})"
-    return Screened(density, kind, remark)
+    return Screened(density, kind, judged.set_axis(exact, axis=0), remark)
 
 
 def lowest_rows(detector: AnomalyDetector, X: Any, rows: FloatArray, count: int) -> pd.DataFrame:
@@ -128,9 +131,7 @@ def lowest_rows(detector: AnomalyDetector, X: Any, rows: FloatArray, count: int)
     DataFrame
     """
     found = screen(detector, X, rows, count)
-    order = np.argsort(found.log_density, kind="stable")[:count]
-    judged = detector.table().iloc[order] if X is None and not found.remark else _by_all_draws(detector, X, rows, order)
-    return judged.set_axis(order, axis=0)
+    return found.judged.loc[np.argsort(found.log_density, kind="stable")[:count]]
 
 
 def _by_all_draws(detector: AnomalyDetector, X: Any, rows: FloatArray, chosen: np.ndarray) -> pd.DataFrame:
