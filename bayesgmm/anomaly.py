@@ -221,7 +221,6 @@ class AnomalyDetector(OutlierMixin, BaseEstimator):
             p = fit._parameters
             self._draws = (p.weights[None], p.means[None], p.precision_factors[None])
             self._edges = np.array([0, 1])
-        self._rng = rng
         self._tail = PredictiveTail.simulate(*self._draws, int(self.n_simulated), rng, self._edges)
 
     def _html_repr(self) -> str:

@@ -18,17 +18,10 @@ from numpy.typing import NDArray
 from bayesgmm.core import kernel
 from bayesgmm.core.parameters import FloatArray, MixtureParameters, SufficientStatistics
 
-
-class Addable(Protocol):
-    """What tasks return: sums of blocks add up to the sum over all rows."""
-
-    def __add__(self, other: Any) -> Any:
-        """Sum of both."""
-
-
 Task = Callable[[FloatArray, FloatArray | None, int], Any]
 """Called as ``task(X, v, block)``: rows (n, D), C-contiguous float64 or float32, their weights (n,) or None for 1, and the number of
-the block in the table, from 0. It can be pickled, leaves no trace, and gives the same for the same rows."""
+the block in the table, from 0. It can be pickled, leaves no trace, and gives the same for the same rows. What it returns adds up with
+``+``: sums of blocks are the sum over all rows."""
 
 
 class RowBlocks(Protocol):

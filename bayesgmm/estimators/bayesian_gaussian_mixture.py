@@ -323,7 +323,7 @@ class BayesianGaussianMixture(DensityMixin, BaseEstimator):
                 names=tuple(feature_names(self)),
                 blocked=problem,
             ),
-            self._settings(),
+            self._settings(in_blocks=problem is not None),
             rng,
         )
         # Best first in the model itself, whose prior EM may not have had.
@@ -338,12 +338,12 @@ class BayesianGaussianMixture(DensityMixin, BaseEstimator):
         for spoken in self.diagnostics_.problems:
             warn_user(spoken, ConvergenceWarning)
 
-    def _settings(self) -> Settings:
-        """How the posterior is sampled."""
+    def _settings(self, in_blocks: bool = False) -> Settings:
+        """How the posterior of rows in memory, or in blocks, is sampled."""
         from bayesgmm.inference.sampling import Settings
 
         return Settings(
-            method=self.method_,
+            method=self._method(in_blocks),
             draws=int(self.draws),
             tune=200 if isinstance(self.tune, str) else int(self.tune),
             chains=int(self.chains),
@@ -375,9 +375,12 @@ class BayesianGaussianMixture(DensityMixin, BaseEstimator):
     @property
     def method_(self) -> str:
         """How the draws were made, "nuts" or "laplace"."""
+        return self._method("_X" not in self.__dict__)
+
+    def _method(self, in_blocks: bool) -> str:
         if self.method != "auto":
             return self.method
-        return "nuts" if "_X" in self.__dict__ else "laplace"
+        return "laplace" if in_blocks else "nuts"
 
     @property
     def pymc_model_(self) -> pm.Model:

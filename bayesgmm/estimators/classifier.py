@@ -267,8 +267,6 @@ class MixtureClassifier(ClassifierMixin, BaseEstimator):
         """The estimator whose settings are used, as a copy of its own."""
         template = GaussianMixture() if self.estimator is None else clone(self.estimator)
         template._validate_params()
-        if isinstance(template, BayesianGaussianMixture) and template.method == "auto":
-            template.set_params(method="nuts")
         if self.random_state is not None:
             template.set_params(random_state=self.random_state)
         starts = ("weights_init", "means_init", "precisions_init")
