@@ -412,7 +412,7 @@ class TextPart:
         mostly_text = 2 * np.count_nonzero(block.faults == 2, axis=0) > len(block.faults)
         text = [name for name, is_text in zip(names, mostly_text, strict=True) if is_text]
         if text:
-            return f"{self.name}: {quoted(text)} hold{'s' * (len(text) == 1)} text, not numbers; choose the numeric columns"
+            return _not_numeric(self.name, text, names, "text, not numbers")
         row, column = (int(i) for i in np.argwhere(block.faults)[0])
         fields = int(block.records.rows().n_fields[row])
         place = f"{self.name}: line {block.places[row]}"
@@ -467,9 +467,7 @@ class ParquetPart:
         chosen = list(names)
         text = [name for name, j in zip(names, columns, strict=True) if not _is_number(self._types[j])]
         if text:
-            raise DataError(
-                f"{self.name}: {quoted(text)} hold{'s' * (len(text) == 1)} no numbers; choose the numeric columns"
-            )
+            raise DataError(_not_numeric(self.name, text, names, "no numbers"))
         dtype = np.float32 if all(self._types[j] == pa.float32() for j in columns) else np.float64
         done = self._before
         with self._opened() as file:
@@ -488,6 +486,13 @@ class ParquetPart:
                     values[:, j] = _numbers(column)
                 yield Rows(values, done + 1)
                 done += len(values)
+
+
+def _not_numeric(source: str, columns: Sequence[str], names: Sequence[str], what: str) -> str:
+    """What is said of columns that hold no numbers, and which ones do."""
+    others = [name for name in names if name not in columns]
+    choice = f": {quoted(others)}" if others else ""
+    return f"{source}: {quoted(columns)} hold{'s' * (len(columns) == 1)} {what}; choose the numeric columns{choice}"
 
 
 def _is_number(kind: Any) -> bool:
