@@ -18,6 +18,7 @@ from bayesgmm.core.covariance import STRUCTURES
 from bayesgmm.core.hierarchical import HierarchicalPrior
 from bayesgmm.core.parameters import FloatArray
 from bayesgmm.core.priors import ConjugatePrior
+from bayesgmm.core.threads import available_threads
 from bayesgmm.exceptions import warn_user
 from bayesgmm.io import sole_writer
 from bayesgmm.stacking import compare_elpds, stacking_weights
@@ -687,7 +688,7 @@ def _plan(
             refuse_degenerate(table, ks[-1], feature_names(door))
     if blocks is None:
         warn_degenerate(table, ks[-1], feature_names(door), em_options.get("reg_covar", 1e-6))
-    cores = kernel.available_threads()
+    cores = available_threads()
     if n_jobs is None:
         cost = kernel.pass_cost(len(table), ks[-1], table.shape[1])
         n_jobs = cores if SHORT_PASS <= cost < LONG_PASS else 1

@@ -25,6 +25,7 @@ from scipy.linalg import block_diag, eigh, solve_triangular
 from bayesgmm.core import em, kernel
 from bayesgmm.core.covariance import CovarianceStructure, structure
 from bayesgmm.core.parameters import Additive, FloatArray, MixtureParameters, SufficientStatistics
+from bayesgmm.core.threads import over_chunks
 from bayesgmm.exceptions import warn_user
 
 BoolArray = NDArray[np.bool_]
@@ -427,7 +428,7 @@ class ScoreMoments:
                 total = self._add(total, X[part], weight)
             parts[chunk] = total
 
-        kernel._over_chunks(len(X), chunk_rows, kernel.pass_cost(len(X), K, X.shape[1]) * T, self.n_threads, task)
+        over_chunks(len(X), chunk_rows, kernel.pass_cost(len(X), K, X.shape[1]) * T, self.n_threads, task)
         out = ScoreSums(0.0, 0.0, np.zeros((K, T, T)), np.zeros((size, size)))
         for done in parts:
             out = out if done is None else out + done
