@@ -164,7 +164,7 @@ class DaskBlocks:
         if isinstance(found, _Fault):
             raise found.error
         if found is None:
-            raise DataError(f"{self.source} has no rows")
+            raise DataError(f"{self.source} has no rows: there is nothing to fit")
         return found
 
     def _run(self, client: Client | None, task: Task) -> Any:
