@@ -712,7 +712,8 @@ class BayesianGaussianMixture(DensityMixin, BaseEstimator):
         Returns
         -------
         DataFrame
-            One row per weight, mean, standard deviation and correlation.
+            One row per weight, mean, standard deviation and correlation. Where the fit holds its rows and components are identified, the
+            last column is ``prior_sensitivity``, from 0.05 on a hint that the prior has a say in it: see :meth:`prior_sensitivity`.
 
         Raises
         ------
@@ -723,7 +724,10 @@ class BayesianGaussianMixture(DensityMixin, BaseEstimator):
         from bayesgmm.inference.summary import posterior_summary
 
         kind = structure(self.covariance_type)
-        return posterior_summary(self._draws, self.map_, kind, feature_names(self), self.diagnostics_, ci_prob)
+        table = posterior_summary(self._draws, self.map_, kind, feature_names(self), self.diagnostics_, ci_prob)
+        if self.diagnostics_.labels_identified and getattr(self, "_X", None) is not None:
+            table["prior_sensitivity"] = self.prior_sensitivity()["prior"]
+        return table
 
     def prior_sensitivity(self) -> pd.DataFrame:
         """What each quantity owes to the prior: prior and likelihood are raised to a power near 1, and the draws reweighted.
@@ -747,9 +751,12 @@ class BayesianGaussianMixture(DensityMixin, BaseEstimator):
         Statistics and Computing 34, 57.
         """
         check_is_fitted(self)
-        from bayesgmm.inference.power_scaling import prior_sensitivity
+        known: tuple[PosteriorDraws, pd.DataFrame] | None = getattr(self, "_sensitivity", None)
+        if known is None or known[0] is not self._draws:
+            from bayesgmm.inference.power_scaling import prior_sensitivity
 
-        return prior_sensitivity(self, feature_names(self))
+            self._sensitivity = known = (self._draws, prior_sensitivity(self, feature_names(self)))
+        return known[1].copy()
 
     def log_evidence(
         self, *, max_permutations: int = 720, n_proposals: int | None = None, random_state: Any = 0
