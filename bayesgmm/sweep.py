@@ -176,6 +176,8 @@ class Model:
     em: Any = None
     posterior: Any = None
     elpd: Any = None
+    row_weights: FloatArray | None = None
+    """Of the rows of ``elpd``; None where all are 1."""
     varied: dict[str, dict[str, Any]] = field(default_factory=dict)
     """By variation of the prior: ``change`` of the log evidence, its ``standard_error``, ``pareto_k``, and whether it is ``refitted``."""
 
@@ -286,8 +288,9 @@ class Folder:
                 save(estimator, folder / name)
         if model.elpd is not None and hasattr(model.elpd, "p_loo_i") and not hasattr(model.elpd, "subsampling_se"):
             elpd_i, p_loo_i, pareto_k = (np.asarray(getattr(model.elpd, n)) for n in ("elpd_i", "p_loo_i", "pareto_k"))
+            weights: dict[str, Any] = {} if model.row_weights is None else {"row_weights": model.row_weights}
             with atomic_path(folder / POINTWISE) as temporary:
-                np.savez(temporary, elpd_i=elpd_i, p_loo_i=p_loo_i, pareto_k=pareto_k)
+                np.savez(temporary, elpd_i=elpd_i, p_loo_i=p_loo_i, pareto_k=pareto_k, **weights)
         row = {
             "values": model.values,
             "done": sorted(model.done),
@@ -371,6 +374,7 @@ def _stored_elpd(file: Path, model: Model, n_samples: int) -> Any:
 
     with np.load(file, allow_pickle=False) as arrays:
         elpd_i, p_i, pareto_k = arrays["elpd_i"], arrays["p_loo_i"], arrays["pareto_k"]
+        model.row_weights = arrays.get("row_weights")
     threshold = good_k(n_samples)
     return ELPDDataLOO(
         elpd=model.values["elpd_loo"],
@@ -678,7 +682,8 @@ def _posterior(plan: Plan, model: Model) -> None:
         progressbar=False,
         **plan.posterior_options,
     )
-    estimator.fit(plan.X, sample_weight=plan.sample_weight)
+    rows: tuple[Any, Any] = (plan.X, plan.sample_weight) if plan.blocks is None else (plan.blocks, None)
+    estimator.fit(rows[0], sample_weight=rows[1])
     model.posterior = estimator
     diagnostics = estimator.diagnostics_
     if plan.method == "nuts":
@@ -699,6 +704,7 @@ def _posterior(plan: Plan, model: Model) -> None:
 
 
 def _loo(plan: Plan, model: Model) -> None:
+    from bayesgmm.inference.blocked_loo import loo_of_blocks
     from bayesgmm.inference.diagnostics import PARETO_K_LIMIT
     from bayesgmm.inference.loo import loo_posterior
 
@@ -706,17 +712,16 @@ def _loo(plan: Plan, model: Model) -> None:
     pareto_k = model.posterior.diagnostics_.pareto_k
     sound = pareto_k is None or pareto_k <= PARETO_K_LIMIT
     # The same seed for all: where the rows are subsampled, they are the same rows.
-    found = loo_posterior(
-        model.posterior,
-        moment_matching=sound,
-        refits=plan.loo_refits if sound else 0,
-        random_state=plan.entropy % 2**31,
-    )
+    settings: dict[str, Any] = {"moment_matching": sound, "random_state": plan.entropy % 2**31}
+    if plan.blocks is None:
+        found = loo_posterior(model.posterior, refits=plan.loo_refits if sound else 0, **settings)
+    else:
+        found = loo_of_blocks(model.posterior, plan.blocks, **settings)
     if found.waic is not None and "waic" in plan.criteria:
         model.values |= {"elpd_waic": found.waic.elpd, "p_waic": found.waic.p}
     if "loo" not in plan.criteria:
         return
-    model.elpd = found.loo
+    model.elpd, model.row_weights = found.loo, found.sample_weight
     tails = np.asarray(found.loo.pareto_k, dtype=float)
     model.values |= {"elpd_loo": found.loo.elpd, "se": found.loo.se, "p_loo": found.loo.p}
     largest = float(np.nanmax(tails))
@@ -736,7 +741,7 @@ def _loo(plan: Plan, model: Model) -> None:
 def _evidence(plan: Plan, model: Model) -> None:
     from bayesgmm.inference.evidence import log_evidence
 
-    found = log_evidence(model.posterior, random_state=plan.integer_seed(model.key, 3))
+    found = log_evidence(model.posterior, plan.blocks, random_state=plan.integer_seed(model.key, 3))
     model.values["log_evidence"] = found.log_evidence
     if np.isfinite(found.standard_error):
         model.values["log_evidence_se"] = found.standard_error
@@ -781,6 +786,11 @@ def _refit_varied(
                 continue
             found = model.varied.get(variation)
             if found is None or found["pareto_k"] <= PARETO_K_LIMIT or found["refitted"]:
+                continue
+            if plan.blocks is not None:
+                model.reasons["sensitivity"] = (
+                    f"the draws do not reach another prior ({variation}), and rows in blocks are not refitted"
+                )
                 continue
             tell(0, f"{model.key[0]}, K = {model.key[1]}: {variation}")
             try:
