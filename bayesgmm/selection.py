@@ -511,8 +511,8 @@ def select(
     progressbar : bool, default True
         Show the progress over models on standard error.
     client : distributed.Client, optional
-        Of a Dask cluster, whose workers sample the posteriors, several models at a time; the rows travel to each worker once. The result
-        does not depend on it.
+        Of a Dask cluster, whose workers fit the models, EM and posterior, several at a time; the rows, which stand in memory here, travel
+        to each worker once. The result does not depend on it, where the workers have processors of this kind.
     **options
         Of the fits: ``n_init``, ``init_params``, ``max_iter`` (all), ``tol``, ``reg_covar`` (EM), ``draws``, ``tune``, ``chains``,
         ``target_ess``, ``max_draws``, ``cores`` (posteriors). ``target_ess`` is 0 here, so that each posterior has the draws asked for.

@@ -1,7 +1,8 @@
 """One fit after another over the number of components and the covariance structure, with what each fit's criteria come to.
 
 EM's fits come first, several models at a time where a pass over the data is short; the starts of one K serve all structures. Then
-come the posteriors, one after the other. Each finished model is kept, in memory and (if there is one) in a folder, before the next.
+come the posteriors, one after the other. On a cluster each worker takes EM and posterior of a model at a time. Each finished model is
+kept, in memory and (if there is one) in a folder, before the next.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,9 +29,9 @@ from bayesgmm.core.blocked import Survey
 from bayesgmm.core.blocks import RowBlocks
 from bayesgmm.core.covariance import STRUCTURES, structure
 from bayesgmm.core.parameters import FloatArray
-from bayesgmm.distributed import evaluated
+from bayesgmm.distributed import OnWorkers
 from bayesgmm.estimators.gaussian_mixture import GaussianMixture
-from bayesgmm.exceptions import DataError
+from bayesgmm.exceptions import DataError, DataWarning, warn_user
 from bayesgmm.io import atomic_path, write_text
 from bayesgmm.persistence import data_hash
 
@@ -413,7 +415,7 @@ def run(
         Called with each model that is finished.
     progressbar : bool, default False
     client : distributed.Client, optional
-        Whose workers sample the posteriors, each of a model of its own.
+        Whose workers fit rows that stand in memory here, each a model at a time.
 
     Returns
     -------
@@ -427,14 +429,16 @@ def run(
     ]
     with _progress(len(plan.keys), len(plan.keys) - len(todo), progressbar) as tell:
         try:
-            _run_em(
-                plan, [m for m in todo if "em" not in m.done], tell, save if plan.method == "em" else lambda _: None
-            )
-            done = _finished_here(plan, todo, tell) if client is None else _finished_on_workers(client, plan, todo)
+            if client is None or plan.blocks is not None:
+                begun = [m for m in todo if "em" not in m.done]
+                _run_em(plan, begun, tell, save if plan.method == "em" else lambda _: None)
+                left = [m for m in todo if m not in begun] if plan.method == "em" else todo
+                done = _finished_here(plan, left, tell)
+            else:
+                done = _finished_on_workers(client, plan, todo)
             for model in done:
-                if plan.method != "em":
-                    save(model)
-                    tell(1, "")
+                save(model)
+                tell(1, f"{model.key[0]}, K = {model.key[1]}")
             _refit_varied(plan, list(models.values()), tell, save)
         except KeyboardInterrupt:
             finished = sum(set(steps(plan)) <= m.done or "failed" in m.flags for m in models.values())
@@ -452,18 +456,25 @@ def _finished_here(plan: Plan, todo: Sequence[Model], tell: Callable[[int, str],
 
 
 def _finished_on_workers(client: Client, plan: Plan, todo: Sequence[Model]) -> Iterator[Model]:
-    """The models as the workers of a cluster finish them; the rows travel to each worker once."""
-    computed = evaluated(client, _finished, plan, todo, "bayesgmm-model")
-    for place, found in computed:
-        vars(todo[place]).update(vars(found))
-        yield todo[place]
+    """The models, EM and posterior, as the workers of a cluster finish them; the rows travel to each worker once."""
+    # Large K first: they take longest, and at the end all workers should have something to do.
+    order = sorted(todo, key=lambda model: -model.key[1])
+    for place, (found, said) in OnWorkers(client, plan).evaluated(_finished, order, "bayesgmm-model"):
+        for message in said:
+            warn_user(message, DataWarning)
+        vars(order[place]).update(vars(found))
+        yield order[place]
 
 
-def _finished(plan: Plan, model: Model) -> Model:
-    if "failed" not in model.flags:
-        with quiet():
+def _finished(plan: Plan, model: Model) -> tuple[Model, list[str]]:
+    """A model with all that was left to do for it, and what was said of the data."""
+    with quiet() as caught:
+        if "failed" not in model.flags and "em" not in model.done:
+            some = _some_rows(plan)
+            _try_em(plan, model, lambda: _assignments(plan, model.key[1], *some), some, threading.Event())
+        if "failed" not in model.flags:
             _finish(plan, model)
-    return model
+    return model, [str(each.message) for each in caught if issubclass(each.category, DataWarning)]
 
 
 def steps(plan: Plan) -> tuple[str, ...]:
@@ -483,21 +494,14 @@ def _run_em(plan: Plan, todo: Sequence[Model], tell: Callable[[int, str], None],
     some = _some_rows(plan)
 
     def one(K: int) -> int:
-        starts: list[np.ndarray] | None = None
+        starts = cache(lambda: _assignments(plan, K, *some))
         for model in by_k[K]:
             if stop.is_set():
                 return K
             try:
-                if plan.blocks is not None:
-                    _fit_em_blocks(plan, model)
-                else:
-                    if starts is None:
-                        starts = _assignments(plan, K, *some)
-                    _fit_em(plan, model, starts, some, stop)
+                _try_em(plan, model, starts, some, stop)
             except Stopped:
                 return K
-            except Exception as error:
-                _failed(model, "em", f"EM failed: {error}")
             if plan.method == "em":
                 tell(0, f"{model.key[0]}, K = {K}")
                 _finish(plan, model)
@@ -519,6 +523,25 @@ def _run_em(plan: Plan, todo: Sequence[Model], tell: Callable[[int, str], None],
             stop.set()
             pool.shutdown(wait=True, cancel_futures=True)
             raise
+
+
+def _try_em(
+    plan: Plan,
+    model: Model,
+    starts: Callable[[], Sequence[np.ndarray]],
+    some: tuple[FloatArray, FloatArray | None],
+    stop: threading.Event,
+) -> None:
+    """EM of a model from the starts of its K, or why it failed."""
+    try:
+        if plan.blocks is not None:
+            _fit_em_blocks(plan, model)
+        else:
+            _fit_em(plan, model, starts(), some, stop)
+    except Stopped:
+        raise
+    except Exception as error:
+        _failed(model, "em", f"EM failed: {error}")
 
 
 def _some_rows(plan: Plan) -> tuple[FloatArray, FloatArray | None]:

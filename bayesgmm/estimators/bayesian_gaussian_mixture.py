@@ -41,6 +41,7 @@ from bayesgmm.exceptions import RowsNotHeldError, SamplingInterrupted, warn_user
 if TYPE_CHECKING:
     import pandas as pd
     import pymc as pm
+    from distributed import Client
     from xarray import DataTree
 
     from bayesgmm.inference.diagnostics import Diagnostics
@@ -229,7 +230,14 @@ class BayesianGaussianMixture(DensityMixin, BaseEstimator):
         self.cores = cores
         self.progressbar = progressbar
 
-    def fit(self, X: ArrayLike, y: Any = None, sample_weight: ArrayLike | None = None) -> Self:
+    def fit(
+        self,
+        X: ArrayLike,
+        y: Any = None,
+        sample_weight: ArrayLike | None = None,
+        *,
+        client: Client | None = None,
+    ) -> Self:
         """Sample the posterior.
 
         Rows need not stand in memory: a path, or :func:`bayesgmm.open_blocks` of files, memory maps or what yields blocks, is read a
@@ -245,6 +253,9 @@ class BayesianGaussianMixture(DensityMixin, BaseEstimator):
         y : ignored
         sample_weight : array-like of shape (N,), optional
             Frequency weights: a weight of 2 is the row twice. Rows in blocks have a column of them instead.
+        client : distributed.Client, optional
+            Of a Dask cluster, on whose workers the chains of NUTS run; the rows, which stand in memory here, travel to each worker once.
+            The draws do not depend on it, where the workers have processors of this kind.
 
         Returns
         -------
@@ -253,7 +264,10 @@ class BayesianGaussianMixture(DensityMixin, BaseEstimator):
         Raises
         ------
         ValueError
-            If the input is not a finite numeric table, or too degenerate for the prior to be scaled by it.
+            If the input is not a finite numeric table, or too degenerate for the prior to be scaled by it; if a client is given that
+            has nothing to do, because there are no chains or the rows are in blocks.
+        ClusterError
+            If the cluster cannot do it.
         ImproperPosteriorError
             If the posterior is improper under a :class:`SeparationPrior`; the message names the rows and what to change.
         SamplingInterrupted
@@ -262,13 +276,17 @@ class BayesianGaussianMixture(DensityMixin, BaseEstimator):
         check_settings(self)
         em_rng, sampler_rng = generator(self.random_state).spawn(2)
         blocks = row_blocks(self, X, sample_weight, reset=True)
+        if client is not None and (blocks is not None or self._method(False) != "nuts"):
+            raise ValueError(
+                "client is for the chains of NUTS over rows in memory; a Dask collection is summed over on the client that holds it"
+            )
         problem = None
         if blocks is None:
             found = self._fit_table(X, sample_weight, em_rng)
         else:
             problem, found = self._fit_blocks(blocks, em_rng)
         self.modes_ = found.modes
-        self._sample(sampler_rng, problem)
+        self._sample(sampler_rng, problem, client)
         return self
 
     def _prior(self) -> Prior:
@@ -314,7 +332,7 @@ class BayesianGaussianMixture(DensityMixin, BaseEstimator):
             self.__dict__.pop(held, None)
         return problem, blocked.fit(problem, K, n_init=self.n_init, init_params=self.init_params, rng=rng)
 
-    def _sample(self, rng: np.random.Generator, problem: blocked.BlockedProblem | None) -> None:
+    def _sample(self, rng: np.random.Generator, problem: blocked.BlockedProblem | None, client: Client | None) -> None:
         from bayesgmm.inference import sampling
 
         result = sampling.sample_posterior(
@@ -327,7 +345,7 @@ class BayesianGaussianMixture(DensityMixin, BaseEstimator):
                 names=tuple(feature_names(self)),
                 blocked=problem,
             ),
-            self._settings(in_blocks=problem is not None),
+            replace(self._settings(in_blocks=problem is not None), client=client),
             rng,
         )
         # Best first in the model itself, whose prior EM may not have had.
