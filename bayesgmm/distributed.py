@@ -41,6 +41,9 @@ PATIENCE_SECONDS = 30.0
 
 POLL_SECONDS = 2.0
 
+ATTEMPTS = 4
+"""How often work is sent out whose common part was lost with all workers that had it."""
+
 _SMALLER = "make the partitions smaller (X.rechunk, or repartition of a DataFrame), or give the workers more memory"
 
 
@@ -567,51 +570,101 @@ def _memory_limits(dask_scheduler: Any) -> list[int]:
     return [worker.memory_limit or 0 for worker in dask_scheduler.workers.values()]
 
 
-def evaluated(
-    client: Client, function: Callable[[Any, Any], Any], common: Any, items: Sequence[Any], name: str
-) -> Iterator[tuple[int, Any]]:
-    """Values of ``function(common, item)``, each from a worker of a cluster, as they come.
+class OnWorkers:
+    """Functions of one common thing and an item each, evaluated on the workers of a cluster.
 
     Parameters
     ----------
     client : distributed.Client
-    function : callable
     common : object
         Sent to each worker once.
-    items : sequence
-    name : str
-        On the dashboard.
-
-    Yields
-    ------
-    place : int
-        Of the item.
-    value : object
 
     Raises
     ------
     ClusterError
-        If the cluster cannot do it.
+        If there is no worker.
     """
-    import cloudpickle
-    from distributed import KilledWorker, as_completed
 
-    workers_of(client)
-    payload = client.scatter(cloudpickle.dumps(common), broadcast=True, hash=False)
-    places = {
-        client.submit(_on_worker, function, payload, item, key=f"{name}-{uuid4().hex}", pure=False): place
-        for place, item in enumerate(items)
-    }
-    try:
-        for future in as_completed(list(places)):
-            yield places[future], future.result()
-    except KilledWorker as error:
-        raise ClusterError(f"workers died at work; most often they run out of memory: {error}") from error
-    except CancelledError as error:
-        raise ClusterError(f"the cluster lost the work or the connection ({error})") from error
-    finally:
-        for future in places:
-            future.release()
+    def __init__(self, client: Client, common: Any) -> None:
+        import cloudpickle
+
+        workers_of(client)
+        self.client = client
+        self._bytes = cloudpickle.dumps(common)
+        self._sent: Any = None
+
+    def evaluated(
+        self,
+        function: Callable[[Any, Any], Any],
+        items: Sequence[Any],
+        name: str,
+        on_interrupt: Callable[[], None] | None = None,
+    ) -> Iterator[tuple[int, Any]]:
+        """Values of ``function(common, item)``, as they come.
+
+        A worker that is lost is no matter: another does its work. Where all that had the common thing are lost, it is sent anew.
+
+        Parameters
+        ----------
+        function : callable
+        items : sequence
+        name : str
+            On the dashboard.
+        on_interrupt : callable, optional
+            Called at the first Ctrl-C, after which values are waited for as before: it tells the functions to come to an end.
+
+        Yields
+        ------
+        place : int
+            Of the item.
+        value : object
+
+        Raises
+        ------
+        ClusterError
+            If the cluster cannot do it.
+        """
+        from distributed import KilledWorker, as_completed
+
+        waiting = set(range(len(items)))
+        for attempt in range(ATTEMPTS):
+            places = self._submitted(function, {place: items[place] for place in sorted(waiting)}, name)
+            try:
+                finished = as_completed(list(places))
+                while waiting:
+                    try:
+                        future = next(finished)
+                    except KeyboardInterrupt:
+                        if on_interrupt is None:
+                            raise
+                        on_interrupt()
+                        on_interrupt = None
+                        continue
+                    value = future.result()
+                    waiting.discard(places[future])
+                    yield places[future], value
+                return
+            except KilledWorker as error:
+                raise ClusterError(f"workers died at work; most often they run out of memory: {error}") from error
+            except CancelledError as error:
+                self._sent = None
+                if attempt == ATTEMPTS - 1:
+                    raise ClusterError(f"the cluster lost the work or the connection ({error})") from error
+            finally:
+                for future in places:
+                    future.release()
+
+    def _submitted(self, function: Callable[[Any, Any], Any], items: dict[int, Any], name: str) -> dict[Any, int]:
+        """Places of items by the futures of their values."""
+        workers_of(self.client)
+        if self._sent is None:
+            key = f"bayesgmm-common-{uuid4().hex}"
+            self._sent = self.client.scatter({key: self._bytes}, broadcast=True)[key]
+        submit = self.client.submit
+        return {
+            submit(_on_worker, function, self._sent, item, key=f"{name}-{uuid4().hex}", pure=False): place
+            for place, item in items.items()
+        }
 
 
 def _on_worker(function: Callable[[Any, Any], Any], payload: bytes, item: Any) -> Any:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from bayesgmm.core import kernel
 from bayesgmm.core.classes import ClassLayout
@@ -18,7 +19,7 @@ from bayesgmm.core.separation import SeparationPrior
 if TYPE_CHECKING:
     from xarray import DataTree
 
-    from bayesgmm.inference.compiled import CompiledPosterior
+    from bayesgmm.inference.compiled import MixturePosterior
 
 LOG_LIKELIHOOD_LIMIT = 20_000_000
 """Draws × rows up to which the pointwise log-likelihood is stored with the posterior (160 MB)."""
@@ -99,7 +100,7 @@ class PosteriorDraws:
             self.scale_factors,
         )
 
-    def unconstrained_by(self, compiled: CompiledPosterior, which: Sequence[int] | None = None) -> FloatArray:
+    def unconstrained_by(self, compiled: MixturePosterior, which: ArrayLike | None = None) -> FloatArray:
         """Points of a posterior's unconstrained coordinates, one for each draw (chains joined), or for some."""
         parts = list(self.flat())
         if self.scale_factors is not None and compiled.inputs.hierarchical:

@@ -30,6 +30,7 @@ from bayesgmm.inference.relabel import permuted_share, relabel_within, switching
 from bayesgmm.inference.summed import SummedPosterior, TableRows
 
 if TYPE_CHECKING:
+    from distributed import Client
     from xarray import DataTree
 
 NEAR_NATS = 10.0
@@ -119,6 +120,7 @@ class Settings:
     max_draws: int
     cores: int | None
     progressbar: bool
+    client: Client | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -354,9 +356,17 @@ def _by_nuts(
     approximations: Sequence[LaplaceApproximation],
     rng: np.random.Generator,
 ) -> Result:
+    on_workers = None
+    if settings.client is not None and isinstance(compiled, CompiledPosterior):
+        from bayesgmm.inference.remote import ChainsOnWorkers
+
+        on_workers = ChainsOnWorkers(settings.client, compiled)
+
     def run(starts: FloatArray, owners: Sequence[int], tune: int) -> Chains:
         whitenings = [(approximations[m].center, approximations[m].factor) for m in owners]
         seed = int(rng.integers(2**31 - 1))
+        if on_workers is not None:
+            return on_workers.run(starts, whitenings, settings.draws, tune, seed, settings.progressbar)
         # The passes over blocks fill the cores themselves.
         cores = settings.cores or (1 if task.blocked is not None else None)
         return run_nuts(compiled, starts, whitenings, settings.draws, tune, seed, cores, settings.progressbar)
