@@ -152,7 +152,7 @@ class BlockTable:
             part = task(values, v, number)
             result = part if result is None else result + part
         if result is None:
-            raise DataError(f"{self.source} has no rows")
+            raise DataError(f"{self.source} has no rows: there is nothing to fit")
         return result
 
     def weighted_blocks(self) -> Iterator[tuple[FloatArray, FloatArray | None]]:
@@ -175,7 +175,9 @@ class BlockTable:
                 if not len(values):
                     continue
                 # A sum is finite where every number is, but for overflow, which the second look forgives.
-                if not np.isfinite(values.sum()) and not np.isfinite(values).all():
+                with np.errstate(over="ignore", invalid="ignore"):
+                    total = values.sum()
+                if not np.isfinite(total) and not np.isfinite(values).all():
                     raise DataError(self._not_finite(part, number, rows))
                 if self.weights is None:
                     yield values, None
@@ -567,6 +569,7 @@ class NpyPart:
 
 def _as_table(array: Any, name: str) -> tuple[Any, tuple[str, ...] | None]:
     """An array as a table (N, D), or (N,) with the names of its fields."""
+    _refuse_masked(array, name)
     if array.dtype.names is not None and array.ndim == 1:
         return array, tuple(array.dtype.names)
     if array.ndim not in (1, 2):
@@ -574,6 +577,13 @@ def _as_table(array: Any, name: str) -> tuple[Any, tuple[str, ...] | None]:
     if array.dtype.kind not in "iufb":
         raise DataError(f"{name} holds values of type {array.dtype}, not numbers")
     return (array.reshape(-1, 1) if array.ndim == 1 else array), None
+
+
+def _refuse_masked(array: Any, name: str) -> None:
+    if np.ma.is_masked(array):
+        raise DataError(
+            f"{name} has {int(np.ma.count_masked(array))} masked values: drop these rows or fill them first"
+        )
 
 
 def _chosen(block: NDArray[Any], fields: tuple[str, ...] | None, columns: Sequence[int]) -> FloatArray:
@@ -634,6 +644,7 @@ def _width(block: Any, number: int) -> tuple[int, tuple[str, ...] | None]:
         return block.shape[1], tuple(map(str, block.columns))
     if not isinstance(block, np.ndarray):
         raise DataError(f"block {number} is a {type(block).__name__}; expected an array or a DataFrame")
+    _refuse_masked(block, f"block {number}")
     if block.ndim != 2:
         raise DataError(f"block {number} has the shape {block.shape}; expected rows × features")
     if block.dtype.kind not in "iufb":

@@ -28,12 +28,6 @@ RELATIVE = 1e-12
 
 
 @pytest.fixture(scope="module")
-def client():
-    with connected(n_workers=2) as found:
-        yield found
-
-
-@pytest.fixture(scope="module")
 def rows():
     rng = np.random.default_rng(3)
     return np.concatenate([rng.normal(0, 1, (600, 3)), rng.normal(4, 2, (400, 3))])[rng.permutation(1000)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from numbers import Integral, Real
 from pathlib import Path
@@ -23,6 +24,7 @@ from bayesgmm.core.impropriety import check_posterior
 from bayesgmm.core.parameters import FloatArray
 from bayesgmm.core.priors import ConjugatePrior
 from bayesgmm.core.separation import SeparationPrior
+from bayesgmm.distributed import is_dask
 from bayesgmm.estimators.blockwise import check_survey, of_each_row, row_blocks
 from bayesgmm.estimators.validation import (
     Labels,
@@ -39,10 +41,12 @@ from bayesgmm.exceptions import RowsNotHeldError, SamplingInterrupted, warn_user
 if TYPE_CHECKING:
     import pandas as pd
     import pymc as pm
+    from distributed import Client
     from xarray import DataTree
 
     from bayesgmm.inference.diagnostics import Diagnostics
     from bayesgmm.inference.evidence import Evidence
+    from bayesgmm.inference.loo import PosteriorLoo
     from bayesgmm.inference.posterior import PosteriorDraws
     from bayesgmm.inference.sampling import Settings
     from bayesgmm.partition import Partition
@@ -248,14 +252,22 @@ class BayesianGaussianMixture(DensityMixin, BaseEstimator):
         self.cores = cores
         self.progressbar = progressbar
 
-    def fit(self, X: ArrayLike, y: Any = None, sample_weight: ArrayLike | None = None) -> Self:
+    def fit(
+        self,
+        X: ArrayLike,
+        y: Any = None,
+        sample_weight: ArrayLike | None = None,
+        *,
+        client: Client | None = None,
+    ) -> Self:
         """Sample the posterior.
 
         Rows need not stand in memory: a path, or :func:`bayesgmm.open_blocks` of files, memory maps or what yields blocks, is read a
         block at a time. ``method="laplace"`` then takes a handful of passes over the rows beyond EM's: one for the curvature at each
         mode, one or two for the way there, and one or two that score all draws. "nuts" takes a pass for each of its steps, and says
-        beforehand how long that will be. What needs the rows again (LOO, WAIC, anomaly of fitted rows, the evidence) is not to be
-        had from such a fit, and ``idata_`` has neither observed data nor their log-likelihood.
+        beforehand how long that will be. LOO, WAIC and the evidence
+        want the rows again: :meth:`loo` and :meth:`log_evidence` take them as ``X``. Anomaly of fitted rows and partitions need them in
+        memory, and ``idata_`` has neither observed data nor their log-likelihood.
 
         Parameters
         ----------
@@ -263,6 +275,9 @@ class BayesianGaussianMixture(DensityMixin, BaseEstimator):
         y : ignored
         sample_weight : array-like of shape (N,), optional
             Frequency weights: a weight of 2 is the row twice. Rows in blocks have a column of them instead.
+        client : distributed.Client, optional
+            Of a Dask cluster, on whose workers the chains of NUTS run; the rows, which stand in memory here, travel to each worker once.
+            The draws do not depend on it, where the workers have processors of this kind.
 
         Returns
         -------
@@ -271,7 +286,10 @@ class BayesianGaussianMixture(DensityMixin, BaseEstimator):
         Raises
         ------
         ValueError
-            If the input is not a finite numeric table, or too degenerate for the prior to be scaled by it.
+            If the input is not a finite numeric table, or too degenerate for the prior to be scaled by it; if a client is given that
+            has nothing to do, because there are no chains or the rows are in blocks.
+        ClusterError
+            If the cluster cannot do it.
         ImproperPosteriorError
             If the posterior is improper under a :class:`SeparationPrior`; the message names the rows and what to change.
         SamplingInterrupted
@@ -280,13 +298,17 @@ class BayesianGaussianMixture(DensityMixin, BaseEstimator):
         check_settings(self)
         em_rng, sampler_rng = generator(self.random_state).spawn(2)
         blocks = row_blocks(self, X, sample_weight, reset=True)
+        if client is not None and (blocks is not None or self._method(False) != "nuts"):
+            raise ValueError(
+                "client is for the chains of NUTS over rows in memory; a Dask collection is summed over on the client that holds it"
+            )
         problem = None
         if blocks is None:
             found = self._fit_table(X, sample_weight, em_rng)
         else:
             problem, found = self._fit_blocks(blocks, em_rng)
         self.modes_ = found.modes
-        self._sample(sampler_rng, problem)
+        self._sample(sampler_rng, problem, client)
         return self
 
     def _prior(self) -> Prior:
@@ -332,7 +354,7 @@ class BayesianGaussianMixture(DensityMixin, BaseEstimator):
             self.__dict__.pop(held, None)
         return problem, blocked.fit(problem, K, n_init=self.n_init, init_params=self.init_params, rng=rng)
 
-    def _sample(self, rng: np.random.Generator, problem: blocked.BlockedProblem | None) -> None:
+    def _sample(self, rng: np.random.Generator, problem: blocked.BlockedProblem | None, client: Client | None) -> None:
         from bayesgmm.inference import sampling
 
         result = sampling.sample_posterior(
@@ -345,7 +367,7 @@ class BayesianGaussianMixture(DensityMixin, BaseEstimator):
                 names=tuple(feature_names(self)),
                 blocked=problem,
             ),
-            self._settings(in_blocks=problem is not None),
+            replace(self._settings(in_blocks=problem is not None), client=client),
             rng,
         )
         # Best first in the model itself, whose prior EM may not have had.
@@ -745,7 +767,8 @@ class BayesianGaussianMixture(DensityMixin, BaseEstimator):
         Returns
         -------
         DataFrame
-            One row per weight, mean, standard deviation and correlation.
+            One row per weight, mean, standard deviation and correlation. Where the fit holds its rows and components are identified, the
+            last column is ``prior_sensitivity``, from 0.05 on a hint that the prior has a say in it: see :meth:`prior_sensitivity`.
 
         Raises
         ------
@@ -756,7 +779,10 @@ class BayesianGaussianMixture(DensityMixin, BaseEstimator):
         from bayesgmm.inference.summary import posterior_summary
 
         kind = structure(self.covariance_type)
-        return posterior_summary(self._draws, self.map_, kind, feature_names(self), self.diagnostics_, ci_prob)
+        table = posterior_summary(self._draws, self.map_, kind, feature_names(self), self.diagnostics_, ci_prob)
+        if self.diagnostics_.labels_identified and getattr(self, "_X", None) is not None:
+            table["prior_sensitivity"] = self.prior_sensitivity()["prior"]
+        return table
 
     def prior_sensitivity(self) -> pd.DataFrame:
         """What each quantity owes to the prior: prior and likelihood are raised to a power near 1, and the draws reweighted.
@@ -780,17 +806,94 @@ class BayesianGaussianMixture(DensityMixin, BaseEstimator):
         Statistics and Computing 34, 57.
         """
         check_is_fitted(self)
-        from bayesgmm.inference.power_scaling import prior_sensitivity
+        known: tuple[PosteriorDraws, pd.DataFrame] | None = getattr(self, "_sensitivity", None)
+        if known is None or known[0] is not self._draws:
+            from bayesgmm.inference.power_scaling import prior_sensitivity
 
-        return prior_sensitivity(self, feature_names(self))
+            self._sensitivity = known = (self._draws, prior_sensitivity(self, feature_names(self)))
+        return known[1].copy()
+
+    def loo(
+        self,
+        X: ArrayLike | None = None,
+        sample_weight: ArrayLike | None = None,
+        *,
+        refits: int = 10,
+        subsample_above: int | None = 100_000,
+        random_state: Any = 0,
+    ) -> PosteriorLoo:
+        """Leave-one-out predictive density of the fitted rows, with WAIC beside it, added up over blocks of rows.
+
+        Parameters
+        ----------
+        X : array-like of shape (N, D), path, rows in blocks, or Dask array or DataFrame, optional
+            The rows of the fit, where it does not hold them. On a cluster each partition says its part. Default: the rows that it holds.
+        sample_weight : array-like of shape (N,), optional
+            Frequency weights that go with ``X``; of a Dask collection partitioned alike.
+        refits : int, default 10
+            Rows that are left out by sampling the posterior again at most, where importance sampling and moment matching fail. Of rows in
+            blocks none is.
+        subsample_above : int or None, default 100_000
+            With more rows LOO is estimated from a random subsample of 2,000 (WAIC is of all rows). None: never.
+        random_state : int, RandomState, Generator or None, default 0
+            The same int gives two models the same subsample.
+
+        Returns
+        -------
+        PosteriorLoo
+            ``loo`` and ``waic``, ``pareto_k``, ``treated`` rows and ``notes``. Of a Dask collection ``pointwise`` is a Dask array (N, 4),
+            worked out when it is computed: log mean likelihood, variance of the log-likelihood over draws, log leave-one-out density, k̂.
+
+        Raises
+        ------
+        ValueError
+            If the rows are not those of the fit, or the log-likelihood of one is not finite (it is named).
+
+        Warns
+        -----
+        CriterionWarning
+            If k̂ is above its threshold in some rows; they are named.
+
+        References
+        ----------
+        Vehtari, Gelman & Gabry (2017), Practical Bayesian model evaluation using leave-one-out cross-validation and WAIC,
+        Statistics and Computing 27, 1413–1432.
+        Magnusson, Vehtari, Jonasson & Andersen (2020), Leave-one-out cross-validation for Bayesian model comparison in large data,
+        AISTATS, PMLR 108.
+        """
+        check_is_fitted(self)
+        from bayesgmm.inference.blocked_loo import loo_of_blocks, pointwise_of
+        from bayesgmm.inference.loo import loo_posterior
+
+        rng = generator(random_state)
+        blocks = None if X is None else row_blocks(self, X, sample_weight, reset=False)
+        if blocks is None:
+            rows = None if X is None else self._table(X)
+            return loo_posterior(
+                self, rows, sample_weight, refits=refits, subsample_above=subsample_above, random_state=rng
+            )
+        found = loo_of_blocks(self, blocks, subsample_above=subsample_above, random_state=rng)
+        if not is_dask(X):
+            return found
+        return replace(found, pointwise=of_each_row(self, X, pointwise_of(self, found.r_eff), 4))
 
     def log_evidence(
-        self, *, max_permutations: int = 720, n_proposals: int | None = None, random_state: Any = 0
+        self,
+        X: ArrayLike | None = None,
+        sample_weight: ArrayLike | None = None,
+        *,
+        max_permutations: int = 720,
+        n_proposals: int | None = None,
+        random_state: Any = 0,
     ) -> Evidence:
         """Log marginal likelihood log p(X) by bridge sampling, with its standard error; Laplace's beside it.
 
         Parameters
         ----------
+        X : path, rows in blocks, or Dask array or DataFrame, optional
+            The rows of the fit, where it does not hold them: some ten passes over them. Default: the rows that it holds.
+        sample_weight : Dask array or Series, optional
+            Frequency weights of a Dask collection, partitioned alike.
         max_permutations : int, default 720
             Orders of the components that the proposal is folded over at most: all of them up to K = 6.
         n_proposals : int, optional
@@ -805,13 +908,23 @@ class BayesianGaussianMixture(DensityMixin, BaseEstimator):
         Raises
         ------
         ValueError
-            See :func:`bayesgmm.inference.evidence.log_evidence`: too few draws, or a prior that tells components apart.
+            See :func:`bayesgmm.inference.evidence.log_evidence`: too few draws, or a prior that tells components apart. If X is a table in
+            memory: a fit to one holds it.
         """
         check_is_fitted(self)
         from bayesgmm.inference.evidence import log_evidence
 
+        blocks = None if X is None else row_blocks(self, X, sample_weight, reset=False)
+        if X is not None and blocks is None:
+            raise ValueError(
+                "X is given as rows in blocks, for a fit to such rows: a fit to a table in memory holds it"
+            )
         return log_evidence(
-            self, max_permutations=max_permutations, n_proposals=n_proposals, random_state=generator(random_state)
+            self,
+            blocks,
+            max_permutations=max_permutations,
+            n_proposals=n_proposals,
+            random_state=generator(random_state),
         )
 
     def save(self, path: str | Path) -> Path:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from bayesgmm.core import kernel
 from bayesgmm.core.classes import ClassLayout
@@ -107,9 +108,7 @@ class PosteriorDraws:
             weights, means, factors, None if scale is None else scale.reshape(-1, *scale.shape[2:])[at]
         )
 
-    def unconstrained_by(
-        self, compiled: MixturePosterior, which: Sequence[int] | np.ndarray | None = None
-    ) -> FloatArray:
+    def unconstrained_by(self, compiled: MixturePosterior, which: ArrayLike | None = None) -> FloatArray:
         """Points of a posterior's unconstrained coordinates, one for each draw (chains joined), or for some."""
         parts = list(self.flat())
         if self.scale_factors is not None and compiled.inputs.hierarchical:

@@ -51,6 +51,7 @@ from bayesgmm.inference.relabel_rows import agreement, relabel_by
 from bayesgmm.inference.summed import SummedPosterior, TableRows
 
 if TYPE_CHECKING:
+    from distributed import Client
     from xarray import DataTree
 
 NEAR_NATS = 10.0
@@ -148,6 +149,7 @@ class Settings:
     progressbar: bool
     mode_weights: str | None = "evidence"
     relabelling: str = "mode"
+    client: Client | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -461,10 +463,17 @@ def _by_nuts(
     rng: np.random.Generator,
 ) -> Result:
     setup = _Setup.of(around, task, settings, found)
+    on_workers = None
+    if settings.client is not None and isinstance(compiled, CompiledPosterior):
+        from bayesgmm.inference.remote import ChainsOnWorkers
+
+        on_workers = ChainsOnWorkers(settings.client, compiled)
 
     def run(starts: FloatArray, owners: Sequence[int], tune: int) -> Chains:
         whitenings = [(setup.approximations[m].center, setup.approximations[m].factor) for m in owners]
         seed = int(rng.integers(2**31 - 1))
+        if on_workers is not None:
+            return on_workers.run(starts, whitenings, settings.draws, tune, seed, settings.progressbar)
         # The passes over blocks fill the cores themselves.
         cores = settings.cores or (1 if task.blocked is not None else None)
         return run_nuts(compiled, starts, whitenings, settings.draws, tune, seed, cores, settings.progressbar)

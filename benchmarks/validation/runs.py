@@ -40,6 +40,19 @@ class Options:
     seed: int = 0
     workers: int | None = None
     report: bool = False
+    figures: Path | None = None
+    """A file beside which figures go, under its name and the study's; None for none."""
+
+    def draw(self, study: str, figure: Callable[[Path], None]) -> None:
+        """Have a study's figure drawn to its file, where figures are wanted."""
+        if self.figures is not None:
+            self.figures.parent.mkdir(parents=True, exist_ok=True)
+            figure(self.figure_of(study))
+
+    def figure_of(self, study: str) -> Path:
+        """Where a study's figure goes."""
+        assert self.figures is not None
+        return self.figures.with_name(f"{self.figures.stem}_{study}.png")
 
     def number_of(self, usual: int, quick: int, full: int) -> int:
         """Data sets of each cell: as many as were asked for, else what the kind of run takes."""
