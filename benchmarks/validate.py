@@ -6,6 +6,7 @@
 - evidence: whether the standard error of the log evidence is its scatter;
 - galaxies: p(K) of the galaxies beside the published values;
 - laplace: means and standard deviations by Laplace and importance resampling beside those by NUTS, at many rows.
+- relabelling: shuffled draws brought back by the assignment to the mode, ECR and Stephens' algorithm;
 - sbc: simulation-based calibration of the posterior for every prior and structure, and whether it sees a fault that is sown.
 
 Each prints a table; its module in ``benchmarks/validation`` says what is measured. With ``--out`` every result is kept in a
@@ -24,7 +25,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-STUDIES = ("sbc", "coverage", "evidence", "anomaly", "laplace", "criteria", "galaxies")
+STUDIES = ("sbc", "coverage", "evidence", "anomaly", "laplace", "criteria", "galaxies", "relabelling")
 
 
 def _chosen(text: str) -> list[str]:

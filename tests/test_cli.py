@@ -37,6 +37,8 @@ class MadeUpMixture:
     def fit(self, X):
         type(self).seen.X = X
         self.diagnostics_ = SimpleNamespace(
+            mode_weights=(),
+            relabelling_agreement={},
             ok=self.converges,
             verdict="all is well" if self.converges else "not to be trusted",
             problems=() if self.converges else ("R-hat is 1.8: draw more",),
