@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from bayesgmm.estimators.bayesian_gaussian_mixture import BayesianGaussianMixture
     from bayesgmm.estimators.gaussian_mixture import GaussianMixture
     from bayesgmm.inference.diagnostics import Diagnostics
+    from bayesgmm.inference.modes import ModeWeight
 
 FORMAT = "bayesgmm fit"
 FORMAT_VERSION = 1
@@ -441,6 +442,7 @@ def _mode_from_json(values: dict[str, Any], covariance_type: str) -> Mode:
 
 def _diagnostics_to_json(diagnostics: Diagnostics) -> dict[str, Any]:
     values = {name: v for name, v in vars(diagnostics).items() if name not in ("invariants", "parameters")}
+    values["mode_weights"] = [_nan_to_none(_plain(vars(weight))) for weight in diagnostics.mode_weights]
     tables = {
         name: {"index": list(table.index), "columns": {c: table[c].tolist() for c in table.columns}}
         for name, table in (("invariants", diagnostics.invariants), ("parameters", diagnostics.parameters))
@@ -468,7 +470,15 @@ def _diagnostics_from_json(values: dict[str, Any]) -> Diagnostics:
             {c: np.array(v, dtype=float) for c, v in table["columns"].items()},
             index=pd.Index(table["index"], name="quantity"),
         )
-    for name in ("problems", "notes", "chain_modes", "unvisited_modes"):
-        values[name] = tuple(values[name])
+    for name in ("problems", "notes", "chain_modes", "unvisited_modes", "identified_components"):
+        values[name] = tuple(values.get(name, ()))
+    values["mode_weights"] = tuple(_mode_weight_from_json(weight) for weight in values.get("mode_weights", ()))
     values["e_bfmi"] = np.array(values["e_bfmi"], dtype=float)
     return Diagnostics(**values)
+
+
+def _mode_weight_from_json(values: dict[str, Any]) -> ModeWeight:
+    from bayesgmm.inference.modes import ModeWeight
+
+    numbers = {name: np.nan if value is None else value for name, value in values.items()}
+    return ModeWeight(**numbers | {"chains": tuple(values["chains"])})

@@ -107,6 +107,15 @@ class BayesianGaussianMixture(DensityMixin, BaseEstimator):
         parameter reaches this.
     max_draws : int, default 10000
         Draws per chain at which it stops all the same, and says so.
+    mode_weights : {"evidence", "stacking"} or None, default "evidence"
+        What draws of chains that stayed at different modes are combined by. "evidence": the posterior's own mass of each mode, by bridge
+        sampling. "stacking": the weights of the best leave-one-out predictive mixture, of use where the model is wrong; the draws are then
+        not those of the posterior. None: not at all; every mode has as many draws as chains stayed there. Where all chains are at one mode,
+        or go from mode to mode, it makes no difference.
+    relabelling : {"mode", "ecr", "stephens"}, default "mode"
+        How draws are put in one order of the components: by the assignment to the mode that is closest in Kullback–Leibler divergence, by
+        the rows' allocations (ECR, iterative), or by the divergence of the rows' classification probabilities.
+        ``diagnostics_.relabelling_agreement`` says how often they differ.
     n_init : int, default 10
         Starts of EM.
     init_params : {"kmeans", "k-means++", "random", "random_from_data"}, default "kmeans"
@@ -128,14 +137,18 @@ class BayesianGaussianMixture(DensityMixin, BaseEstimator):
     idata_ : DataTree
         Groups posterior (weights, means, covariances, standard_deviations, correlations; under a hierarchical prior its rate C₀ as
         ``precision_rate``), sample_stats, log_likelihood,
-        log_prior, observed_data, constant_data.
+        log_prior, observed_data, constant_data. Where chains stayed at different modes, ``mode`` in sample_stats is that of each draw;
+        where these are combined, sampled_chains has the chains as they were, with the coordinate ``mode``.
     diagnostics_ : Diagnostics
         Convergence, with a verdict in words.
     map_ : MixtureParameters
         Mode in (π, μ, Σ) found by EM under the prior; under the other priors, under their ``em_prior``.
     modes_ : tuple of Mode
         Distinct modes of EM, best first; under the other priors in the order of the mass that each has in the model itself, those
-        that have next to none, or climb to the same mode as another, last.
+        that have next to none, or climb to the same mode as another, last. ``n_starts`` is 0 for one that a chain led to.
+    mode_weights_ : DataFrame
+        A row for each mode of the posterior: ``weight`` with its ``error``, ``log_mass`` with its, Laplace's approximation of it, the
+        ``method`` and the ``chains`` that stayed there.
     prior_ : ConjugatePrior, HierarchicalPrior or SeparationPrior
         The prior with its resolved values.
     weights_, means_, covariances_ : ndarray of shape (K,), (K, D), and that of GaussianMixture's
@@ -148,6 +161,9 @@ class BayesianGaussianMixture(DensityMixin, BaseEstimator):
     ----------
     Frühwirth-Schnatter (2006), Finite Mixture and Markov Switching Models, Springer, sections 3.5 and 6.3.
     Hoffman & Gelman (2014), The No-U-Turn sampler, JMLR 15, 1593–1623.
+    Papastamoulis & Iliopoulos (2010), An artificial allocations based solution to the label switching problem, JCGS 19, 313–331.
+    Stephens (2000), Dealing with label switching in mixture models, JRSS B 62, 795–809.
+    Yao, Vehtari & Gelman (2022), Stacking for non-mixing Bayesian computations, JMLR 23(79), 1–45.
 
     Examples
     --------
@@ -174,6 +190,8 @@ class BayesianGaussianMixture(DensityMixin, BaseEstimator):
         "chains": [Interval(Integral, 1, None, closed="left")],
         "target_ess": [Interval(Real, 0, None, closed="left")],
         "max_draws": [Interval(Integral, 1, None, closed="left")],
+        "mode_weights": [StrOptions({"evidence", "stacking"}), None],
+        "relabelling": [StrOptions({"mode", "ecr", "stephens"})],
         "n_init": [Interval(Integral, 1, None, closed="left")],
         "init_params": [StrOptions({"kmeans", "random", "random_from_data", "k-means++"})],
         "tol": [Interval(Real, 0.0, None, closed="left")],
@@ -205,6 +223,8 @@ class BayesianGaussianMixture(DensityMixin, BaseEstimator):
         chains: int = 4,
         target_ess: float = 400,
         max_draws: int = 10_000,
+        mode_weights: str | None = "evidence",
+        relabelling: str = "mode",
         n_init: int = 10,
         init_params: str = "kmeans",
         tol: float = 1e-9,
@@ -222,6 +242,8 @@ class BayesianGaussianMixture(DensityMixin, BaseEstimator):
         self.chains = chains
         self.target_ess = target_ess
         self.max_draws = max_draws
+        self.mode_weights = mode_weights
+        self.relabelling = relabelling
         self.n_init = n_init
         self.init_params = init_params
         self.tol = tol
@@ -349,7 +371,8 @@ class BayesianGaussianMixture(DensityMixin, BaseEstimator):
             rng,
         )
         # Best first in the model itself, whose prior EM may not have had.
-        self.modes_ = tuple(self.modes_[m] for m in result.mode_order)
+        modes = (*self.modes_, *result.met)
+        self.modes_ = tuple(modes[m] for m in result.mode_order)
         self.map_ = self.modes_[0].run.parameters
         self._draws: PosteriorDraws = result.draws
         self.idata_: DataTree = result.idata
@@ -373,12 +396,14 @@ class BayesianGaussianMixture(DensityMixin, BaseEstimator):
             max_draws=int(max(self.max_draws, self.draws)),
             cores=self.cores,
             progressbar=bool(self.progressbar),
+            mode_weights=self.mode_weights,
+            relabelling=self.relabelling,
         )
 
     def _set_point_estimates(self) -> None:
         if not self.diagnostics_.labels_identified:
             warn_user(
-                "weights_, means_ and covariances_ are the mode's: the draws' components cannot be told apart",
+                "weights_, means_ and covariances_ are the mode's: the draws' components cannot be told apart, or differ from mode to mode",
                 ConvergenceWarning,
             )
         self._take_point_estimates(self.diagnostics_.labels_identified)
@@ -403,6 +428,14 @@ class BayesianGaussianMixture(DensityMixin, BaseEstimator):
         if self.method != "auto":
             return self.method
         return "laplace" if in_blocks else "nuts"
+
+    @property
+    def mode_weights_(self) -> pd.DataFrame:
+        """What each mode holds of the posterior, with its error and where that number comes from."""
+        check_is_fitted(self)
+        from bayesgmm.inference.modes import weights_table
+
+        return weights_table(self.diagnostics_.mode_weights, self._draws.n_chains)
 
     @property
     def pymc_model_(self) -> pm.Model:

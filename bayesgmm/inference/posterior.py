@@ -100,6 +100,14 @@ class PosteriorDraws:
             self.scale_factors,
         )
 
+    def taken(self, at: np.ndarray) -> PosteriorDraws:
+        """Draws at places (chains, draws) among those of :meth:`flat`."""
+        weights, means, factors = (part[at] for part in self.flat())
+        scale = self.scale_factors
+        return PosteriorDraws(
+            weights, means, factors, None if scale is None else scale.reshape(-1, *scale.shape[2:])[at]
+        )
+
     def unconstrained_by(self, compiled: MixturePosterior, which: ArrayLike | None = None) -> FloatArray:
         """Points of a posterior's unconstrained coordinates, one for each draw (chains joined), or for some."""
         parts = list(self.flat())
@@ -287,6 +295,38 @@ def add_log_likelihood(
             coords={"chain": posterior["chain"].values, "draw": posterior["draw"].values, "obs_id": np.arange(len(X))},
         )
     )
+
+
+def add_sampled_chains(
+    tree: DataTree, draws: PosteriorDraws, kind: CovarianceStructure, lp: FloatArray, chain_modes: Sequence[int]
+) -> None:
+    """Add the group ``sampled_chains``: chains as they were sampled, where the posterior is made of them by weights.
+
+    Parameters
+    ----------
+    tree : DataTree
+    draws : PosteriorDraws
+        In the same order of the components as the posterior.
+    kind : CovarianceStructure
+    lp : ndarray of shape (chains, draws)
+        Log posterior density.
+    chain_modes : sequence of int
+        The mode that each chain stayed at: the coordinate ``mode`` along ``chain``.
+    """
+    import xarray as xr
+
+    like = tree["posterior"].to_dataset()
+    at = {name: like.coords[name] for name in like.coords if name not in ("chain", "draw")}
+    variables: dict[str, Any] = {
+        name: (("chain", "draw", *(COMPONENT_DIM if dim == "component" else dim for dim in dims)), values)
+        for name, (values, dims) in derived(draws, kind).items()
+    }
+    coords = at | {
+        "chain": np.arange(draws.n_chains),
+        "draw": np.arange(draws.n_draws),
+        "mode": ("chain", np.asarray(chain_modes)),
+    }
+    tree["sampled_chains"] = xr.DataTree(xr.Dataset(variables | {"lp": (("chain", "draw"), lp)}, coords=coords))
 
 
 def add_posterior_predictive(tree: DataTree, draws: PosteriorDraws, n_rows: int, rng: np.random.Generator) -> None:
