@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from bayesgmm.core.blocks import Task
 from bayesgmm.core.parameters import FloatArray
 from bayesgmm.exceptions import DataError
-from bayesgmm.formats import SAMPLE_BYTES, default_names, file_kind
+from bayesgmm.formats import SAMPLE_BYTES, damage_told, default_names, file_kind
 from bayesgmm.io import Table, as_floats, quoted
 from bayesgmm.sources import FAULTS, READING, open_source
 
@@ -452,16 +452,13 @@ class ParquetPart:
 
     def _opened(self) -> Any:
         try:
-            import pyarrow as pa
             import pyarrow.parquet as pq
         except ImportError as error:
             raise DataError(
                 f"cannot read {self.name}: Parquet needs pyarrow; install it with pip install 'bayesgmm[parquet]'"
             ) from error
-        try:
+        with damage_told(self.name):
             return pq.ParquetFile(self.name, **READING)
-        except (ValueError, OSError, pa.ArrowException) as error:
-            raise DataError(f"cannot read {self.name}: {_reason(error)}") from error
 
     def rows(self, columns: Sequence[int], names: Sequence[str], n_rows: int) -> Iterator[Rows]:
         import pyarrow as pa
@@ -476,10 +473,8 @@ class ParquetPart:
             # On one thread: the others compute meanwhile.
             batches = file.iter_batches(batch_size=n_rows, columns=chosen, row_groups=self._groups, use_threads=False)
             while True:
-                try:
+                with damage_told(f"{self.name} behind row {done}"):
                     batch = next(batches, None)
-                except (ValueError, OSError, pa.ArrowException) as error:
-                    raise DataError(f"cannot read {self.name} behind row {done}: {_reason(error)}") from error
                 if batch is None:
                     return
                 values = np.empty((len(batch), len(chosen)), dtype)
@@ -512,10 +507,6 @@ def _numbers(column: Any) -> NDArray[Any]:
     return np.asarray(column.to_numpy(zero_copy_only=False))
 
 
-def _reason(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
-
-
 class ArrayPart:
     """An array, in memory or mapped from a file."""
 
@@ -541,10 +532,8 @@ class NpyPart:
         self._offset = int(array.offset)
 
     def _mapped(self) -> np.memmap[Any, Any]:
-        try:
-            array = np.load(self.name, mmap_mode="r", allow_pickle=False)
-        except (ValueError, EOFError, OSError) as error:
-            raise DataError(f"cannot read {self.name}: {error}") from error
+        with damage_told(self.name):
+            array: np.memmap[Any, Any] = np.load(self.name, mmap_mode="r", allow_pickle=False)
         return array
 
     def rows(self, columns: Sequence[int], names: Sequence[str], n_rows: int) -> Iterator[Rows]:
