@@ -16,8 +16,8 @@ from bayesgmm.core import covariance, em
 from bayesgmm.core.blocked import BlockedProblem
 from bayesgmm.core.classes import ClassLayout, LabelledProblem
 from bayesgmm.core.covariance import CovarianceStructure
-from bayesgmm.core.hierarchical import Prior
-from bayesgmm.core.parameters import FloatArray
+from bayesgmm.core.function_prior import FunctionPrior
+from bayesgmm.core.parameters import FloatArray, MixtureParameters, SufficientStatistics, covariances_from_factors
 from bayesgmm.exceptions import CostWarning, SamplingInterrupted, warn_user
 from bayesgmm.inference import posterior
 from bayesgmm.inference.compiled import CompiledPosterior, MixturePosterior
@@ -26,7 +26,7 @@ from bayesgmm.inference.folding import ComponentBlocks
 from bayesgmm.inference.laplace import LaplaceApproximation, importance_draws, laplace, rough_scales
 from bayesgmm.inference.nuts import Chains, run_nuts
 from bayesgmm.inference.posterior import PosteriorDraws
-from bayesgmm.inference.relabel import permuted_share, relabel_within, switching_share
+from bayesgmm.inference.relabel import permuted_share, relabel, relabel_within, switching_share
 from bayesgmm.inference.summed import SummedPosterior, TableRows
 
 if TYPE_CHECKING:
@@ -76,7 +76,7 @@ class Task:
     X : ndarray of shape (N, D)
     sample_weight : ndarray of shape (N,) or None
     kind : CovarianceStructure
-    prior : ConjugatePrior, HierarchicalPrior or SeparationPrior
+    prior : ConjugatePrior, HierarchicalPrior, SeparationPrior or FunctionPrior
         Resolved.
     modes : tuple of EMRun
         Distinct modes of EM in (π, μ, Σ), best first.
@@ -91,7 +91,7 @@ class Task:
     X: FloatArray
     sample_weight: FloatArray | None
     kind: CovarianceStructure
-    prior: Prior
+    prior: Any
     modes: tuple[em.EMRun, ...]
     names: tuple[str, ...]
     classes: ClassLayout | None = None
@@ -165,6 +165,7 @@ def sample_posterior(task: Task, settings: Settings, rng: np.random.Generator) -
     # The products here are small: BLAS threads would only spin beside the chains'.
     with threadpool_limits(limits=1, user_api="blas"):
         found = approximate_modes(around, task)
+        task = _in_order_of(around, task, found.approximations[0].center)
         distinct = [*found.kept, *(m for m in range(len(task.modes)) if m not in (*found.kept, *found.merged))]
         ordered = replace(task, modes=tuple(task.modes[m] for m in distinct))
         if settings.method == "laplace":
@@ -180,6 +181,14 @@ def sample_posterior(task: Task, settings: Settings, rng: np.random.Generator) -
 def _posteriors(task: Task) -> tuple[MixturePosterior, MixturePosterior]:
     """The posterior as the chains see it, and as the approximations do: of many rows, in passes that do the work of many."""
     prior, kind, factors = task.prior, task.kind.name, task.modes[0].parameters.precision_factors
+    if isinstance(prior, FunctionPrior):
+        # It imports PyMC, which no other posterior needs.
+        from bayesgmm.inference.function_posterior import FunctionPosterior
+
+        own: Any = FunctionPosterior(
+            task.X, len(task.modes[0].counts), task.kind, prior, task.sample_weight, task.names
+        )
+        return own, own
     if task.blocked is not None:
         summed = SummedPosterior.from_prior(task.blocked.blocks, kind, prior).without_scale(factors)
         return summed, summed
@@ -190,6 +199,22 @@ def _posteriors(task: Task) -> tuple[MixturePosterior, MixturePosterior]:
         return compiled, compiled
     rows = TableRows(task.X, task.sample_weight)
     return compiled, SummedPosterior(rows, compiled.inputs.without_rows(), kind)
+
+
+def _in_order_of(posterior: Any, task: Task, theta: FloatArray) -> Task:
+    """The task with the components of its modes in the order that a prior of the user's gives them."""
+    if not isinstance(task.prior, FunctionPrior):
+        return task
+    here = posterior.constrain(theta)
+    reference = (here["weights"], here["means"], covariances_from_factors(here["precision_factors"]))
+    modes = []
+    for run in task.modes:
+        w, m, sigma = run.parameters.weights, run.parameters.means, run.parameters.covariances
+        order = relabel(w[None], m[None], sigma[None], reference, covariance_type="full")[0]
+        parameters = MixtureParameters(w[order], m[order], run.parameters.precision_factors[order])
+        packed = task.kind.pack(sigma[order])
+        modes.append(replace(run, parameters=parameters, covariances=packed, counts=run.counts[order], statistics=None))
+    return replace(task, modes=tuple(modes))
 
 
 def _say_cost(density: SummedPosterior, settings: Settings, point: FloatArray) -> None:
@@ -227,7 +252,7 @@ class ApproximatedModes:
 
 
 def near_modes(
-    modes: Sequence[em.EMRun], kind: CovarianceStructure, prior: Prior, sample_weight: FloatArray | None, n_rows: float
+    modes: Sequence[em.EMRun], kind: CovarianceStructure, prior: Any, sample_weight: FloatArray | None, n_rows: float
 ) -> list[int]:
     """Modes of EM that may hold posterior mass, as far as their own densities tell.
 
@@ -239,7 +264,7 @@ def near_modes(
     modes : sequence of EMRun
         Best first.
     kind : CovarianceStructure
-    prior : ConjugatePrior, HierarchicalPrior or SeparationPrior
+    prior : ConjugatePrior, HierarchicalPrior, SeparationPrior or FunctionPrior
         Resolved.
     sample_weight : ndarray of shape (N,) or None
     n_rows : float
@@ -251,8 +276,10 @@ def near_modes(
         Indices of modes.
     """
     total = float(n_rows if sample_weight is None else sample_weight.sum())
-    if prior.for_em is prior:
-        return [m for m, run in enumerate(modes) if (modes[0].objective - run.objective) * total <= NEAR_NATS]
+    if prior.for_em is prior or isinstance(prior, FunctionPrior):
+        # A function tells no density before the climb: all that it may favour stay.
+        nats = NEAR_NATS if prior.for_em is prior else SCREEN_NATS
+        return [m for m, run in enumerate(modes) if (modes[0].objective - run.objective) * total <= nats]
     densities = []
     for run in modes:
         # EM may put the weight of an empty component at 0, where no mode of the posterior lies.
@@ -279,10 +306,8 @@ def approximate_modes(compiled: MixturePosterior, task: Task) -> ApproximatedMod
     for run in (task.modes[m] for m in near):
         known = run.statistics if task.blocked is not None else None
         statistics = problem.e_step(run.parameters) if known is None else known
-        start = covariance.maximise_unconstrained(statistics, run.parameters.means, task.kind, task.prior.for_em)
-        theta = compiled.unconstrain(start.weights, start.means, start.precision_factors)
-        found.append(laplace(compiled, theta, rough_scales(compiled, theta, statistics.counts)))
-    kept = distinct = _distinct(compiled, found)
+        found.append(laplace(compiled, *_start_near(compiled, task, statistics, run.parameters.means)))
+    kept = distinct = _distinct(compiled, found, task)
     if task.prior.for_em is not task.prior:
         mass = [a.log_evidence for a in found]
         best = max(mass)
@@ -294,8 +319,22 @@ def approximate_modes(compiled: MixturePosterior, task: Task) -> ApproximatedMod
     )
 
 
-def _distinct(compiled: MixturePosterior, approximations: Sequence[LaplaceApproximation]) -> list[int]:
+def _start_near(
+    compiled: Any, task: Task, statistics: SufficientStatistics, means: FloatArray
+) -> tuple[FloatArray, FloatArray]:
+    """Where the M-step of sums about means leads, and rough posterior standard deviations there."""
+    if hasattr(compiled, "m_step"):
+        theta, scales = compiled.m_step(statistics, means)
+        return theta, scales
+    start = covariance.maximise_unconstrained(statistics, means, task.kind, task.prior.for_em)
+    theta = compiled.unconstrain(start.weights, start.means, start.precision_factors)
+    return theta, rough_scales(compiled, theta, statistics.counts)
+
+
+def _distinct(compiled: MixturePosterior, approximations: Sequence[LaplaceApproximation], task: Task) -> list[int]:
     """Indices of approximations that did not end at the mode of an earlier one, in whatever order of the components."""
+    if isinstance(task.prior, FunctionPrior):
+        return _distinct_mixtures(compiled, approximations, np.std(task.X, axis=0))
     K, name = compiled.inputs.n_components, compiled.covariance_type
     blocks = ComponentBlocks.of(compiled.slices, K, name)
     out: list[int] = []
@@ -316,6 +355,17 @@ def _distinct(compiled: MixturePosterior, approximations: Sequence[LaplaceApprox
     return out
 
 
+def _distinct_mixtures(posterior: Any, approximations: Sequence[LaplaceApproximation], scale: FloatArray) -> list[int]:
+    """The same by the mixtures, where nobody knows which coordinates are a component's: EM's own tolerances of modes."""
+    mixtures = [MixtureParameters(**posterior.constrain(mode.center)) for mode in approximations]
+    out: list[int] = []
+    for m, mode in enumerate(approximations):
+        near = [e for e in out if abs(approximations[e].log_density - mode.log_density) < em.SAME_NATS]
+        if not any(em.matched_distance(mixtures[m], mixtures[e], scale) < em.SAME_DISTANCE for e in near):
+            out.append(m)
+    return out
+
+
 def _interchangeable(classes: ClassLayout | None, n_components: int) -> tuple[slice, ...]:
     """Blocks of components that may change places."""
     return (slice(0, n_components),) if classes is None else classes.blocks
@@ -331,7 +381,7 @@ def _by_importance(
     shape = (settings.chains, settings.draws)
     resampled = importance_draws(compiled, approximations, settings.chains * settings.draws, rng, settings.target_ess)
     chains = Chains(resampled.theta.reshape(*shape, -1), {"lp": resampled.log_density.reshape(shape)})
-    draws, diagnostics = _judge(
+    draws, diagnostics, order = _judge(
         compiled,
         task,
         chains,
@@ -344,7 +394,7 @@ def _by_importance(
     attributes = {EFFECTIVE_SIZE: resampled.effective_size}
     if isinstance(compiled, SummedPosterior):
         attributes[N_PASSES] = float(compiled.n_passes)
-    return _package(task, chains, settings, draws, diagnostics, attributes)
+    return _package(compiled, task, chains, settings, draws, diagnostics, order, attributes)
 
 
 def _by_nuts(
@@ -359,12 +409,15 @@ def _by_nuts(
         seed = int(rng.integers(2**31 - 1))
         # The passes over blocks fill the cores themselves.
         cores = settings.cores or (1 if task.blocked is not None else None)
+        if isinstance(task.prior, FunctionPrior):
+            # One compiled function for all: its inputs and outputs stand in one place.
+            cores = 1
         return run_nuts(compiled, starts, whitenings, settings.draws, tune, seed, cores, settings.progressbar)
 
     owners, starts = allot_chains(compiled, task, approximations, settings.chains, rng)
     chains = run(starts, owners, settings.tune)
     chains, notes = _replace_stranded(chains, owners, lambda at, whose: run(at, whose, settings.tune))
-    draws, diagnostics = _judge(compiled, task, chains, settings, len(approximations), notes=notes)
+    draws, diagnostics, order = _judge(compiled, task, chains, settings, len(approximations), notes=notes)
     while not chains.interrupted and chains.theta.shape[1] + settings.draws <= settings.max_draws:
         if min(diagnostics.ess_bulk, diagnostics.ess_tail) >= settings.target_ess:
             break
@@ -373,16 +426,16 @@ def _by_nuts(
         except SamplingInterrupted:
             more = replace(chains, theta=chains.theta[:0], interrupted=True)
         chains = _continued(chains, more)
-        draws, diagnostics = _judge(compiled, task, chains, settings, len(approximations), notes=notes)
+        draws, diagnostics, order = _judge(compiled, task, chains, settings, len(approximations), notes=notes)
     chains, draws = _with_scales(compiled, chains, draws, rng)
-    return _package(task, chains, settings, draws, diagnostics)
+    return _package(compiled, task, chains, settings, draws, diagnostics, order)
 
 
 def _with_scales(
     compiled: MixturePosterior, chains: Chains, draws: PosteriorDraws, rng: np.random.Generator
 ) -> tuple[Chains, PosteriorDraws]:
     """Draws with a random scale drawn where it was integrated out, once for equal draws, and their log density with it."""
-    if not compiled.inputs.integrated:
+    if hasattr(compiled, "own_variables") or not compiled.inputs.integrated:
         return chains, draws
     C, S, P = chains.theta.shape
     _, first, which = np.unique(chains.theta.reshape(-1, P), axis=0, return_index=True, return_inverse=True)
@@ -520,9 +573,7 @@ def _random_start(compiled: MixturePosterior, task: Task, rng: np.random.Generat
     n_components = len(task.modes[0].counts)
     parameters, _ = em.start(problem, n_components, "random_from_data", rng)
     statistics = problem.e_step(parameters)
-    start = covariance.maximise_unconstrained(statistics, parameters.means, task.kind, task.prior.for_em)
-    theta = compiled.unconstrain(start.weights, start.means, start.precision_factors)
-    scales = rough_scales(compiled, theta, statistics.counts)
+    theta, scales = _start_near(compiled, task, statistics, parameters.means)
     return _dispersed(compiled, theta, partial(np.multiply, scales), rng)
 
 
@@ -536,8 +587,8 @@ def _judge(
     pareto_k: float | None = None,
     effective_size: float | None = None,
     notes: Sequence[str] = (),
-) -> tuple[PosteriorDraws, Diagnostics]:
-    """Constrain, relabel and diagnose draws."""
+) -> tuple[PosteriorDraws, Diagnostics, np.ndarray]:
+    """Constrain, relabel and diagnose draws; with the permutations (chains · draws, K) that put them in order."""
     C, S, P = chains.theta.shape
     parts = compiled.constrain(chains.theta.reshape(-1, P))
     raw = PosteriorDraws(**{_FIELDS[name]: part.reshape(C, S, *part.shape[1:]) for name, part in parts.items()})
@@ -571,7 +622,7 @@ def _judge(
         stopped_early=_interruption(chains, settings),
         remarks=notes,
     )
-    return draws, diagnostics
+    return draws, diagnostics, permutations
 
 
 def _interruption(chains: Chains, settings: Settings) -> str | None:
@@ -583,11 +634,13 @@ def _interruption(chains: Chains, settings: Settings) -> str | None:
 
 
 def _package(
+    compiled: Any,
     task: Task,
     chains: Chains,
     settings: Settings,
     draws: PosteriorDraws,
     diagnostics: Diagnostics,
+    permutations: np.ndarray,
     more: Mapping[str, float] | None = None,
 ) -> Result:
     """Put everything into a DataTree with ArviZ's groups; ``more`` are attributes of its root."""
@@ -598,6 +651,15 @@ def _package(
         "covariance_type": task.kind.name,
     }
     X, v = (task.X, task.sample_weight) if task.blocked is None else (None, None)
-    tree = posterior.data_tree(draws, task.kind, X, v, task.names, task.prior, chains.stats, attributes, task.classes)
+    density, own = None, None
+    if hasattr(compiled, "own_variables"):
+        theta = chains.theta.reshape(-1, chains.theta.shape[-1])
+        density = compiled.log_prior(theta).reshape(chains.theta.shape[:2])
+        own = posterior.OwnVariables(
+            compiled.own_variables(theta), compiled.own_dims, compiled.own_coords, permutations
+        )
+    tree = posterior.data_tree(
+        draws, task.kind, X, v, task.names, task.prior, chains.stats, attributes, task.classes, density, own
+    )
     order = tuple(range(len(task.modes)))
     return Result(draws, tree, diagnostics, order, task.modes, _interruption(chains, settings))
