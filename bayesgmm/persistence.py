@@ -16,6 +16,7 @@ import numpy as np
 from bayesgmm import __version__
 from bayesgmm.core.covariance import structure
 from bayesgmm.core.em import EMRun, Mode
+from bayesgmm.core.function_prior import FunctionPrior
 from bayesgmm.core.hierarchical import Prior, prior_from_values
 from bayesgmm.core.parameters import FloatArray, MixtureParameters
 from bayesgmm.exceptions import DataError
@@ -393,7 +394,7 @@ def _plain(value: Any) -> Any:
 
 def _settings(estimator: Any) -> dict[str, Any]:
     settings = estimator.get_params(deep=False)
-    if isinstance(settings["prior"], Prior):
+    if isinstance(settings["prior"], Prior | FunctionPrior) or callable(settings["prior"]):
         settings["prior"] = "resolved"
     if not isinstance(settings["random_state"], (int, np.integer)):
         settings["random_state"] = None
@@ -410,9 +411,11 @@ def _prior_to_json(prior: Prior | None) -> dict[str, Any] | None:
     return values if prior.for_em is prior else values | {"em_prior": _prior_to_json(prior.for_em)}
 
 
-def _prior_from_json(values: dict[str, Any] | None) -> Prior | None:
+def _prior_from_json(values: dict[str, Any] | None) -> Any:
     if values is None:
         return None
+    if "function" in values:
+        return FunctionPrior(None, values["function"], _prior_from_json(values["em_prior"]))
     prior = prior_from_values(values)
     prior.constants()  # raises where a value is missing
     return prior
