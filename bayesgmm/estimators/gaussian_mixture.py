@@ -496,7 +496,7 @@ class GaussianMixture(DensityMixin, BaseEstimator):
         self._set(kept.parameters, kind.pack(kept.parameters.covariances))
         self._interrupted = (
             f"EM was interrupted: iteration {kept.iteration} is kept, which is no optimum; to go on from there, fit with "
-            "warm_start=True"
+            "warm_start=True (--resume at the command line)"
         )
         warn_user(self._interrupted, ConvergenceWarning)
 
