@@ -26,7 +26,7 @@ from bayesgmm.core.parameters import FloatArray
 from bayesgmm.core.priors import ConjugatePrior
 from bayesgmm.core.separation import SeparationPrior
 from bayesgmm.distributed import is_dask
-from bayesgmm.estimators.blockwise import check_survey, of_each_row, row_blocks
+from bayesgmm.estimators.blockwise import alone, check_survey, of_each_row, row_blocks, table_of_rows
 from bayesgmm.estimators.validation import (
     Labels,
     check_settings,
@@ -34,7 +34,6 @@ from bayesgmm.estimators.validation import (
     check_weights,
     feature_names,
     generator,
-    named_columns,
     refuse_degenerate,
 )
 from bayesgmm.exceptions import PriorFunctionError, RowsNotHeldError, SamplingInterrupted, warn_user
@@ -577,7 +576,8 @@ class BayesianGaussianMixture(DensityMixin, BaseEstimator):
         -------
         DataFrame
             ``component`` (−1 unknown), ``probability`` (highest responsibility, averaged over draws), ``sd`` (its standard deviation over
-            the draws), ``log_density``, and ``reason``: "ok", "far" or "ambiguous".
+            the draws), ``log_density``, and ``reason``: "ok", "far" or "ambiguous". Of rows in blocks an iterator of such tables, one for
+            each block; of a Dask collection a Dask DataFrame.
 
         Raises
         ------
@@ -585,10 +585,17 @@ class BayesianGaussianMixture(DensityMixin, BaseEstimator):
             If a limit lies outside its range, both densities are given, or columns are missing.
         """
         check_is_fitted(self)
-        from bayesgmm.assignment import assign_rows
+        from bayesgmm.assignment import assign_rows, tell_unidentified
 
-        rows = self._X if X is None else self._table(named_columns(self, X))
-        return assign_rows(self, rows, min_density, min_responsibility, min_log_density)
+        tell_unidentified(self)
+        limits: dict[str, Any] = {
+            "min_density": min_density,
+            "min_responsibility": min_responsibility,
+            "min_log_density": min_log_density,
+        }
+        if X is None:
+            return assign_rows(self, self._X, **limits)
+        return table_of_rows(self, X, partial(assign_rows, alone(self), **limits))
 
     def sample(self, n_samples: int = 1) -> tuple[FloatArray, Labels]:
         """Draw rows from the posterior predictive: a posterior draw, a component by its weight, then a row from it.
