@@ -10,8 +10,10 @@ from __future__ import annotations
 import logging
 import pickle
 import re
+import signal
 import socket
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import CancelledError
@@ -676,8 +678,9 @@ def _on_worker(function: Callable[[Any, Any], Any], payload: bytes, item: Any) -
 
 def _held(key: Any) -> str:
     """What a key of ours is about."""
-    is_sum = isinstance(key, str) or not isinstance(key[-1], int) or str(key[0]).startswith("bayesgmm-sum")
-    return "sums" if is_sum else f"partition {key[1]}"
+    if isinstance(key, tuple) and isinstance(key[1], int) and not str(key[0]).startswith("bayesgmm-sum"):
+        return f"partition {key[1]}"
+    return "parameters" if str(key).startswith("bayesgmm-parameters") else "sums"
 
 
 @contextmanager
@@ -711,6 +714,7 @@ def connected(scheduler: str | None = None, n_workers: int | None = None) -> Ite
                 n_workers=n_workers,
                 threads_per_worker=threads,
                 dashboard_address="127.0.0.1:0",
+                preload=[__name__],
                 silence_logs=logging.CRITICAL,
             ) as cluster,
             Client(cluster) as client,
@@ -727,6 +731,12 @@ def connected(scheduler: str | None = None, n_workers: int | None = None) -> Ite
         raise ClusterError(f"no Dask scheduler answers at {scheduler}: {_one_line(error)}") from error
     with client:
         yield client
+
+
+def dask_setup(worker: Any) -> None:
+    """Make a worker of this machine deaf to Ctrl-C, which a terminal sends to all processes: it is for us, who tell the workers."""
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _knock(address: str) -> None:

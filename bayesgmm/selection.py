@@ -19,7 +19,7 @@ from bayesgmm.core.hierarchical import HierarchicalPrior
 from bayesgmm.core.parameters import FloatArray
 from bayesgmm.core.priors import ConjugatePrior
 from bayesgmm.core.threads import available_threads
-from bayesgmm.exceptions import warn_user
+from bayesgmm.exceptions import PriorFunctionError, warn_user
 from bayesgmm.io import sole_writer
 from bayesgmm.stacking import compare_elpds, stacking_weights
 from bayesgmm.sweep import LONG_PASS, REFITS, SHORT_PASS, Folder, Key, Model, Plan, quiet, run, steps
@@ -633,6 +633,11 @@ def _plan(
 
     if isinstance(prior, str) and prior == "default":
         prior = HierarchicalPrior()
+    if callable(prior):
+        raise PriorFunctionError(
+            "a prior given as a function is of one number of components and has no evidence: take a HierarchicalPrior, ConjugatePrior or "
+            "SeparationPrior, or fit each BayesianGaussianMixture and compare them by bayesgmm.loo"
+        )
     if method not in METHODS:
         raise ValueError(f"method must be one of {', '.join(METHODS)}; got {method!r}")
     kinds = (covariance_types,) if isinstance(covariance_types, str) else tuple(dict.fromkeys(covariance_types))

@@ -272,6 +272,16 @@ def test_a_worker_that_dies_does_not_show(rows, parameters, client, tmp_path):
     np.testing.assert_array_equal(found.second, expected.second)
 
 
+def test_workers_of_this_machine_leave_ctrl_c_to_us(client, rows, parameters):
+    # a terminal sends it to all processes of a command
+    workers = client.run(os.getpid)
+    for pid in workers.values():
+        os.kill(pid, signal.SIGINT)
+    time.sleep(0.3)
+    check(DaskBlocks(da.from_array(rows, chunks=(100, 3))).total(Accumulate(parameters)), rows, None, parameters)
+    assert client.run(os.getpid) == workers
+
+
 def test_work_that_workers_die_of_is_given_up(rows, parameters, client, tmp_path):
     def allow(dask_scheduler, deaths):
         before, dask_scheduler.allowed_failures = dask_scheduler.allowed_failures, deaths

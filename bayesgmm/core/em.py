@@ -857,11 +857,15 @@ def _distinct(found: Sequence[tuple[EMRun, int]], scale: FloatArray, total_weigh
     return kept
 
 
+SAME_NATS, SAME_DISTANCE = 0.5, 0.02
+"""Nats in all, and shares of a feature's spread in any matched mean, within which two climbs are the same mode."""
+
+
 def same_optimum(a: EMRun, b: EMRun, scale: FloatArray, total_weight: float) -> bool:
-    """Whether two runs differ by less than 0.5 nats in all and 2 % of a feature's spread in any matched mean."""
-    if abs(a.objective - b.objective) * total_weight > 0.5:
+    """Whether two runs ended at the same mode."""
+    if abs(a.objective - b.objective) * total_weight > SAME_NATS:
         return False
-    return matched_distance(a.parameters, b.parameters, scale) < 0.02
+    return matched_distance(a.parameters, b.parameters, scale) < SAME_DISTANCE
 
 
 def matched_distance(a: MixtureParameters, b: MixtureParameters, scale: FloatArray) -> float:

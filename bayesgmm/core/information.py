@@ -649,8 +649,8 @@ def _collect(
 ) -> StandardErrors:
     """Standard errors from the covariance matrix of all weights, means and free entries in units of ``scale``."""
     K, D = free.n_components, free.n_features
-    errors = np.where(lost, np.inf, np.sqrt(np.maximum(np.diagonal(scaled), 0.0)) * scale)
     with np.errstate(over="ignore"):
+        errors = np.where(lost, np.inf, np.sqrt(np.maximum(np.diagonal(scaled), 0.0)) * scale)
         matrix = scaled * scale * scale[:, None]
     matrix[lost] = matrix[:, lost] = 0.0
     matrix[lost, lost] = np.inf

@@ -19,13 +19,14 @@ from sklearn.utils.validation import check_is_fitted
 from bayesgmm.core import blocked, em, kernel
 from bayesgmm.core.blocks import RowBlocks
 from bayesgmm.core.covariance import STRUCTURES, structure
+from bayesgmm.core.function_prior import FunctionPrior
 from bayesgmm.core.hierarchical import HierarchicalPrior, Prior
 from bayesgmm.core.impropriety import check_posterior
 from bayesgmm.core.parameters import FloatArray
 from bayesgmm.core.priors import ConjugatePrior
 from bayesgmm.core.separation import SeparationPrior
 from bayesgmm.distributed import is_dask
-from bayesgmm.estimators.blockwise import check_survey, of_each_row, row_blocks
+from bayesgmm.estimators.blockwise import alone, check_survey, of_each_row, row_blocks, table_of_rows
 from bayesgmm.estimators.validation import (
     Labels,
     check_settings,
@@ -33,10 +34,9 @@ from bayesgmm.estimators.validation import (
     check_weights,
     feature_names,
     generator,
-    named_columns,
     refuse_degenerate,
 )
-from bayesgmm.exceptions import RowsNotHeldError, SamplingInterrupted, warn_user
+from bayesgmm.exceptions import PriorFunctionError, RowsNotHeldError, SamplingInterrupted, warn_user
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -86,10 +86,14 @@ class BayesianGaussianMixture(DensityMixin, BaseEstimator):
         Number of components K.
     covariance_type : {"full", "tied", "diag", "spherical"}, default "full"
         Structure of the covariances.
-    prior : "default", ConjugatePrior, HierarchicalPrior or SeparationPrior, default "default"
+    prior : "default", ConjugatePrior, HierarchicalPrior, SeparationPrior or callable, default "default"
         "default" is ``ConjugatePrior()``: κ₀ = 0.01, ν₀ = D + 2, Λ₀ = (D + 2) S_w, resolved from the data once and kept in
         ``prior_``. ``HierarchicalPrior()`` is the same for every K and structure: evidences are compared under it.
-        ``SeparationPrior()`` has priors of their own for standard deviations and correlations, as in PyMC and Stan.
+        ``SeparationPrior()`` has priors of their own for standard deviations and correlations, as in PyMC and Stan. A function without
+        arguments makes whatever PyMC variables it likes and returns weights, means and covariances: see :func:`build_model`. It is
+        sampled through that PyMC model, compiled once (a minute at its first use, some seconds from then on), with rows in memory;
+        the variables of the function stand in ``idata_`` too. What needs the prior's density elsewhere (the evidence, classes,
+        ``select``, rows in blocks) raises :class:`bayesgmm.exceptions.PriorFunctionError`.
     method : {"auto", "nuts", "laplace"}, default "auto"
         "auto" is "nuts" for rows in memory, and "laplace" for rows in blocks or on a cluster, where NUTS takes a pass over all of them for
         each of its steps. "laplace" draws from normal approximations of the modes and resamples with Pareto-smoothed importance weights;
@@ -149,7 +153,7 @@ class BayesianGaussianMixture(DensityMixin, BaseEstimator):
     mode_weights_ : DataFrame
         A row for each mode of the posterior: ``weight`` with its ``error``, ``log_mass`` with its, Laplace's approximation of it, the
         ``method`` and the ``chains`` that stayed there.
-    prior_ : ConjugatePrior, HierarchicalPrior or SeparationPrior
+    prior_ : ConjugatePrior, HierarchicalPrior, SeparationPrior or FunctionPrior
         The prior with its resolved values.
     weights_, means_, covariances_ : ndarray of shape (K,), (K, D), and that of GaussianMixture's
         Posterior means of the relabelled draws where the components are identified, else the mode (with a warning).
@@ -183,7 +187,7 @@ class BayesianGaussianMixture(DensityMixin, BaseEstimator):
     _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
         "n_components": [Interval(Integral, 1, None, closed="left")],
         "covariance_type": [StrOptions(set(STRUCTURES))],
-        "prior": [StrOptions({"default"}), ConjugatePrior, HierarchicalPrior, SeparationPrior],
+        "prior": [StrOptions({"default"}), ConjugatePrior, HierarchicalPrior, SeparationPrior, FunctionPrior, callable],
         "method": [StrOptions({"auto", "nuts", "laplace"})],
         "draws": [Interval(Integral, 4, None, closed="left")],
         "tune": [StrOptions({"auto"}), Interval(Integral, 10, None, closed="left")],
@@ -311,8 +315,10 @@ class BayesianGaussianMixture(DensityMixin, BaseEstimator):
         self._sample(sampler_rng, problem, client)
         return self
 
-    def _prior(self) -> Prior:
-        return ConjugatePrior() if isinstance(self.prior, str) else self.prior
+    def _prior(self) -> Any:
+        if isinstance(self.prior, str):
+            return ConjugatePrior()
+        return FunctionPrior.of(self.prior) if callable(self.prior) else self.prior
 
     def _refuse_improper(self, X: FloatArray, sample_weight: FloatArray | None) -> None:
         check_posterior(self.prior_, X, self.n_components, self.covariance_type, sample_weight, feature_names(self))
@@ -324,7 +330,7 @@ class BayesianGaussianMixture(DensityMixin, BaseEstimator):
         own_scale = isinstance(self.prior, ConjugatePrior) and self.prior.scale is not None
         if not own_scale:
             refuse_degenerate(table, self.n_components, feature_names(self))
-        self.prior_: Prior = self._prior().resolve(table, self.n_components, self.covariance_type, weights)
+        self.prior_: Any = self._prior().resolve(table, self.n_components, self.covariance_type, weights)
         self._refuse_improper(table, weights)
         self._X, self._sample_weight = table, weights
         return em.fit(
@@ -344,6 +350,11 @@ class BayesianGaussianMixture(DensityMixin, BaseEstimator):
         """Modes of EM for rows in blocks: from a subsample, then all of them at each step."""
         seen = blocked.survey(blocks, int(rng.integers(2**32)))
         K, kind, prior = self.n_components, self.covariance_type, self._prior()
+        if isinstance(prior, FunctionPrior):
+            raise PriorFunctionError(
+                "a prior given as a function is sampled with the rows in memory: fit a table, or take a ConjugatePrior, "
+                "HierarchicalPrior or SeparationPrior for rows in blocks"
+            )
         check_survey(seen, K, feature_names(self), 0.0, True)
         self.prior_ = prior.resolve_from(blocked.BlockSummary(blocks, seen, K, kind), K)
         # What any rows among the sample make improper, all rows do.
@@ -372,7 +383,7 @@ class BayesianGaussianMixture(DensityMixin, BaseEstimator):
         )
         # Best first in the model itself, whose prior EM may not have had.
         modes = (*self.modes_, *result.met)
-        self.modes_ = tuple(modes[m] for m in result.mode_order)
+        self.modes_ = tuple(replace(modes[m], run=run) for m, run in zip(result.mode_order, result.modes, strict=True))
         self.map_ = self.modes_[0].run.parameters
         self._draws: PosteriorDraws = result.draws
         self.idata_: DataTree = result.idata
@@ -565,7 +576,8 @@ class BayesianGaussianMixture(DensityMixin, BaseEstimator):
         -------
         DataFrame
             ``component`` (−1 unknown), ``probability`` (highest responsibility, averaged over draws), ``sd`` (its standard deviation over
-            the draws), ``log_density``, and ``reason``: "ok", "far" or "ambiguous".
+            the draws), ``log_density``, and ``reason``: "ok", "far" or "ambiguous". Of rows in blocks an iterator of such tables, one for
+            each block; of a Dask collection a Dask DataFrame.
 
         Raises
         ------
@@ -573,10 +585,17 @@ class BayesianGaussianMixture(DensityMixin, BaseEstimator):
             If a limit lies outside its range, both densities are given, or columns are missing.
         """
         check_is_fitted(self)
-        from bayesgmm.assignment import assign_rows
+        from bayesgmm.assignment import assign_rows, tell_unidentified
 
-        rows = self._X if X is None else self._table(named_columns(self, X))
-        return assign_rows(self, rows, min_density, min_responsibility, min_log_density)
+        tell_unidentified(self)
+        limits: dict[str, Any] = {
+            "min_density": min_density,
+            "min_responsibility": min_responsibility,
+            "min_log_density": min_log_density,
+        }
+        if X is None:
+            return assign_rows(self, self._X, **limits)
+        return table_of_rows(self, X, partial(assign_rows, alone(self), **limits))
 
     def sample(self, n_samples: int = 1) -> tuple[FloatArray, Labels]:
         """Draw rows from the posterior predictive: a posterior draw, a component by its weight, then a row from it.

@@ -37,7 +37,7 @@ from bayesgmm.estimators.validation import (
     refuse_degenerate,
     warn_degenerate,
 )
-from bayesgmm.exceptions import DataWarning, SamplingInterrupted, warn_user
+from bayesgmm.exceptions import DataWarning, PriorFunctionError, SamplingInterrupted, warn_user
 
 if TYPE_CHECKING:
     from xarray import DataTree
@@ -323,6 +323,11 @@ class MixtureClassifier(ClassifierMixin, BaseEstimator):
         """Sample; the mixture of all components goes into ``template``. Where the user stopped it, what was kept comes back in words."""
         from bayesgmm.inference import sampling
 
+        if callable(template.prior):
+            raise PriorFunctionError(
+                "a prior given as a function is of one mixture, and classes share theirs: take a ConjugatePrior, HierarchicalPrior or "
+                "SeparationPrior"
+            )
         prior: Prior = ConjugatePrior() if isinstance(template.prior, str) else template.prior
         if not (isinstance(prior, ConjugatePrior) and prior.scale is not None):
             refuse_degenerate(X, self._layout.n_components, feature_names(self))

@@ -125,9 +125,10 @@ class ModeCells:
 
     def __init__(self, posterior: MixturePosterior, approximations: Sequence[LaplaceApproximation]) -> None:
         self.posterior, self.approximations = posterior, approximations
-        classes: ClassLayout | None = posterior.inputs.classes
-        self.interchangeable = (slice(0, posterior.inputs.n_components),) if classes is None else tuple(classes.blocks)
         at = [posterior.constrain(a.center) for a in approximations]
+        inputs = getattr(posterior, "inputs", None)  # None under a prior of the user's own
+        classes: ClassLayout | None = None if inputs is None else inputs.classes
+        self.interchangeable = (slice(0, len(at[0]["weights"])),) if classes is None else tuple(classes.blocks)
         self.references = [
             (p["weights"], p["means"], covariances_from_factors(p["precision_factors"][None])[0]) for p in at
         ]

@@ -19,7 +19,7 @@ from bayesgmm.core.blocks import LogLikelihoods
 from bayesgmm.core.covariance import structure
 from bayesgmm.core.parameters import FloatArray, MixtureParameters
 from bayesgmm.inference.diagnostics import label_invariants, scalar_parameters
-from bayesgmm.inference.posterior import feature_pairs, log_prior
+from bayesgmm.inference.posterior import feature_pairs
 from bayesgmm.inference.summed import TableRows
 
 THRESHOLD = 0.05
@@ -55,12 +55,13 @@ def prior_sensitivity(post: Any, names: Sequence[str]) -> pd.DataFrame:
         prior and data" where ``likelihood`` ≥ 0.05 too. One row for each weight, mean, standard deviation and correlation; where
         components cannot be told apart, for each label-invariant quantity.
     """
-    draws = post._draws.thinned(max(FEWEST_DRAWS, LARGEST_WORK // max(1, len(post._X))))
+    n_draws = max(FEWEST_DRAWS, LARGEST_WORK // max(1, len(post._X)))
+    draws = post._draws.thinned(n_draws)
     kind = structure(post.covariance_type)
     sets = list(map(MixtureParameters, *draws.flat()))
     shape = draws.weights.shape[:2]
     likelihood = np.asarray(TableRows(post._X, post._sample_weight).total(LogLikelihoods(sets))).reshape(shape)
-    prior = log_prior(draws, post.prior_, kind)
+    prior = post.idata_["log_prior"]["prior"].values[:, post._draws.thinning(n_draws)]
     if post.diagnostics_.labels_identified:
         values = scalar_parameters(draws, kind, names, feature_pairs(names))
     else:

@@ -16,9 +16,9 @@ from bayesgmm.core import covariance, em
 from bayesgmm.core.blocked import BlockedProblem
 from bayesgmm.core.classes import ClassLayout, LabelledProblem
 from bayesgmm.core.covariance import CovarianceStructure
-from bayesgmm.core.hierarchical import Prior
-from bayesgmm.core.parameters import FloatArray, MixtureParameters
-from bayesgmm.exceptions import CostWarning, SamplingInterrupted, warn_user
+from bayesgmm.core.function_prior import FunctionPrior
+from bayesgmm.core.parameters import FloatArray, MixtureParameters, SufficientStatistics, covariances_from_factors
+from bayesgmm.exceptions import CostWarning, PriorFunctionError, SamplingInterrupted, warn_user
 from bayesgmm.inference import posterior
 from bayesgmm.inference.compiled import CompiledPosterior, MixturePosterior
 from bayesgmm.inference.diagnostics import LEAST_AGREEMENT, R_HAT_LIMIT, WANDERING_R_HAT, Diagnostics, diagnose
@@ -46,7 +46,7 @@ from bayesgmm.inference.modes import (
 )
 from bayesgmm.inference.nuts import Chains, run_nuts
 from bayesgmm.inference.posterior import PosteriorDraws
-from bayesgmm.inference.relabel import permuted_share, relabel_within, switching_share
+from bayesgmm.inference.relabel import permuted_share, relabel, relabel_within, switching_share
 from bayesgmm.inference.relabel_rows import agreement, relabel_by
 from bayesgmm.inference.summed import SummedPosterior, TableRows
 
@@ -101,7 +101,7 @@ class Task:
     X : ndarray of shape (N, D)
     sample_weight : ndarray of shape (N,) or None
     kind : CovarianceStructure
-    prior : ConjugatePrior, HierarchicalPrior or SeparationPrior
+    prior : ConjugatePrior, HierarchicalPrior, SeparationPrior or FunctionPrior
         Resolved.
     modes : tuple of EMRun
         Distinct modes of EM in (π, μ, Σ), best first.
@@ -116,7 +116,7 @@ class Task:
     X: FloatArray
     sample_weight: FloatArray | None
     kind: CovarianceStructure
-    prior: Prior
+    prior: Any
     modes: tuple[em.EMRun, ...]
     names: tuple[str, ...]
     classes: ClassLayout | None = None
@@ -193,10 +193,16 @@ def sample_posterior(task: Task, settings: Settings, rng: np.random.Generator) -
     -------
     Result
     """
+    if isinstance(task.prior, FunctionPrior):
+        if settings.mode_weights == "stacking":
+            raise PriorFunctionError("modes under a function as prior are not weighed: leave mode_weights as it is")
+        # Nobody knows which coordinates are a component's, nor whether components may change places.
+        settings = replace(settings, mode_weights=None)
     density, around = _posteriors(task)
     # The products here are small: BLAS threads would only spin beside the chains'.
     with threadpool_limits(limits=1, user_api="blas"):
         found = approximate_modes(around, task)
+        task = _in_order_of(around, task, found.approximations[0].center)
         if settings.method == "laplace":
             return _by_importance(around, task, settings, found, rng)
         if isinstance(density, SummedPosterior):
@@ -207,6 +213,14 @@ def sample_posterior(task: Task, settings: Settings, rng: np.random.Generator) -
 def _posteriors(task: Task) -> tuple[MixturePosterior, MixturePosterior]:
     """The posterior as the chains see it, and as the approximations do: of many rows, in passes that do the work of many."""
     prior, kind, factors = task.prior, task.kind.name, task.modes[0].parameters.precision_factors
+    if isinstance(prior, FunctionPrior):
+        # It imports PyMC, which no other posterior needs.
+        from bayesgmm.inference.function_posterior import FunctionPosterior
+
+        own: Any = FunctionPosterior(
+            task.X, len(task.modes[0].counts), task.kind, prior, task.sample_weight, task.names
+        )
+        return own, own
     if task.blocked is not None:
         summed = SummedPosterior.from_prior(task.blocked.blocks, kind, prior).without_scale(factors)
         return summed, summed
@@ -217,6 +231,22 @@ def _posteriors(task: Task) -> tuple[MixturePosterior, MixturePosterior]:
         return compiled, compiled
     rows = TableRows(task.X, task.sample_weight)
     return compiled, SummedPosterior(rows, compiled.inputs.without_rows(), kind)
+
+
+def _in_order_of(posterior: Any, task: Task, theta: FloatArray) -> Task:
+    """The task with the components of its modes in the order that a prior of the user's gives them."""
+    if not isinstance(task.prior, FunctionPrior):
+        return task
+    here = posterior.constrain(theta)
+    reference = (here["weights"], here["means"], covariances_from_factors(here["precision_factors"]))
+    modes = []
+    for run in task.modes:
+        w, m, sigma = run.parameters.weights, run.parameters.means, run.parameters.covariances
+        order = relabel(w[None], m[None], sigma[None], reference, covariance_type="full")[0]
+        parameters = MixtureParameters(w[order], m[order], run.parameters.precision_factors[order])
+        packed = task.kind.pack(sigma[order])
+        modes.append(replace(run, parameters=parameters, covariances=packed, counts=run.counts[order], statistics=None))
+    return replace(task, modes=tuple(modes))
 
 
 def _say_cost(density: SummedPosterior, settings: Settings, point: FloatArray) -> None:
@@ -254,7 +284,7 @@ class ApproximatedModes:
 
 
 def near_modes(
-    modes: Sequence[em.EMRun], kind: CovarianceStructure, prior: Prior, sample_weight: FloatArray | None, n_rows: float
+    modes: Sequence[em.EMRun], kind: CovarianceStructure, prior: Any, sample_weight: FloatArray | None, n_rows: float
 ) -> list[int]:
     """Modes of EM that may hold posterior mass, as far as their own densities tell.
 
@@ -266,7 +296,7 @@ def near_modes(
     modes : sequence of EMRun
         Best first.
     kind : CovarianceStructure
-    prior : ConjugatePrior, HierarchicalPrior or SeparationPrior
+    prior : ConjugatePrior, HierarchicalPrior, SeparationPrior or FunctionPrior
         Resolved.
     sample_weight : ndarray of shape (N,) or None
     n_rows : float
@@ -278,8 +308,10 @@ def near_modes(
         Indices of modes.
     """
     total = float(n_rows if sample_weight is None else sample_weight.sum())
-    if prior.for_em is prior:
-        return [m for m, run in enumerate(modes) if (modes[0].objective - run.objective) * total <= NEAR_NATS]
+    if prior.for_em is prior or isinstance(prior, FunctionPrior):
+        # A function tells no density before the climb: all that it may favour stay.
+        nats = NEAR_NATS if prior.for_em is prior else SCREEN_NATS
+        return [m for m, run in enumerate(modes) if (modes[0].objective - run.objective) * total <= nats]
     densities = []
     for run in modes:
         # EM may put the weight of an empty component at 0, where no mode of the posterior lies.
@@ -306,10 +338,8 @@ def approximate_modes(compiled: MixturePosterior, task: Task) -> ApproximatedMod
     for run in (task.modes[m] for m in near):
         known = run.statistics if task.blocked is not None else None
         statistics = problem.e_step(run.parameters) if known is None else known
-        start = covariance.maximise_unconstrained(statistics, run.parameters.means, task.kind, task.prior.for_em)
-        theta = compiled.unconstrain(start.weights, start.means, start.precision_factors)
-        found.append(laplace(compiled, theta, rough_scales(compiled, theta, statistics.counts)))
-    kept = distinct = _distinct(compiled, found)
+        found.append(laplace(compiled, *_start_near(compiled, task, statistics, run.parameters.means)))
+    kept = distinct = _distinct(compiled, found, task)
     if task.prior.for_em is not task.prior:
         mass = [a.log_evidence for a in found]
         best = max(mass)
@@ -321,8 +351,22 @@ def approximate_modes(compiled: MixturePosterior, task: Task) -> ApproximatedMod
     )
 
 
-def _distinct(compiled: MixturePosterior, approximations: Sequence[LaplaceApproximation]) -> list[int]:
+def _start_near(
+    compiled: Any, task: Task, statistics: SufficientStatistics, means: FloatArray
+) -> tuple[FloatArray, FloatArray]:
+    """Where the M-step of sums about means leads, and rough posterior standard deviations there."""
+    if hasattr(compiled, "m_step"):
+        theta, scales = compiled.m_step(statistics, means)
+        return theta, scales
+    start = covariance.maximise_unconstrained(statistics, means, task.kind, task.prior.for_em)
+    theta = compiled.unconstrain(start.weights, start.means, start.precision_factors)
+    return theta, rough_scales(compiled, theta, statistics.counts)
+
+
+def _distinct(compiled: MixturePosterior, approximations: Sequence[LaplaceApproximation], task: Task) -> list[int]:
     """Indices of approximations that did not end at the mode of an earlier one, in whatever order of the components."""
+    if isinstance(task.prior, FunctionPrior):
+        return _distinct_mixtures(compiled, approximations, np.std(task.X, axis=0))
     K, name = compiled.inputs.n_components, compiled.covariance_type
     blocks = ComponentBlocks.of(compiled.slices, K, name)
     out: list[int] = []
@@ -339,6 +383,17 @@ def _distinct(compiled: MixturePosterior, approximations: Sequence[LaplaceApprox
             if np.linalg.norm(np.linalg.solve(earlier.factor, moved[0] - earlier.center)) < SAME_MODE:
                 break
         else:
+            out.append(m)
+    return out
+
+
+def _distinct_mixtures(posterior: Any, approximations: Sequence[LaplaceApproximation], scale: FloatArray) -> list[int]:
+    """The same by the mixtures, where nobody knows which coordinates are a component's: EM's own tolerances of modes."""
+    mixtures = [MixtureParameters(**posterior.constrain(mode.center)) for mode in approximations]
+    out: list[int] = []
+    for m, mode in enumerate(approximations):
+        near = [e for e in out if abs(approximations[e].log_density - mode.log_density) < em.SAME_NATS]
+        if not any(em.matched_distance(mixtures[m], mixtures[e], scale) < em.SAME_DISTANCE for e in near):
             out.append(m)
     return out
 
@@ -418,6 +473,8 @@ class _Judged:
     raw, draws : PosteriorDraws
         As sampled, and in one order.
     diagnostics : Diagnostics
+    permutations : ndarray of shape (chains · draws, K)
+        That put the components in that order.
     seen : Visits or None
         None for a single mode.
     separate : bool
@@ -427,6 +484,7 @@ class _Judged:
     raw: PosteriorDraws
     draws: PosteriorDraws
     diagnostics: Diagnostics
+    permutations: np.ndarray
     seen: Visits | None
     separate: bool
 
@@ -450,7 +508,7 @@ def _by_importance(
     attributes = {EFFECTIVE_SIZE: size}
     if isinstance(compiled, SummedPosterior):
         attributes[N_PASSES] = float(compiled.n_passes)
-    return _package(setup, chains, draws, diagnostics, attributes)
+    return _package(compiled, setup, chains, draws, diagnostics, judged.permutations, attributes)
 
 
 def _by_nuts(
@@ -475,6 +533,9 @@ def _by_nuts(
             return on_workers.run(starts, whitenings, settings.draws, tune, seed, settings.progressbar)
         # The passes over blocks fill the cores themselves.
         cores = settings.cores or (1 if task.blocked is not None else None)
+        if isinstance(task.prior, FunctionPrior):
+            # One compiled function for all: its inputs and outputs stand in one place.
+            cores = 1
         return run_nuts(compiled, starts, whitenings, settings.draws, tune, seed, cores, settings.progressbar)
 
     owners, starts = allot_chains(compiled, setup.task, setup.approximations, settings.chains, rng)
@@ -499,14 +560,16 @@ def _by_nuts(
     if judged.seen is not None:
         return _with_weights(compiled, setup, chains, judged, notes, rng)
     chains, draws = _with_scales(compiled, chains, judged.draws, rng)
-    return _package(setup, chains, draws, judged.diagnostics)
+    return _package(compiled, setup, chains, draws, judged.diagnostics, judged.permutations)
 
 
 def _modes_met(
     compiled: MixturePosterior, task: Task, chains: Chains, diagnostics: Diagnostics, rng: np.random.Generator
 ) -> tuple[em.Mode, ...]:
     """Optima of EM that the best draws of chains which disagree lead to, and that its own starts missed."""
-    if task.blocked is not None or not diagnostics.invariants["r_hat"].max() > R_HAT_LIMIT:
+    if task.blocked is not None or isinstance(task.prior, FunctionPrior):
+        return ()
+    if not diagnostics.invariants["r_hat"].max() > R_HAT_LIMIT:
         return ()
     problem = replace(task.problem, prior=task.prior.for_em.at_least_uniform(), tol=CLIMB_TOL)
     scale, kind = problem.feature_scale(), task.kind
@@ -541,7 +604,7 @@ def _with_weights(
     def apart(judged: _Judged, weights: Sequence[ModeWeight]) -> Result:
         diagnostics = replace(judged.diagnostics, mode_weights=tuple(weights), relabelling_agreement=kept)
         with_scales, draws = _with_scales(compiled, chains, judged.draws, rng)
-        return _package(setup, with_scales, draws, diagnostics, mode=seen.nearest)
+        return _package(compiled, setup, with_scales, draws, diagnostics, judged.permutations, mode=seen.nearest)
 
     if settings.mode_weights is None:
         return apart(judged, by_draws)
@@ -581,7 +644,16 @@ def _with_weights(
         chains.interrupted,
     )
     whole, draws = _with_scales(compiled, one, judged.draws.taken(at), rng)
-    return _package(setup, whole, draws, diagnostics, mode=seen.nearest.reshape(-1)[at], sampled=(judged.draws, chains))
+    return _package(
+        compiled,
+        setup,
+        whole,
+        draws,
+        diagnostics,
+        judged.permutations[at.ravel()],
+        mode=seen.nearest.reshape(-1)[at],
+        sampled=(judged.draws, chains),
+    )
 
 
 def _not_combined(weights: Sequence[ModeWeight], doubts: Sequence[str]) -> str | None:
@@ -598,7 +670,7 @@ def _with_scales(
     compiled: MixturePosterior, chains: Chains, draws: PosteriorDraws, rng: np.random.Generator
 ) -> tuple[Chains, PosteriorDraws]:
     """Draws with a random scale drawn where it was integrated out, once for equal draws, and their log density with it."""
-    if not compiled.inputs.integrated:
+    if hasattr(compiled, "own_variables") or not compiled.inputs.integrated:
         return chains, draws
     C, S, P = chains.theta.shape
     _, first, which = np.unique(chains.theta.reshape(-1, P), axis=0, return_index=True, return_inverse=True)
@@ -736,9 +808,7 @@ def _random_start(compiled: MixturePosterior, task: Task, rng: np.random.Generat
     n_components = len(task.modes[0].counts)
     parameters, _ = em.start(problem, n_components, "random_from_data", rng)
     statistics = problem.e_step(parameters)
-    start = covariance.maximise_unconstrained(statistics, parameters.means, task.kind, task.prior.for_em)
-    theta = compiled.unconstrain(start.weights, start.means, start.precision_factors)
-    scales = rough_scales(compiled, theta, statistics.counts)
+    theta, scales = _start_near(compiled, task, statistics, parameters.means)
     return _dispersed(compiled, theta, partial(np.multiply, scales), rng)
 
 
@@ -776,7 +846,7 @@ def _judge(
             and (separate or seen.stayed or diagnostics.invariants["r_hat"].max() <= WANDERING_R_HAT)
         ):
             break
-    return _Judged(raw, draws, diagnostics, seen, within)
+    return _Judged(raw, draws, diagnostics, permutations, seen, within)
 
 
 def _diagnosed(
@@ -914,10 +984,12 @@ def _interruption(chains: Chains, settings: Settings) -> str | None:
 
 
 def _package(
+    compiled: Any,
     setup: _Setup,
     chains: Chains,
     draws: PosteriorDraws,
     diagnostics: Diagnostics,
+    permutations: np.ndarray,
     more: Mapping[str, float] | None = None,
     mode: np.ndarray | None = None,
     sampled: tuple[PosteriorDraws, Chains] | None = None,
@@ -935,8 +1007,17 @@ def _package(
         "covariance_type": task.kind.name,
     }
     X, v = (task.X, task.sample_weight) if task.blocked is None else (None, None)
+    density, own = None, None
+    if hasattr(compiled, "own_variables"):
+        theta = chains.theta.reshape(-1, chains.theta.shape[-1])
+        density = compiled.log_prior(theta).reshape(chains.theta.shape[:2])
+        own = posterior.OwnVariables(
+            compiled.own_variables(theta), compiled.own_dims, compiled.own_coords, permutations
+        )
     stats = chains.stats if mode is None else chains.stats | {"mode": mode}
-    tree = posterior.data_tree(draws, task.kind, X, v, task.names, task.prior, stats, attributes, task.classes)
+    tree = posterior.data_tree(
+        draws, task.kind, X, v, task.names, task.prior, stats, attributes, task.classes, density, own
+    )
     if sampled is not None:
         posterior.add_sampled_chains(tree, sampled[0], task.kind, sampled[1].stats["lp"], diagnostics.chain_modes)
     interrupted = _interruption(chains, settings)

@@ -6,6 +6,7 @@ import json
 import multiprocessing
 import os
 import sys
+import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
@@ -80,6 +81,18 @@ def stored(study: str, settings: dict[str, Any], out: Path | None) -> dict[Key, 
     return found
 
 
+def _end_with_parent() -> None:
+    """End this worker if the process that it works for is killed: it would wait for work for ever."""
+
+    def wait() -> None:
+        parent = multiprocessing.parent_process()
+        if parent is not None:
+            parent.join()
+            os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()
+
+
 def collect(
     study: str, task: Task, keys: Sequence[Key], settings: dict[str, Any], options: Options
 ) -> tuple[dict[Key, dict[str, Any]], int]:
@@ -118,7 +131,8 @@ def collect(
         options.out.parent.mkdir(parents=True, exist_ok=True)
     context = multiprocessing.get_context("spawn")
     screen = Console(stderr=True)
-    with ProcessPoolExecutor(options.workers or all_threads(), context) as pool, Progress(console=screen) as progress:
+    workers = options.workers or all_threads()
+    with ProcessPoolExecutor(workers, context, _end_with_parent) as pool, Progress(console=screen) as progress:
         bar = progress.add_task(study, total=len(keys), completed=len(results))
         try:
             running = {pool.submit(task, *key, **settings): key for key in wanted}

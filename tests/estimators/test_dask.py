@@ -11,7 +11,7 @@ import pytest
 from sklearn.base import clone
 from sklearn.frozen import FrozenEstimator
 
-from bayesgmm import AnomalyDetector, BayesianGaussianMixture, ConjugatePrior, GaussianMixture, select
+from bayesgmm import AnomalyDetector, BayesianGaussianMixture, ConjugatePrior, GaussianMixture, open_blocks, select
 from bayesgmm.exceptions import DataError, RowsNotHeldError
 from bayesgmm.inference.compiled import CompiledPosterior
 from bayesgmm.inference.summed import SummedPosterior
@@ -190,6 +190,37 @@ def test_anomalies_are_those_in_memory(posterior, rows, monkeypatch):
     pd.testing.assert_frame_equal(table.compute(), detector.table(frame, min_responsibility=0.8), check_dtype=False)
     p, error = detector.predictive_tail_probability(X, return_error=True)
     np.testing.assert_allclose(error.compute(), detector.predictive_tail_probability(frame, return_error=True)[1])
+
+
+@pytest.mark.parametrize("posterior", [False, True])
+def test_tables_of_rows_come_lazily_or_block_by_block(posterior, rows, monkeypatch):
+    monkeypatch.setattr("bayesgmm.distributed._client_of", lambda collection: None)
+    frame = pd.DataFrame(rows, columns=["a", "b"])
+    make = BayesianGaussianMixture(3, method="laplace", progressbar=False) if posterior else GaussianMixture(3)
+    fit = make.set_params(random_state=0).fit(frame)
+    detector = AnomalyDetector(FrozenEstimator(fit), n_draws=100, n_simulated=2000, random_state=0).fit(None)
+    X, blocks = dd.from_pandas(frame, npartitions=3), open_blocks([frame[:700], frame[700:1400], frame[1400:]])
+    far = float(np.quantile(fit.score_samples(frame), 0.02))
+    for say in (
+        lambda each: fit.assign(each, min_log_density=far, min_responsibility=0.8),
+        lambda each: detector.assign(each, min_responsibility=0.8),
+        detector.table,
+        detector.explain,
+    ):
+        expected = say(frame)
+        pd.testing.assert_frame_equal(say(X).compute(), expected, check_dtype=False)
+        parts = list(say(blocks))
+        assert len(parts) == 3
+        pd.testing.assert_frame_equal(pd.concat(parts, ignore_index=True), expected)
+    with pytest.raises(ValueError, match="min_responsibility"):
+        fit.assign(blocks, min_responsibility=2.0)
+    for each in (X, blocks):
+        pd.testing.assert_frame_equal(detector.flagged(each), detector.flagged(frame), rtol=1e-10)
+        pd.testing.assert_frame_equal(detector.discoveries(each, rate=0.2), detector.discoveries(frame, rate=0.2))
+    if posterior:
+        expected = detector.conformal_pvalue(frame)
+        np.testing.assert_array_equal(detector.conformal_pvalue(X).compute(), expected)
+        np.testing.assert_array_equal(detector.conformal_pvalue(blocks), expected)
 
 
 @pytest.mark.parametrize("weighted", [False, True])
