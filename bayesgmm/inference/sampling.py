@@ -21,33 +21,27 @@ from bayesgmm.core.parameters import FloatArray, MixtureParameters, SufficientSt
 from bayesgmm.exceptions import CostWarning, PriorFunctionError, SamplingInterrupted, warn_user
 from bayesgmm.inference import posterior
 from bayesgmm.inference.compiled import CompiledPosterior, MixturePosterior
-from bayesgmm.inference.diagnostics import LEAST_AGREEMENT, R_HAT_LIMIT, WANDERING_R_HAT, Diagnostics, diagnose
+from bayesgmm.inference.diagnostics import R_HAT_LIMIT, Diagnostics
 from bayesgmm.inference.folding import ComponentBlocks
-from bayesgmm.inference.identification import changed_places
+from bayesgmm.inference.judging import Judged, Setup, interruption, judge, with_agreement
 from bayesgmm.inference.laplace import LaplaceApproximation, importance_draws, laplace, rough_scales
 from bayesgmm.inference.modes import (
     LARGEST_UNSEEN,
     LARGEST_WEIGHT_ERROR,
     NEGLIGIBLE,
-    NOTABLE,
     VISITED,
     ModeCells,
     ModeWeight,
-    Visits,
     combined_places,
-    differing_components,
     hidden_modes,
     in_words,
-    laplace_weights,
     mode_masses,
     stacked,
-    visits,
     weights_of_draws,
 )
 from bayesgmm.inference.nuts import Chains, run_nuts
 from bayesgmm.inference.posterior import PosteriorDraws
-from bayesgmm.inference.relabel import permuted_share, relabel, relabel_within, switching_share
-from bayesgmm.inference.relabel_rows import agreement, relabel_by
+from bayesgmm.inference.relabel import relabel, relabel_within
 from bayesgmm.inference.summed import SummedPosterior, TableRows
 
 if TYPE_CHECKING:
@@ -83,13 +77,6 @@ N_PASSES = "passes_over_rows"
 
 GRADIENTS_PER_DRAW = 8
 """About what NUTS needs in whitened coordinates, warm-up included."""
-
-_FIELDS = {
-    "weights": "weights",
-    "means": "means",
-    "precision_factors": "precision_factors",
-    "scale_factor": "scale_factors",
-}
 
 
 @dataclass(frozen=True, eq=False)
@@ -403,104 +390,35 @@ def _interchangeable(classes: ClassLayout | None, n_components: int) -> tuple[sl
     return (slice(0, n_components),) if classes is None else classes.blocks
 
 
-@dataclass(frozen=True, eq=False)
-class _Setup:
-    """What is sampled, with its modes in the order that the result has them.
-
-    Parameters
-    ----------
-    task : Task
-        Its modes are those that hold mass, best first, then the others.
-    settings : Settings
-    cells : ModeCells
-        Of the modes that hold mass.
-    given : Task
-        As it came.
-    merged : tuple of EMRun
-        Modes of EM that climbed to the mode of another.
-    met : tuple of Mode
-        Modes that chains led to.
-    """
-
-    task: Task
-    settings: Settings
-    cells: ModeCells
-    given: Task
-    merged: tuple[em.EMRun, ...]
-    met: tuple[em.Mode, ...] = ()
-
-    @classmethod
-    def of(
-        cls,
-        posterior: MixturePosterior,
-        task: Task,
-        settings: Settings,
-        found: ApproximatedModes | None = None,
-        met: tuple[em.Mode, ...] = (),
-    ) -> _Setup:
-        """Put the modes in order, those ``met`` among them."""
-        runs = sorted((*task.modes, *(mode.run for mode in met)), key=lambda run: -run.objective) if met else task.modes
-        whole = replace(task, modes=tuple(runs))
-        found = found or approximate_modes(posterior, whole)
-        others = [m for m in range(len(runs)) if m not in (*found.kept, *found.merged)]
-        ordered = replace(task, modes=tuple(runs[m] for m in (*found.kept, *others)))
-        merged = tuple(runs[m] for m in found.merged)
-        return cls(ordered, settings, ModeCells(posterior, found.approximations), task, merged, met)
-
-    @property
-    def approximations(self) -> Sequence[LaplaceApproximation]:
-        """Of the modes that hold mass."""
-        return self.cells.approximations
-
-    @property
-    def modes(self) -> tuple[em.EMRun, ...]:
-        """All modes, in order."""
-        return (*self.task.modes, *self.merged)
-
-    @property
-    def mode_order(self) -> tuple[int, ...]:
-        """Their places among the given ones, then among those met."""
-        known = [id(run) for run in (*self.given.modes, *(mode.run for mode in self.met))]
-        return tuple(known.index(id(run)) for run in self.modes)
-
-
-@dataclass(frozen=True, eq=False)
-class _Judged:
-    """Relabelled draws, what the diagnostics say of them, and where they were.
-
-    Parameters
-    ----------
-    raw, draws : PosteriorDraws
-        As sampled, and in one order.
-    diagnostics : Diagnostics
-    permutations : ndarray of shape (chains · draws, K)
-        That put the components in that order.
-    seen : Visits or None
-        None for a single mode.
-    separate : bool
-        Whether the diagnostics are those within the modes.
-    """
-
-    raw: PosteriorDraws
-    draws: PosteriorDraws
-    diagnostics: Diagnostics
-    permutations: np.ndarray
-    seen: Visits | None
-    separate: bool
+def _setup(
+    posterior: MixturePosterior,
+    task: Task,
+    settings: Settings,
+    found: ApproximatedModes | None = None,
+    met: tuple[em.Mode, ...] = (),
+) -> Setup:
+    """Put the modes in order, those ``met`` among them."""
+    runs = sorted((*task.modes, *(mode.run for mode in met)), key=lambda run: -run.objective) if met else task.modes
+    whole = replace(task, modes=tuple(runs))
+    found = found or approximate_modes(posterior, whole)
+    others = [m for m in range(len(runs)) if m not in (*found.kept, *found.merged)]
+    ordered = replace(task, modes=tuple(runs[m] for m in (*found.kept, *others)))
+    merged = tuple(runs[m] for m in found.merged)
+    return Setup(ordered, settings, ModeCells(posterior, found.approximations), task, merged, met)
 
 
 def _by_importance(
     compiled: MixturePosterior, task: Task, settings: Settings, found: ApproximatedModes, rng: np.random.Generator
 ) -> Result:
-    setup = _Setup.of(compiled, task, settings, found)
+    setup = _setup(compiled, task, settings, found)
     shape = (settings.chains, settings.draws)
     resampled = importance_draws(
         compiled, setup.approximations, settings.chains * settings.draws, rng, settings.target_ess
     )
     chains = Chains(resampled.theta.reshape(*shape, -1), {"lp": resampled.log_density.reshape(shape)})
     size = resampled.effective_size
-    judged = _judge(compiled, setup, chains, pareto_k=resampled.pareto_k, effective_size=size)
-    judged = _with_agreement(setup, judged)
+    judged = judge(compiled, setup, chains, pareto_k=resampled.pareto_k, effective_size=size)
+    judged = with_agreement(setup, judged)
     diagnostics = judged.diagnostics
     if judged.seen is not None:
         diagnostics = replace(diagnostics, mode_weights=tuple(weights_of_draws(setup.cells, judged.seen, size)))
@@ -519,7 +437,7 @@ def _by_nuts(
     found: ApproximatedModes,
     rng: np.random.Generator,
 ) -> Result:
-    setup = _Setup.of(around, task, settings, found)
+    setup = _setup(around, task, settings, found)
     on_workers = None
     if settings.client is not None and isinstance(compiled, CompiledPosterior):
         from bayesgmm.inference.remote import ChainsOnWorkers
@@ -541,11 +459,11 @@ def _by_nuts(
     owners, starts = allot_chains(compiled, setup.task, setup.approximations, settings.chains, rng)
     chains = run(starts, owners, settings.tune)
     chains, notes = _replace_stranded(chains, owners, lambda at, whose: run(at, whose, settings.tune))
-    judged = _judge(compiled, setup, chains, notes=notes)
+    judged = judge(compiled, setup, chains, notes=notes)
     met = _modes_met(compiled, setup.task, chains, judged.diagnostics, rng)
     if met:
-        setup = _Setup.of(around, task, settings, met=met)
-        judged = _judge(compiled, setup, chains, notes=notes)
+        setup = _setup(around, task, settings, met=met)
+        judged = judge(compiled, setup, chains, notes=notes)
         owners = [0] * settings.chains if judged.seen is None else list(judged.seen.owners)
     while not chains.interrupted and chains.theta.shape[1] + settings.draws <= settings.max_draws:
         if min(judged.diagnostics.ess_bulk, judged.diagnostics.ess_tail) >= settings.target_ess:
@@ -555,8 +473,8 @@ def _by_nuts(
         except SamplingInterrupted:
             more = replace(chains, theta=chains.theta[:0], interrupted=True)
         chains = _continued(chains, more)
-        judged = _judge(compiled, setup, chains, notes=notes)
-    judged = _with_agreement(setup, judged)
+        judged = judge(compiled, setup, chains, notes=notes)
+    judged = with_agreement(setup, judged)
     if judged.seen is not None:
         return _with_weights(compiled, setup, chains, judged, notes, rng)
     chains, draws = _with_scales(compiled, chains, judged.draws, rng)
@@ -589,9 +507,9 @@ def _modes_met(
 
 def _with_weights(
     compiled: MixturePosterior,
-    setup: _Setup,
+    setup: Setup,
     chains: Chains,
-    judged: _Judged,
+    judged: Judged,
     notes: Sequence[str],
     rng: np.random.Generator,
 ) -> Result:
@@ -601,7 +519,7 @@ def _with_weights(
     lp, by_draws = chains.stats["lp"], weights_of_draws(setup.cells, seen)
     kept = judged.diagnostics.relabelling_agreement
 
-    def apart(judged: _Judged, weights: Sequence[ModeWeight]) -> Result:
+    def apart(judged: Judged, weights: Sequence[ModeWeight]) -> Result:
         diagnostics = replace(judged.diagnostics, mode_weights=tuple(weights), relabelling_agreement=kept)
         with_scales, draws = _with_scales(compiled, chains, judged.draws, rng)
         return _package(compiled, setup, with_scales, draws, diagnostics, judged.permutations, mode=seen.nearest)
@@ -612,7 +530,7 @@ def _with_weights(
         doubts: list[str] = []
         remarks = [f"the draws go from mode to mode ({in_words(by_draws)} of them)"] if len(seen.visited) > 1 else []
         if not hidden_modes(setup.cells, seen):
-            return apart(_judge(compiled, setup, chains, notes=[*notes, *remarks], separate=False), by_draws)
+            return apart(judge(compiled, setup, chains, notes=[*notes, *remarks], separate=False), by_draws)
         found, _ = mode_masses(setup.cells, seen, judged.raw, lp, rng)
         unseen = [w for w in found if not w.chains]
         said = f"no chain stayed at modes that may hold part of the posterior ({in_words(unseen, NEGLIGIBLE)})"
@@ -620,7 +538,7 @@ def _with_weights(
             doubts.append(f"{said}: raise chains")
         elif sum(w.weight + w.error for w in unseen) > VISITED:
             remarks.append(said)
-        judged = _judge(compiled, setup, chains, notes=[*notes, *remarks], separate=False, weights=found, doubts=doubts)
+        judged = judge(compiled, setup, chains, notes=[*notes, *remarks], separate=False, weights=found, doubts=doubts)
         return apart(judged, found if len(seen.visited) == 1 else by_draws)
     weights, doubts = mode_masses(setup.cells, seen, judged.raw, lp, rng)
     why = _not_combined(weights, doubts)
@@ -629,13 +547,13 @@ def _with_weights(
     said = f"chains found {len(seen.visited)} separate modes and seldom went from one to another"
     if why is not None and seen.stayed:
         trouble = f"{said}: these are reported apart, each with as many draws as chains had there ({why})"
-        return apart(_judge(compiled, setup, chains, notes=notes, separate=False, doubts=[trouble]), weights)
+        return apart(judge(compiled, setup, chains, notes=notes, separate=False, doubts=[trouble]), weights)
     if why is not None:
         remark = f"the draws go from mode to mode ({in_words(by_draws)} of them)"
-        return apart(_judge(compiled, setup, chains, notes=[*notes, remark], separate=False), by_draws)
+        return apart(judge(compiled, setup, chains, notes=[*notes, remark], separate=False), by_draws)
     by = "stacking weights" if settings.mode_weights == "stacking" else "mass, from the evidence of each"
     remark = f"{said}; the draws are combined by their {by} ({in_words(weights)})"
-    judged = _judge(compiled, setup, chains, notes=[*notes, remark], separate=True, weights=weights)
+    judged = judge(compiled, setup, chains, notes=[*notes, remark], separate=True, weights=weights)
     diagnostics = replace(judged.diagnostics, mode_weights=tuple(weights), relabelling_agreement=kept)
     at = combined_places(seen, weights, rng)
     one = Chains(
@@ -812,180 +730,9 @@ def _random_start(compiled: MixturePosterior, task: Task, rng: np.random.Generat
     return _dispersed(compiled, theta, partial(np.multiply, scales), rng)
 
 
-def _judge(
-    compiled: MixturePosterior,
-    setup: _Setup,
-    chains: Chains,
-    *,
-    pareto_k: float | None = None,
-    effective_size: float | None = None,
-    notes: Sequence[str] = (),
-    separate: bool | None = None,
-    weights: Sequence[ModeWeight] = (),
-    doubts: Sequence[str] = (),
-) -> _Judged:
-    """Constrain, relabel and diagnose draws.
-
-    ``separate`` says whether they are judged within the modes, which then have ``weights`` (Laplace's, until others are known). Unless it
-    is given they are where chains seldom went from mode to mode; if some did, only if the chains then agree.
-    """
-    C, S, P = chains.theta.shape
-    parts = compiled.constrain(chains.theta.reshape(-1, P))
-    raw = PosteriorDraws(**{_FIELDS[name]: part.reshape(C, S, *part.shape[1:]) for name, part in parts.items()})
-    seen = visits(setup.cells, raw) if len(setup.cells) > 1 else None
-    try_it = seen is not None and pareto_k is None and setup.settings.mode_weights is not None and seen.apart
-    for within in (try_it, False) if separate is None else (separate,):
-        permutations = _orders(setup, raw, seen if within else None)
-        draws = raw.permuted(permutations)
-        diagnostics = _diagnosed(
-            setup, chains, draws, permutations, seen, within, weights, pareto_k, effective_size, notes, doubts
-        )
-        if (
-            seen is not None
-            and within
-            and (separate or seen.stayed or diagnostics.invariants["r_hat"].max() <= WANDERING_R_HAT)
-        ):
-            break
-    return _Judged(raw, draws, diagnostics, permutations, seen, within)
-
-
-def _diagnosed(
-    setup: _Setup,
-    chains: Chains,
-    draws: PosteriorDraws,
-    permutations: np.ndarray,
-    seen: Visits | None,
-    within: bool,
-    weights: Sequence[ModeWeight],
-    pareto_k: float | None,
-    effective_size: float | None,
-    notes: Sequence[str],
-    doubts: Sequence[str],
-) -> Diagnostics:
-    """Diagnostics of relabelled draws, within modes or of all together."""
-    task, settings, cells = setup.task, setup.settings, setup.cells
-    groups: list[tuple[float, np.ndarray]] = []
-    differing: list[int] = []
-    if seen is not None and within:
-        weights = weights or laplace_weights(cells, seen)
-        groups = [(w.weight, seen.rectangle(w.mode)) for w in weights if w.mode in seen.visited]
-    if seen is not None and (within or pareto_k is not None):
-        weights = weights or weights_of_draws(cells, seen, effective_size)
-        notable = [w.mode for w in weights if w.weight >= NOTABLE]
-        differing = differing_components(draws, np.where(np.isin(seen.nearest, notable), seen.nearest, -1))
-    ordered = permutations.reshape(draws.weights.shape)
-    return diagnose(
-        draws,
-        task.kind,
-        task.names,
-        posterior.feature_pairs(task.names),
-        chains.stats["lp"],
-        diverging=chains.stats.get("diverging"),
-        energy=chains.stats.get("energy"),
-        permuted_share=permuted_share(permutations),
-        switching_share=switching_share(ordered),
-        modes=[run.parameters for run in task.modes],
-        near_modes=len(cells),
-        scale=np.std(task.X, axis=0) if task.blocked is None else task.problem.feature_scale(),
-        pareto_k=pareto_k,
-        effective_size=effective_size,
-        target_ess=settings.target_ess,
-        max_draws=settings.max_draws,
-        stopped_early=_interruption(chains, settings),
-        remarks=notes,
-        groups=groups,
-        chain_modes=() if seen is None else seen.owners,
-        visited_modes=_without_mention(seen, weights),
-        doubts=doubts,
-        changed_places=_unsettled(ordered, pareto_k),
-        differing=differing,
-        n_rows=task.problem.total_weight,
-    )
-
-
-def _without_mention(seen: Visits | None, weights: Sequence[ModeWeight]) -> list[int]:
-    """Modes that chains went to and left again, and those that are known to hold next to nothing."""
-    if seen is None:
-        return []
-    light = [w.mode for w in weights if w.method == "importance" and w.weight + w.error < VISITED]
-    return [*light, *(() if seen.stayed else seen.visited)]
-
-
-def _unsettled(permutations: np.ndarray, pareto_k: float | None) -> FloatArray:
-    """Share of the draws in which each component changes places: from draw to draw, or from the mode's for independent ones."""
-    if pareto_k is None:
-        return changed_places(permutations)
-    return np.asarray(np.mean(permutations != np.arange(permutations.shape[2]), axis=(0, 1)))
-
-
-def _orders(setup: _Setup, raw: PosteriorDraws, seen: Visits | None) -> np.ndarray:
-    """Permutations (chains · draws, K) to the first mode's order, by way of that of the nearest mode where modes are separate."""
-    task, method = setup.task, setup.settings.relabelling
-    blocks = setup.cells.interchangeable
-    parts = (*raw.flat(), raw.covariances.reshape(-1, *raw.covariances.shape[2:]))
-
-    def by(chosen: Any, mode: int) -> np.ndarray:
-        w, m, P, sigma = (part[chosen] for part in parts)
-        reference = _reference(task, mode)
-        return relabel_by(method, task.X, (w, m, P), sigma, reference, sample_weight=task.sample_weight, blocks=blocks)
-
-    if seen is None:
-        return by(slice(None), 0)
-    out = np.empty(parts[0].shape, dtype=np.int64)
-    nearest = seen.nearest.reshape(-1)
-    for mode in np.unique(nearest).tolist():
-        weights, means, sigma = _reference(task, mode)
-        aligned = relabel_within(blocks, weights[None], means[None], sigma[None], _reference(task, 0))[0]
-        chosen = nearest == mode
-        out[chosen] = by(chosen, mode)[:, aligned]
-    return out
-
-
-def _reference(task: Task, mode: int) -> tuple[FloatArray, FloatArray, FloatArray]:
-    at = task.modes[mode].parameters
-    return at.weights, at.means, at.covariances
-
-
-def _with_agreement(setup: _Setup, judged: _Judged) -> _Judged:
-    """Say how far three ways to relabel agree; of separate modes, for each and on average."""
-    K = judged.raw.weights.shape[2]
-    if K == 1:
-        return judged
-    task, raw = setup.task, judged.raw
-    flat, nearest = raw.flat(), None
-    sigma = raw.covariances.reshape(flat[2].shape)
-    if judged.seen is not None and judged.separate:
-        nearest = judged.seen.nearest.reshape(-1)
-    found, sizes = [], []
-    for mode in (0,) if nearest is None else np.unique(nearest).tolist():
-        own = slice(None) if nearest is None else nearest == mode
-        w, m, P = (part[own] for part in flat)
-        v, blocks = task.sample_weight, setup.cells.interchangeable
-        reference = _reference(task, mode)
-        found.append(agreement(task.X, (w, m, P), sigma[own], reference, sample_weight=v, blocks=blocks))
-        sizes.append(len(w))
-    shares = {name: float(np.average([each[name] for each in found], weights=sizes)) for name in found[0]}
-    notes = judged.diagnostics.notes
-    if min(shares.values()) < LEAST_AGREEMENT:
-        said = ", ".join(f"{name.replace(', ', ' and ')} {share:.0%}" for name, share in shares.items())
-        notes = (
-            *notes,
-            f"ways to relabel agree on part of the draws ({said}): values per component hang on the choice",
-        )
-    return replace(judged, diagnostics=replace(judged.diagnostics, notes=notes, relabelling_agreement=shares))
-
-
-def _interruption(chains: Chains, settings: Settings) -> str | None:
-    """What was kept of an interrupted run, in words."""
-    if not chains.interrupted:
-        return None
-    n_chains, n_draws = chains.theta.shape[:2]
-    return f"stopped by the user: {n_chains} chains with {n_draws} of {settings.draws} draws were kept"
-
-
 def _package(
     compiled: Any,
-    setup: _Setup,
+    setup: Setup,
     chains: Chains,
     draws: PosteriorDraws,
     diagnostics: Diagnostics,
@@ -1020,5 +767,5 @@ def _package(
     )
     if sampled is not None:
         posterior.add_sampled_chains(tree, sampled[0], task.kind, sampled[1].stats["lp"], diagnostics.chain_modes)
-    interrupted = _interruption(chains, settings)
+    interrupted = interruption(chains, settings)
     return Result(draws, tree, diagnostics, setup.mode_order, setup.modes, interrupted, setup.met)
