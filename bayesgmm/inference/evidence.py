@@ -439,6 +439,8 @@ def _doubts_about_draws(post: Any) -> list[str]:
     from bayesgmm.inference.diagnostics import PARETO_K_LIMIT, R_HAT_LIMIT
 
     diagnostics = post.diagnostics_
+    if diagnostics.modes_combined and any(weight.method == "stacking" for weight in diagnostics.mode_weights):
+        return ["the draws are weighed by stacking and are not the posterior's: use mode_weights='evidence'"]
     if diagnostics.pareto_k is not None:
         if diagnostics.pareto_k <= PARETO_K_LIMIT:
             return []

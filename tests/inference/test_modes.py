@@ -10,7 +10,7 @@ import pytest
 from sklearn.cluster import KMeans
 from sklearn.exceptions import ConvergenceWarning
 
-from bayesgmm import BayesianGaussianMixture, ConjugatePrior, load
+from bayesgmm import BayesianGaussianMixture, ConjugatePrior, HierarchicalPrior, SeparationPrior, load
 from bayesgmm.core import em
 from bayesgmm.core.covariance import structure
 from bayesgmm.core.parameters import factors_from_covariances
@@ -199,8 +199,30 @@ def test_stacking_weighs_modes_by_their_left_out_densities():
     # Smoothing changes single densities by some hundredths; the weights are known to ± 0.15.
     np.testing.assert_allclose(table["weight"], expected, atol=0.05)
     assert (table["error"] > 0.05).all()
-    # The posterior's own shares are others: 0.83 and 0.17.
+    # The posterior's own shares are others: 0.83 and 0.17; and what is averaged over these draws is not the posterior's.
     assert abs(table.loc[0, "weight"] - 0.83) > 0.1
+    assert "weighed by stacking" in stacked.log_evidence().notes[0]
+
+
+@pytest.mark.parametrize(
+    ("n_rows", "options"),
+    [
+        (30, {"prior": HierarchicalPrior()}),
+        (30, {"prior": SeparationPrior(), "covariance_type": "spherical"}),
+        (6700, {"draws": 200, "target_ess": 0}),
+    ],
+    ids=["random scale", "separation", "many rows"],
+)
+def test_rows_that_are_their_own_mirror_image_have_modes_of_equal_mass(n_rows, options):
+    """With −X = X the two ways to join the middle group are mirror images: exactly one half each, under any prior scaled by the data."""
+    rng = np.random.default_rng(0)
+    left = rng.standard_normal((n_rows, 1)) * 0.5 - 6
+    half = np.concatenate([left, np.abs(rng.standard_normal((n_rows // 2, 1))) * 0.5])
+    fit = quiet_fit(np.concatenate([half, -half]), **options)
+    assert fit.diagnostics_.modes_combined
+    table = fit.mode_weights_
+    assert table.loc[0, "weight"] == pytest.approx(0.5, abs=4 * table.loc[0, "error"])
+    assert table.loc[0, "error"] < 0.02
 
 
 def test_chains_are_left_as_they_are_where_asked():
