@@ -281,7 +281,6 @@ def with_agreement(setup: Setup, judged: Judged) -> Judged:
         return judged
     task, raw = setup.task, judged.raw
     flat, nearest = raw.flat(), None
-    sigma = raw.covariances.reshape(flat[2].shape)
     if judged.seen is not None and judged.separate:
         nearest = judged.seen.nearest.reshape(-1)
     found, sizes = [], []
@@ -290,7 +289,7 @@ def with_agreement(setup: Setup, judged: Judged) -> Judged:
         w, m, P = (part[own] for part in flat)
         v, blocks = task.sample_weight, setup.cells.interchangeable
         reference = _reference(task, mode)
-        found.append(agreement(task.X, (w, m, P), sigma[own], reference, sample_weight=v, blocks=blocks))
+        found.append(agreement(task.X, (w, m, P), reference, sample_weight=v, blocks=blocks))
         sizes.append(len(w))
     shares = {name: float(np.average([each[name] for each in found], weights=sizes)) for name in found[0]}
     notes = judged.diagnostics.notes

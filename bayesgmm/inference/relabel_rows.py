@@ -34,7 +34,7 @@ from collections.abc import Callable, Iterator, Sequence
 import numpy as np
 
 from bayesgmm.core import kernel
-from bayesgmm.core.parameters import FloatArray
+from bayesgmm.core.parameters import FloatArray, covariances_from_factors
 from bayesgmm.inference.relabel import least_cost_orders, relabel_within
 
 METHODS = ("mode", "ecr", "stephens")
@@ -175,7 +175,6 @@ def relabel_by(
 def agreement(
     X: FloatArray,
     draws: FlatDraws,
-    covariances: FloatArray,
     reference: tuple[FloatArray, FloatArray, FloatArray],
     *,
     sample_weight: FloatArray | None = None,
@@ -187,7 +186,6 @@ def agreement(
     ----------
     X : ndarray of shape (N, D)
     draws : tuple (weights (S, K), means (S, K, D), precision_factors (S, K, D, D))
-    covariances : ndarray of shape (S, K, D, D)
     reference : tuple (weights (K,), means (K, D), covariances (K, D, D))
     sample_weight : ndarray of shape (N,), optional
     blocks : sequence of slice, optional
@@ -200,10 +198,10 @@ def agreement(
     S = len(draws[0])
     some = np.unique(np.linspace(0, S - 1, min(S, COMPARED_DRAWS)).round().astype(int))
     few = (draws[0][some], draws[1][some], draws[2][some])
+    sigma = covariances_from_factors(few[2])
     rows, v = sampled_rows(X, sample_weight, COMPARED_ROWS)
     found = {
-        method: relabel_by(method, rows, few, covariances[some], reference, sample_weight=v, blocks=blocks)
-        for method in METHODS
+        method: relabel_by(method, rows, few, sigma, reference, sample_weight=v, blocks=blocks) for method in METHODS
     }
     return {
         f"{one}, {other}": float(np.mean(np.all(found[one] == found[other], axis=1)))

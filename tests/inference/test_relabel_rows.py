@@ -116,7 +116,7 @@ def test_components_stay_in_their_blocks(overlapping, method):
 def test_agreement_counts_the_draws_that_two_methods_order_alike(monkeypatch):
     data = switched("heavy overlap, few rows", 150, seed=4)
     reference = tuple(part[0][data.undo[0]] for part in (data.weights, data.means, data.covariances))
-    found = agreement(data.X, data.flat, data.covariances, reference)
+    found = agreement(data.X, data.flat, reference)
     each = {m: relabel_by(m, data.X, data.flat, data.covariances, reference) for m in METHODS}
     # Fewer rows and draws than are compared: all of them are.
     for pair, share in found.items():
@@ -125,5 +125,5 @@ def test_agreement_counts_the_draws_that_two_methods_order_alike(monkeypatch):
     assert len(found) == 3
     assert min(found.values()) < 1
     monkeypatch.setattr(relabel_rows, "COMPARED_ROWS", 30)
-    some = agreement(data.X, data.flat, data.covariances, reference)
-    assert some == agreement(data.X, data.flat, data.covariances, reference)
+    some = agreement(data.X, data.flat, reference)
+    assert some == agreement(data.X, data.flat, reference)
