@@ -573,6 +573,20 @@ def test_a_full_disk_at_the_command_line(full_disk, tmp_path, capsys):
     assert list(full_disk.iterdir()) == []
 
 
+@pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
+def test_a_sweep_on_a_full_disk_goes_on_when_there_is_room(full_disk):
+    sweep = {"random_state": 0, "n_init": 1, "progressbar": False}
+    with pytest.raises(OSError, match=r"No space left on device: .*sweep"):
+        bayesgmm.select(FAITHFUL, range(1, 9), out=full_disk / "sweep", **sweep)
+    kept = {file: file.read_bytes() for file in (full_disk / "sweep").rglob("em/fit.json")}
+    assert len(kept) > 2
+    subprocess.run(["mount", "-o", "remount,size=8m", str(full_disk)], check=True)
+    found = bayesgmm.select(FAITHFUL, range(1, 9), out=full_disk / "sweep", **sweep)
+    # What was finished was not fitted again, and all is as it would have been.
+    assert all(file.read_bytes() == content for file, content in kept.items())
+    pd.testing.assert_frame_equal(found.table, bayesgmm.select(FAITHFUL, range(1, 9), **sweep).table)
+
+
 def test_a_limit_on_the_size_of_files_is_one_error(em, tmp_path):
     """In a process of its own, whose files may grow to 4 KiB and no further."""
     folder = em.save(tmp_path / "fit")
