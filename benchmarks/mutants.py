@@ -36,16 +36,8 @@ SWAPS: dict[type[ast.AST], Callable[[], ast.AST]] = {
     ast.Is: ast.IsNot,
     ast.IsNot: ast.Is,
 }
-NAMES = {
-    "minimum": "maximum",
-    "maximum": "minimum",
-    "min": "max",
-    "max": "min",
-    "any": "all",
-    "all": "any",
-    "argmin": "argmax",
-    "argmax": "argmin",
-}
+_PAIRS = (("minimum", "maximum"), ("min", "max"), ("any", "all"), ("argmin", "argmax"))
+NAMES = dict(_PAIRS) | {b: a for a, b in _PAIRS}
 
 
 @dataclass(frozen=True)
