@@ -16,6 +16,7 @@ import numpy as np
 from bayesgmm import __version__
 from bayesgmm.core.covariance import structure
 from bayesgmm.core.em import EMRun, Mode
+from bayesgmm.core.function_prior import FunctionPrior
 from bayesgmm.core.hierarchical import Prior, prior_from_values
 from bayesgmm.core.parameters import FloatArray, MixtureParameters
 from bayesgmm.exceptions import DataError
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from bayesgmm.estimators.bayesian_gaussian_mixture import BayesianGaussianMixture
     from bayesgmm.estimators.gaussian_mixture import GaussianMixture
     from bayesgmm.inference.diagnostics import Diagnostics
+    from bayesgmm.inference.modes import ModeWeight
 
 FORMAT = "bayesgmm fit"
 FORMAT_VERSION = 1
@@ -392,7 +394,7 @@ def _plain(value: Any) -> Any:
 
 def _settings(estimator: Any) -> dict[str, Any]:
     settings = estimator.get_params(deep=False)
-    if isinstance(settings["prior"], Prior):
+    if isinstance(settings["prior"], Prior | FunctionPrior) or callable(settings["prior"]):
         settings["prior"] = "resolved"
     if not isinstance(settings["random_state"], (int, np.integer)):
         settings["random_state"] = None
@@ -409,9 +411,11 @@ def _prior_to_json(prior: Prior | None) -> dict[str, Any] | None:
     return values if prior.for_em is prior else values | {"em_prior": _prior_to_json(prior.for_em)}
 
 
-def _prior_from_json(values: dict[str, Any] | None) -> Prior | None:
+def _prior_from_json(values: dict[str, Any] | None) -> Any:
     if values is None:
         return None
+    if "function" in values:
+        return FunctionPrior(None, values["function"], _prior_from_json(values["em_prior"]))
     prior = prior_from_values(values)
     prior.constants()  # raises where a value is missing
     return prior
@@ -475,6 +479,7 @@ def _mode_from_json(values: dict[str, Any], covariance_type: str, shape: tuple[i
 
 def _diagnostics_to_json(diagnostics: Diagnostics) -> dict[str, Any]:
     values = {name: v for name, v in vars(diagnostics).items() if name not in ("invariants", "parameters")}
+    values["mode_weights"] = [_nan_to_none(_plain(vars(weight))) for weight in diagnostics.mode_weights]
     tables = {
         name: {"index": list(table.index), "columns": {c: table[c].tolist() for c in table.columns}}
         for name, table in (("invariants", diagnostics.invariants), ("parameters", diagnostics.parameters))
@@ -502,7 +507,15 @@ def _diagnostics_from_json(values: dict[str, Any]) -> Diagnostics:
             {c: np.array(v, dtype=float) for c, v in table["columns"].items()},
             index=pd.Index(table["index"], name="quantity"),
         )
-    for name in ("problems", "notes", "chain_modes", "unvisited_modes"):
-        values[name] = tuple(values[name])
+    for name in ("problems", "notes", "chain_modes", "unvisited_modes", "identified_components"):
+        values[name] = tuple(values.get(name, ()))
+    values["mode_weights"] = tuple(_mode_weight_from_json(weight) for weight in values.get("mode_weights", ()))
     values["e_bfmi"] = np.array(values["e_bfmi"], dtype=float)
     return Diagnostics(**values)
+
+
+def _mode_weight_from_json(values: dict[str, Any]) -> ModeWeight:
+    from bayesgmm.inference.modes import ModeWeight
+
+    numbers = {name: np.nan if value is None else value for name, value in values.items()}
+    return ModeWeight(**numbers | {"chains": tuple(values["chains"])})

@@ -12,6 +12,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -23,7 +24,7 @@ from bayesgmm.core.parameters import FloatArray
 from bayesgmm.exceptions import DataError
 from bayesgmm.formats import SAMPLE_BYTES, damage_told, default_names, file_kind
 from bayesgmm.io import Table, as_floats, quoted
-from bayesgmm.sources import FAULTS, READING, open_source
+from bayesgmm.sources import FAULTS, READING, TextSource, open_source
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -399,11 +400,28 @@ class TextPart:
             names = [source.names[j] for j in self._candidates]
             self.names = tuple(names) if source.named else None
             self.n_columns = len(names)
+        self._piece: tuple[int, int, int, int] | None = None
+
+    def split(self, n: int) -> list[TextPart]:
+        """Parts of about the same number of bytes, n at most; one where the encoding does not allow it."""
+        with open_source(self.name) as source:
+            if n < 2 or not isinstance(source, TextSource) or not source.can_be_split:
+                return [self]
+            pieces = source.cuts(n)
+        out = []
+        for piece in pieces:
+            part = copy.copy(self)
+            part._piece = piece
+            out.append(part)
+        return out
 
     def rows(self, columns: Sequence[int], names: Sequence[str], n_rows: int) -> Iterator[Rows]:
         done = 0
         with open_source(self.name, block_bytes=max(1 << 20, min(24 * n_rows * len(columns), BLOCK_BYTES))) as source:
             source.choose([self._candidates[j] for j in columns])
+            if self._piece is not None and isinstance(source, TextSource):
+                start, stop, lines, done = self._piece
+                source.go_to(start, stop, lines)
             for number, block in enumerate(source.blocks(), start=1):
                 if block.faults.any():
                     raise DataError(self._fault(source, block, names, number))
@@ -528,8 +546,19 @@ class NpyPart:
         array, self.names = _as_table(self._mapped(), path)
         self.n_columns = len(self.names) if self.names is not None else array.shape[1]
         self._n_rows, self._dtype = len(array), array.dtype
+        self._wanted = range(self._n_rows)
         self._fortran = array.ndim == 2 and array.flags.f_contiguous and not array.flags.c_contiguous
         self._offset = int(array.offset)
+
+    def split(self, n: int) -> list[NpyPart]:
+        """Parts of about the same number of rows, n at most."""
+        edges = np.linspace(0, self._n_rows, max(1, min(n, self._n_rows)) + 1).astype(int)
+        out = []
+        for start, stop in pairwise(edges.tolist()):
+            part = copy.copy(self)
+            part._wanted = range(start, stop)
+            out.append(part)
+        return out
 
     def _mapped(self) -> np.memmap[Any, Any]:
         with damage_told(self.name):
@@ -539,8 +568,8 @@ class NpyPart:
     def rows(self, columns: Sequence[int], names: Sequence[str], n_rows: int) -> Iterator[Rows]:
         width = 1 if self.names is not None else self.n_columns
         with open(self.name, "rb") as stream:
-            for start in range(0, self._n_rows, n_rows):
-                n = min(n_rows, self._n_rows - start)
+            for start in range(self._wanted.start, self._wanted.stop, n_rows):
+                n = min(n_rows, self._wanted.stop - start)
                 if self._fortran:
                     block = np.stack([self._run(stream, j * self._n_rows + start, n) for j in range(width)], axis=1)
                 else:

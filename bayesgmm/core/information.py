@@ -15,7 +15,7 @@ correlation of the data. A conjugate prior acts as extra observations of known l
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -25,6 +25,7 @@ from scipy.linalg import block_diag, eigh, solve_triangular
 from bayesgmm.core import em, kernel
 from bayesgmm.core.covariance import CovarianceStructure, structure
 from bayesgmm.core.parameters import Additive, FloatArray, MixtureParameters, SufficientStatistics
+from bayesgmm.core.threads import over_chunks
 from bayesgmm.exceptions import warn_user
 
 BoolArray = NDArray[np.bool_]
@@ -114,24 +115,56 @@ class StandardErrors:
         dict of str to float
             Keys such as ``means[0, waiting]`` and ``correlations[0, eruptions:waiting]``.
         """
-        kind, names = structure(self.covariance_type), list(feature_names)
-        order = range(len(self.weights)) if order is None else order
-        rows, cols = np.tril_indices(len(names), -1)
-        labels = {"feature": names, "feature_pair": [f"{names[j]}:{names[i]}" for i, j in zip(rows, cols, strict=True)]}
         arrays = {
-            "weights": (self.weights, ("component",)),
-            "means": (self.means, ("component", "feature")),
-            "standard_deviations": (self.standard_deviations, kind.deviation_dims),
+            "weights": self.weights,
+            "means": self.means,
+            "standard_deviations": self.standard_deviations,
+            "correlations": self.correlations,
         }
-        if self.correlations is not None and kind.correlation_dims is not None:
-            arrays["correlations"] = (self.correlations, kind.correlation_dims)
-        out: dict[str, float] = {}
-        for variable, (values, dims) in arrays.items():
-            values = values[list(order)] if "component" in dims else values
-            for index in np.ndindex(values.shape):
-                where = [str(i) if d == "component" else labels[d][i] for d, i in zip(dims, index, strict=True)]
-                out[f"{variable}[{', '.join(where)}]"] = float(values[index])
-        return out
+        return named_scalars(arrays, structure(self.covariance_type), feature_names, order)
+
+
+def named_scalars(
+    arrays: Mapping[str, FloatArray | None],
+    kind: CovarianceStructure,
+    feature_names: Sequence[str],
+    order: Sequence[int] | np.ndarray | None = None,
+) -> dict[str, float]:
+    """Numbers of weights, means, standard deviations and correlations by the names of a summary's rows.
+
+    Parameters
+    ----------
+    arrays : mapping of str to ndarray or None
+        ``weights``, ``means``, ``standard_deviations`` and ``correlations``, of the shapes that :class:`StandardErrors` has.
+    kind : CovarianceStructure
+    feature_names : sequence of str
+    order : sequence of int, optional
+        Which component stands first, second, …; the fit's own order when None.
+
+    Returns
+    -------
+    dict of str to float
+    """
+    names = list(feature_names)
+    rows, cols = np.tril_indices(len(names), -1)
+    labels = {"feature": names, "feature_pair": [f"{names[j]}:{names[i]}" for i, j in zip(rows, cols, strict=True)]}
+    dims_of = {
+        "weights": ("component",),
+        "means": ("component", "feature"),
+        "standard_deviations": kind.deviation_dims,
+        "correlations": kind.correlation_dims,
+    }
+    out: dict[str, float] = {}
+    for variable, dims in dims_of.items():
+        values = arrays.get(variable)
+        if values is None or dims is None:
+            continue
+        if order is not None and "component" in dims:
+            values = values[list(order)]
+        for index in np.ndindex(values.shape):
+            where = [str(i) if d == "component" else labels[d][i] for d, i in zip(dims, index, strict=True)]
+            out[f"{variable}[{', '.join(where)}]"] = float(values[index])
+    return out
 
 
 class FreeEntries:
@@ -468,7 +501,7 @@ class ScoreMoments:
                 total = self._add(total, X[part], weight)
             parts[chunk] = total
 
-        kernel._over_chunks(len(X), chunk_rows, kernel.pass_cost(len(X), K, X.shape[1]) * T, self.n_threads, task)
+        over_chunks(len(X), chunk_rows, kernel.pass_cost(len(X), K, X.shape[1]) * T, self.n_threads, task)
         out = ScoreSums(0.0, 0.0, np.zeros((K, T, T)), np.zeros((size, size)))
         for done in parts:
             out = out if done is None else out + done

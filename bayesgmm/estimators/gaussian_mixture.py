@@ -23,12 +23,14 @@ from bayesgmm.core.covariance import STRUCTURES, CovarianceStructure, structure
 from bayesgmm.core.parameters import FloatArray, MixtureParameters
 from bayesgmm.core.priors import ConjugatePrior
 from bayesgmm.estimators.blockwise import (
+    alone,
     batches,
     check_survey,
     is_blockwise,
     of_each_row,
     refuse_weights_of_blocks,
     row_blocks,
+    table_of_rows,
 )
 from bayesgmm.estimators.validation import (
     Labels,
@@ -40,7 +42,6 @@ from bayesgmm.estimators.validation import (
     column_names,
     feature_names,
     generator,
-    named_columns,
     number_of_features,
     warn_degenerate,
 )
@@ -495,7 +496,7 @@ class GaussianMixture(DensityMixin, BaseEstimator):
         self._set(kept.parameters, kind.pack(kept.parameters.covariances))
         self._interrupted = (
             f"EM was interrupted: iteration {kept.iteration} is kept, which is no optimum; to go on from there, fit with "
-            "warm_start=True"
+            "warm_start=True (--resume at the command line)"
         )
         warn_user(self._interrupted, ConvergenceWarning)
 
@@ -694,7 +695,7 @@ class GaussianMixture(DensityMixin, BaseEstimator):
         -------
         DataFrame
             ``component`` (−1 unknown), ``probability`` (highest responsibility), ``log_density``, and ``reason``: "ok", "far" or
-            "ambiguous".
+            "ambiguous". Of rows in blocks an iterator of such tables, one for each block; of a Dask collection a Dask DataFrame.
 
         Raises
         ------
@@ -704,8 +705,17 @@ class GaussianMixture(DensityMixin, BaseEstimator):
         check_is_fitted(self)
         from bayesgmm.assignment import assign_rows
 
-        rows = self._table(named_columns(self, X))
-        return assign_rows(self, rows, min_density, min_responsibility, min_log_density)
+        return table_of_rows(
+            self,
+            X,
+            partial(
+                assign_rows,
+                alone(self),
+                min_density=min_density,
+                min_responsibility=min_responsibility,
+                min_log_density=min_log_density,
+            ),
+        )
 
     def sample(self, n_samples: int = 1) -> tuple[FloatArray, Labels]:
         """Draw rows from the mixture by the two-stage process: a component by its weight, then a row from it.
@@ -879,6 +889,60 @@ class GaussianMixture(DensityMixin, BaseEstimator):
         prior = getattr(self, "prior_", None)
         problem = em.Problem(table, kind, prior, v, self.reg_covar, max(self.tol, 1e-6), max(self.max_iter, 100))
         return bootstrap(problem, self._parameters, self.covariances_, n_bootstrap, generator(self.random_state))
+
+    def intervals(
+        self,
+        X: ArrayLike,
+        prob: float = 0.9,
+        method: str = "information",
+        sample_weight: ArrayLike | None = None,
+        n_bootstrap: int = 999,
+    ) -> dict[str, tuple[FloatArray, FloatArray]]:
+        """Confidence intervals of weights, means, covariances, standard deviations and correlations.
+
+        Parameters
+        ----------
+        X : array-like of shape (N, D)
+            The data of the fit.
+        prob : float, default 0.9
+        method : {"information", "sandwich", "bootstrap"}, default "information"
+            From standard errors by the observed information or the sandwich, with Student's t, χ² and Fisher's z in place of the normal
+            where components have few rows (:mod:`bayesgmm.core.intervals`); or from pivots of refits to resampled rows.
+        sample_weight : array-like of shape (N,), optional
+        n_bootstrap : int, default 999
+            Number of resamples for "bootstrap".
+
+        Returns
+        -------
+        dict of str to (lower, upper)
+            Arrays of the shapes of the standard errors; ``correlations`` where the structure has them.
+
+        Raises
+        ------
+        ValueError
+            If the method is unknown or ``prob`` lies outside (0, 1).
+
+        Notes
+        -----
+        On three clusters far apart, 10 to 500 rows each, 95 % intervals hold the truth in 93 to 96 of 100 cases; estimate ± 1.96 standard
+        errors of a variance of ten rows in 80 (``make validate``, study ``coverage``).
+
+        Examples
+        --------
+        >>> from bayesgmm import GaussianMixture
+        >>> from bayesgmm.datasets import load_faithful
+        >>> X = load_faithful()
+        >>> lower, upper = GaussianMixture(2, random_state=0).fit(X).intervals(X)["weights"]
+        >>> lower.round(2), upper.round(2)
+        (array([0.6 , 0.31]), array([0.69, 0.4 ]))
+        """
+        from bayesgmm.core.intervals import check_prob, intervals
+
+        check_prob(prob)
+        if method == "bootstrap":
+            return self.bootstrap(X, n_bootstrap, sample_weight).interval(prob, "pivotal")
+        errors = self.standard_errors(X, method, sample_weight)
+        return intervals(self._parameters, self.covariances_, errors, prob)
 
     def summary(self, X: ArrayLike | None = None, method: str = "information") -> pd.DataFrame:
         """Weights, means, standard deviations and correlations in one table.

@@ -230,7 +230,9 @@ def test_point_estimates_are_posterior_means(faithful, flat):
 def test_summary_against_quantiles(faithful, ci_prob):
     table = faithful.summary(ci_prob)
     ends = ["5%", "95%"] if ci_prob == 0.9 else ["25%", "75%"]
-    assert list(table.columns) == ["map", "mean", "median", "sd", *ends, "ess_bulk", "ess_tail", "r_hat"]
+    shown = ["map", "mean", "median", "sd", *ends, "ess_bulk", "ess_tail", "r_hat", "prior_sensitivity"]
+    assert list(table.columns) == shown
+    pd.testing.assert_series_equal(table["prior_sensitivity"], faithful.prior_sensitivity()["prior"], check_names=False)
     group = faithful.idata_["posterior"]
     V = faithful.map_.covariances
     rows = {
