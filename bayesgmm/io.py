@@ -297,7 +297,7 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
         if error.errno is None or error.filename is not None:
             raise
         # A write that fails does not say to which file.
-        raise OSError(error.errno, os.strerror(error.errno), os.fspath(path)) from error
+        raise OSError(error.errno, error.strerror, os.fspath(path)) from error
     finally:
         temporary.unlink(missing_ok=True)
 

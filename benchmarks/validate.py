@@ -39,6 +39,7 @@ STUDIES = (
     "degenerate",
     "fuzz",
     "endurance",
+    "mutation",
 )
 
 
