@@ -44,6 +44,7 @@ peers: environment
 
 validate: environment
 	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest --hypothesis-profile=many tests/test_properties.py
 	$(BIN)/python -m benchmarks.validate --out build/validation.jsonl --markdown tests/reference/validation.md
 
 validate-full: environment

@@ -20,9 +20,8 @@ from bayesgmm.core import kernel
 from bayesgmm.core.parameters import FloatArray
 from bayesgmm.core.quantiles import around_quantile
 from bayesgmm.core.tails import PredictiveTail, batch_error, draw_quantiles, mean_over_batches
-from bayesgmm.distributed import is_dask, map_frames
 from bayesgmm.estimators.bayesian_gaussian_mixture import BayesianGaussianMixture
-from bayesgmm.estimators.blockwise import of_each_row, row_blocks
+from bayesgmm.estimators.blockwise import alone, is_blockwise, of_each_row, row_blocks, table_of_rows
 from bayesgmm.estimators.gaussian_mixture import GaussianMixture, stop_if_interrupted
 from bayesgmm.estimators.validation import check_settings, check_weights, feature_names, generator, named_columns
 from bayesgmm.exceptions import CriterionWarning, DataWarning, warn_user
@@ -528,15 +527,21 @@ class AnomalyDetector(OutlierMixin, BaseEstimator):
         Laxhammar & Falkman (2010), Conformal prediction for distribution-independent anomaly detection; Barber, Candès, Ramdas &
         Tibshirani (2021), Predictive inference with the jackknife+, Annals of Statistics 49, 486–507.
         """
-        rows = self._rows(X)
+        check_is_fitted(self)
         reference, v = self.leave_one_out_scores(), self.estimator_._sample_weight
         order = np.argsort(reference, kind="stable")
         counts = np.concatenate([[0.0], np.cumsum(np.ones(len(order)) if v is None else v[order])])
-        scores = (
-            reference if X is None else np.concatenate([self._log_density(rows[part]) for part in _parts(len(rows))])
+        ranks = partial(_ranks, ordered=reference[order], counts=counts)
+        if X is None:
+            found: FloatArray = ranks(reference) / counts[-1]
+            return found
+        above: FloatArray = self._of_rows(
+            named_columns(self.estimator_, X), partial(type(self)._conformal, ranks=ranks)
         )
-        rank = counts[np.searchsorted(reference[order], scores, side="right")]
-        return rank / counts[-1] if X is None else (1 + rank) / (1 + counts[-1])
+        return (1 + above) / (1 + counts[-1])
+
+    def _conformal(self, rows: FloatArray, ranks: Callable[[FloatArray], FloatArray]) -> FloatArray:
+        return ranks(np.concatenate([self._log_density(rows[part]) for part in _parts(len(rows))]))
 
     def assign(self, X: ArrayLike | None = None, *, min_responsibility: float | None = None) -> pd.DataFrame:
         """Assign rows to components, or to none: −1 where the density is below the threshold, or no component dominates.
@@ -551,9 +556,16 @@ class AnomalyDetector(OutlierMixin, BaseEstimator):
         Returns
         -------
         DataFrame
-            See :meth:`bayesgmm.GaussianMixture.assign`.
+            See :meth:`bayesgmm.GaussianMixture.assign`, of rows in blocks and Dask collections too.
         """
-        return assign_rows(self.estimator_, self._rows(X), None, min_responsibility, self.offset_)
+        check_is_fitted(self)
+        fit = self.estimator_
+        limits: dict[str, Any] = {"min_responsibility": min_responsibility, "min_log_density": self.offset_}
+        if self._bayesian:
+            tell_unidentified(fit)
+        if X is None:
+            return assign_rows(fit, self._rows(None), **limits)
+        return table_of_rows(fit, X, partial(assign_rows, alone(fit), **limits))
 
     def table(
         self, X: ArrayLike | None = None, *, min_responsibility: float | None = None, errors: bool = False
@@ -576,7 +588,8 @@ class AnomalyDetector(OutlierMixin, BaseEstimator):
             ``log_density``; ``tail_probability``; ``anomaly_probability`` (a posterior alone); ``small_component_probability``: that the
             row's component has a weight below ``small_component``, Σ_k r_nk 1(π_k < share) averaged over draws; ``kind``: "far" (log
             density below ``offset_``), "small component" (that probability above 1/2) or "ok"; ``component`` (−1 unknown),
-            ``component_probability``, and ``reason``: "ok", "far" or "ambiguous".
+            ``component_probability``, and ``reason``: "ok", "far" or "ambiguous". Of rows in blocks an iterator of such tables, one for
+            each block; of a Dask collection a Dask DataFrame.
 
         Raises
         ------
@@ -590,13 +603,11 @@ class AnomalyDetector(OutlierMixin, BaseEstimator):
         check_is_fitted(self)
         if self._bayesian:
             tell_unidentified(self.estimator_)
-        if is_dask(X):
-            return self._lazy_table(
-                X,
-                partial(
-                    type(self)._table_of, self._alone(errors), min_responsibility=min_responsibility, errors=errors
-                ),
+        if X is not None and is_blockwise(X):
+            said = partial(
+                type(self)._table_of, self._alone(errors), min_responsibility=min_responsibility, errors=errors
             )
+            return table_of_rows(self.estimator_, X, said)
         rows = self._rows(X)
         frames = [self._table_of(rows[part], min_responsibility, errors) for part in _parts(len(rows))]
         found = pd.concat(frames, ignore_index=True) if len(frames) > 1 else frames[0]
@@ -606,12 +617,6 @@ class AnomalyDetector(OutlierMixin, BaseEstimator):
         if index is not None and not callable(index):
             found.index = index
         return found
-
-    def _lazy_table(self, X: Any, function: Callable[[FloatArray], pd.DataFrame]) -> Any:
-        """The table of a Dask collection, when it is computed."""
-        X = named_columns(self.estimator_, X)
-        row_blocks(self.estimator_, X, reset=False)
-        return map_frames(X, function, function(np.ascontiguousarray(self._draws[1][0, :1])).iloc[:0])
 
     def _table_of(self, rows: FloatArray, min_responsibility: float | None, errors: bool) -> pd.DataFrame:
         import pandas as pd
@@ -675,12 +680,17 @@ class AnomalyDetector(OutlierMixin, BaseEstimator):
         Returns
         -------
         DataFrame
-            See :func:`bayesgmm.explanation.explain_rows`.
+            See :func:`bayesgmm.explanation.explain_rows`. Of rows in blocks an iterator of such tables, one for each block; of a Dask
+            collection a Dask DataFrame.
         """
+        check_is_fitted(self)
         from bayesgmm.explanation import explain_rows
 
-        rows = self._rows(X)
-        return explain_rows(self.estimator_, rows, feature_names(self.estimator_), ci_prob, top)
+        fit = self.estimator_
+        how: dict[str, Any] = {"names": feature_names(fit), "ci_prob": ci_prob, "top": top}
+        if X is None:
+            return explain_rows(fit, self._rows(None), **how)
+        return table_of_rows(fit, X, partial(explain_rows, alone(fit), **how))
 
     def discoveries(self, X: ArrayLike | None = None, *, rate: float = 0.05, method: str = "bh") -> pd.DataFrame:
         """Anomalies among many rows at a false-discovery rate, from the predictive tail probabilities.
@@ -736,36 +746,66 @@ class AnomalyDetector(OutlierMixin, BaseEstimator):
         """
         import pandas as pd
 
+        check_is_fitted(self)
         rates = [_checked_rate(rate, "false_alarms") for rate in false_alarms]
-        rows = self._rows(X)
-        density = self.leave_one_out_scores() if X is None else self._log_density(rows)
-        found = []
-        for rate in rates:
-            limit = self._tail.curve.quantile(rate)
-            at = np.flatnonzero(density < limit)
-            entry = {
-                "false_alarm": rate,
-                "log_f_min": limit,
-                "expected": rate * len(rows),
-                "flagged": len(at),
-                "share": len(at) / len(rows),
+        limits = np.array([self._tail.curve.quantile(rate) for rate in rates])
+        counts = self._n_below(X, limits)
+        n_rows, flagged = counts[0], counts[1 : len(rates) + 1]
+        found = pd.DataFrame(
+            {
+                "false_alarm": rates,
+                "log_f_min": limits,
+                "expected": n_rows * np.array(rates),
+                "flagged": flagged.astype(int),
+                "share": flagged / n_rows,
             }
-            if self._bayesian:
-                above = np.nan
-                if len(at):
-                    limits = np.full(len(self._draws[0]), limit)
-                    below = kernel.predictive_averages(
-                        np.ascontiguousarray(rows[at]), *self._draws, thresholds=limits, with_responsibilities=False
-                    ).below
-                    above = float(1 - below.mean())
-                entry["expected_above"] = above
-            found.append(entry)
-        return pd.DataFrame(found).set_index("false_alarm")
+        )
+        if self._bayesian:
+            with np.errstate(invalid="ignore"):
+                found["expected_above"] = counts[len(rates) + 1 :] / flagged
+        return found.set_index("false_alarm")
+
+    def _n_below(self, X: Any, limits: FloatArray) -> FloatArray:
+        """Number of rows, of rows below each limit, and the expected number of these that lie above it in truth: (1 + 2 R,)."""
+        if X is None:
+            rows = self._rows(None)
+            return self._flag(rows, None, 0, limits, self.leave_one_out_scores())
+        flag = partial(type(self)._flag, self._alone(False), limits=limits)
+        blocks = row_blocks(self.estimator_, X, reset=False)
+        if blocks is not None:
+            return np.asarray(blocks.total(flag))
+        rows = self._rows(X)
+        return self._flag(rows, None, 0, limits)
+
+    def _flag(
+        self,
+        rows: FloatArray,
+        v: FloatArray | None,
+        block: int,
+        limits: FloatArray,
+        density: FloatArray | None = None,
+    ) -> FloatArray:
+        """Task: what :meth:`_n_below` says of the rows of a block."""
+        density = self._log_density(rows) if density is None else density
+        above = np.zeros(len(limits) if self._bayesian else 0)
+        flagged = np.array([np.count_nonzero(density < limit) for limit in limits], dtype=float)
+        for r in np.flatnonzero(flagged) if self._bayesian else ():
+            at = np.ascontiguousarray(rows[density < limits[r]])
+            below = kernel.predictive_averages(
+                at, *self._draws, thresholds=np.full(len(self._draws[0]), limits[r]), with_responsibilities=False
+            ).below
+            above[r] = len(at) - float(below.sum())
+        return np.concatenate([[float(len(rows))], flagged, above])
 
 
 def _own_quantiles(rate: float, draws: tuple[FloatArray, FloatArray, FloatArray]) -> FloatArray:
     """Quantile of each draw's own log density, the same every time it is asked for."""
     return draw_quantiles(*draws, rate, np.random.default_rng(0))
+
+
+def _ranks(scores: FloatArray, ordered: FloatArray, counts: FloatArray) -> FloatArray:
+    """Counts of reference values up to each score."""
+    return counts[np.searchsorted(ordered, scores, side="right")]
 
 
 def _checked_rate(value: float, name: str) -> float:

@@ -62,7 +62,6 @@ def assign_rows(
         r, density = kernel.responsibilities(X, fit._parameters)
         squares = None
     else:
-        tell_unidentified(fit)
         found = kernel.predictive_averages(X, *fit._draws.flat(), with_squares=True)
         r, density, squares = found.responsibilities, found.log_density[:, 0], found.squares
     component = np.argmax(r, axis=1)

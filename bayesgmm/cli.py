@@ -150,19 +150,12 @@ def build_parser() -> argparse.ArgumentParser:
         help="nuts: posterior by sampling; laplace: by an approximation; em: maximum likelihood (default: nuts; laplace on a cluster)",
     )
     fit.add_argument(
-        "--out-of-core",
+        "--resume",
         action="store_true",
-        help="with --method em: read the table in blocks, once for each iteration, instead of into memory (default: where it is more than "
-        "1 GiB on disk)",
+        help="with --method em: go on from the fit in DIR, which was interrupted, and put the new one in its place",
     )
-    cluster = fit.add_mutually_exclusive_group()
-    cluster.add_argument(
-        "--scheduler",
-        metavar="ADDRESS",
-        help="fit on the Dask cluster of this scheduler, such as tcp://10.0.0.1:8786; its workers read DATA, a file, folder or pattern",
-    )
-    cluster.add_argument(
-        "--local-cluster", type=_integer(1), metavar="N", help="fit on N Dask workers that are started on this machine"
+    _add_place_options(
+        fit, "its workers read DATA, a file, folder or pattern; of NUTS on up to 1 GiB each runs a chain at a time"
     )
     _add_sampling_options(fit)
     fit.set_defaults(parser=fit, run=_fit)
@@ -179,7 +172,11 @@ def build_parser() -> argparse.ArgumentParser:
         epilog="Exit codes: 0 done; 1 the data or the run is at fault; 2 wrong usage; 3 done, but a criterion picks a model whose "
         "convergence diagnostics failed (the results are written and marked); 130 interrupted (what is finished is kept).",
     )
-    select.add_argument("data", metavar="DATA", help="CSV, TSV, Parquet or .npy; - reads standard input")
+    select.add_argument(
+        "data",
+        metavar="DATA",
+        help="CSV, TSV, Parquet or .npy, a folder of such files, or a pattern in quotes such as 'data/*.parquet'; - reads standard input",
+    )
     select.add_argument(
         "-k",
         "--components",
@@ -217,6 +214,10 @@ def build_parser() -> argparse.ArgumentParser:
         choices=("em", "laplace", "nuts"),
         help="em: maximum likelihood alone; laplace, nuts: the posterior beside it (default: nuts where a criterion of "
         f"{', '.join(_POSTERIOR_CRITERIA)} is asked for, else em)",
+    )
+    _add_place_options(
+        select,
+        "each of its workers fits a model at a time; of a table of more than 1 GiB each reads a part, for all models",
     )
     _add_sampling_options(select)
     select.set_defaults(parser=select, run=_select)
@@ -334,6 +335,28 @@ def _add_score(commands: Any) -> None:
     score.set_defaults(parser=score, run=_score)
 
 
+def _add_place_options(parser: argparse.ArgumentParser, what: str) -> None:
+    """Where a table is read, and who works on it."""
+    parser.add_argument(
+        "--out-of-core",
+        action="store_true",
+        help="with --method em or laplace: read the table in blocks, once for each iteration, instead of into memory (default: where it is "
+        "more than 1 GiB on disk)",
+    )
+    cluster = parser.add_mutually_exclusive_group()
+    cluster.add_argument(
+        "--scheduler",
+        metavar="ADDRESS",
+        help=f"work on the Dask cluster of this scheduler, such as tcp://10.0.0.1:8786; {what}",
+    )
+    cluster.add_argument(
+        "--local-cluster",
+        type=_integer(1),
+        metavar="N",
+        help="work on N Dask workers that are started on this machine",
+    )
+
+
 def _add_sampling_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--seed", type=_integer(0), metavar="N", default=0, help="seed of the random numbers (default: 0)"
@@ -438,24 +461,26 @@ def _select(arguments: argparse.Namespace) -> int:
     if asked and arguments.labels is not None and not by_labels:
         asked = [*asked, *_LABEL_CRITERIA]
     options = _sampling_options(arguments, method)
+    on_cluster = _refuse_impossible_places(arguments, method)
     from bayesgmm import results
-    from bayesgmm.io import read_table
 
-    table = read_table(arguments.data, arguments.columns, arguments.labels)
     silent = arguments.quiet or arguments.json
-    if not silent:
-        results.print_selection_task(table, method, arguments.components, arguments.covariance)
     options |= {
         "n_components": arguments.components,
         "covariance_types": arguments.covariance,
         "method": method,
-        "y": None if table.labels is None else table.labels.values,
         "criteria": asked or None,
         "random_state": arguments.seed,
         "out": arguments.out,
         "overwrite": arguments.force,
     }
-    outcome = results.select(table, options, progressbar=not silent and sys.stderr.isatty())
+    with _cluster(arguments) as client:
+        parted = on_cluster and _is_large(arguments.data) and arguments.labels is None
+        table = _table_on(arguments, client) if parted else _table_here(arguments, method, arguments.labels)
+        if not silent:
+            results.print_selection_task(table, method, arguments.components, arguments.covariance)
+        options["client"] = None if parted else client
+        outcome = results.select(table, options, progressbar=not silent and sys.stderr.isatty())
     files = results.write_selection(outcome, arguments.out)
     if arguments.json:
         print(results.selection_to_json(outcome, arguments.out, files))
@@ -485,49 +510,82 @@ def _report(arguments: argparse.Namespace) -> int:
 def _fit(arguments: argparse.Namespace) -> int:
     on_cluster = arguments.scheduler is not None or arguments.local_cluster is not None
     method = arguments.method or ("laplace" if on_cluster else "nuts")
-    arguments.method = method
     options = _sampling_options(arguments, method)
-    if on_cluster and arguments.data == "-":
-        arguments.parser.error("--scheduler and --local-cluster: not with standard input, which no worker can read")
-    if on_cluster and arguments.out_of_core:
-        arguments.parser.error("--out-of-core: not on a cluster, whose workers hold what they have room for")
-    if arguments.out_of_core and arguments.method != "em":
-        arguments.parser.error(f"--out-of-core: not with --method {arguments.method}, which needs the rows in memory")
-    if arguments.out_of_core and arguments.data == "-":
-        arguments.parser.error("--out-of-core: not with standard input, which can be read only once")
-    from bayesgmm.results import fit_folder
+    _refuse_impossible_places(arguments, method)
+    if arguments.resume and method != "em":
+        arguments.parser.error(f"--resume: not with --method {method}, whose draws begin anew")
+    from bayesgmm.results import fit_folder, unfinished_fit
 
-    output = fit_folder(arguments.out, arguments.force)
     options |= {
         "n_components": arguments.components,
         "covariance_type": arguments.covariance,
         "random_state": arguments.seed,
     }
-    if not on_cluster:
-        return _run(arguments, output, _table_to_fit(arguments), method, options)
+    begin = unfinished_fit(arguments.out, options) if arguments.resume else None
+    output = fit_folder(arguments.out, arguments.force or arguments.resume)
+    with _cluster(arguments) as client:
+        if not on_cluster:
+            return _run(arguments, output, _table_here(arguments, method), method, options, begin)
+        if method == "nuts" and not _is_large(arguments.data):
+            return _run(arguments, output, _table_here(arguments, method), method, options, client=client)
+        return _run(arguments, output, _table_on(arguments, client), method, options, begin)
+
+
+def _refuse_impossible_places(arguments: argparse.Namespace, method: str) -> bool:
+    """Refuse places that a table cannot be read from, or worked on; and whether there is a cluster."""
+    on_cluster = arguments.scheduler is not None or arguments.local_cluster is not None
+    if on_cluster and arguments.data == "-":
+        arguments.parser.error("--scheduler and --local-cluster: not with standard input, which no worker can read")
+    if on_cluster and arguments.out_of_core:
+        arguments.parser.error("--out-of-core: not on a cluster, whose workers hold what they have room for")
+    if arguments.out_of_core and method == "nuts":
+        arguments.parser.error("--out-of-core: not with --method nuts, which needs the rows in memory")
+    if arguments.out_of_core and arguments.data == "-":
+        arguments.parser.error("--out-of-core: not with standard input, which can be read only once")
+    if arguments.out_of_core and getattr(arguments, "labels", None) is not None:
+        arguments.parser.error("--out-of-core: not with --labels, which need the rows in memory")
+    return on_cluster
+
+
+@contextmanager
+def _cluster(arguments: argparse.Namespace) -> Iterator[Any]:
+    """A client of the cluster that was named; None without one."""
+    if arguments.scheduler is None and arguments.local_cluster is None:
+        yield None
+        return
     from bayesgmm.distributed import connected
-    from bayesgmm.large import look_at
 
     with connected(arguments.scheduler, arguments.local_cluster) as client:
-        return _run(arguments, output, look_at(arguments.data, arguments.columns, client), method, options)
+        yield client
 
 
-def _table_to_fit(arguments: argparse.Namespace) -> Table | LargeTable:
-    """The table: read, or where it is large and fitted by EM, opened to be read in blocks."""
+def _is_large(data: str) -> bool:
+    from bayesgmm import tables
+
+    return tables.bytes_on_disk(data) > tables.LARGE_BYTES
+
+
+def _table_on(arguments: argparse.Namespace, client: Any) -> LargeTable:
+    """The table, parted among the workers of a cluster."""
+    from bayesgmm.large import look_at
+
+    return look_at(arguments.data, arguments.columns, client)
+
+
+def _table_here(arguments: argparse.Namespace, method: str, labels: str | None = None) -> Table | LargeTable:
+    """The table: read, or where it is large and EM or Laplace will do, opened to be read in blocks."""
     from bayesgmm import tables
     from bayesgmm.io import read_table
 
     if arguments.data == "-":
-        return read_table(arguments.data, arguments.columns)
-    if arguments.out_of_core or (
-        arguments.method == "em" and tables.bytes_on_disk(arguments.data) > tables.LARGE_BYTES
-    ):
+        return read_table(arguments.data, arguments.columns, labels)
+    if arguments.out_of_core or (method != "nuts" and labels is None and _is_large(arguments.data)):
         from bayesgmm.large import look_at
 
         return look_at(arguments.data, arguments.columns)
-    if tables.is_several(arguments.data):
+    if tables.is_several(arguments.data) and labels is None:
         return tables.read_all(arguments.data, arguments.columns)
-    return read_table(arguments.data, arguments.columns)
+    return read_table(arguments.data, arguments.columns, labels)
 
 
 def _score(arguments: argparse.Namespace) -> int:
@@ -614,7 +672,13 @@ def _demo(arguments: argparse.Namespace) -> int:
 
 
 def _run(
-    arguments: argparse.Namespace, output: OutputFolder, table: Table | LargeTable, method: str, options: dict[str, Any]
+    arguments: argparse.Namespace,
+    output: OutputFolder,
+    table: Table | LargeTable,
+    method: str,
+    options: dict[str, Any],
+    begin: Any = None,
+    client: Any = None,
 ) -> int:
     """Fit, write and tell: what every command that fits a mixture does with a table."""
     from bayesgmm import results
@@ -623,7 +687,8 @@ def _run(
     with output as folder:
         if not silent:
             results.print_task(table, method, options)
-        outcome = results.fit(table, method, options, progressbar=not silent and sys.stderr.isatty())
+        shown = not silent and sys.stderr.isatty()
+        outcome = results.fit(table, method, options, progressbar=shown, begin=begin, client=client)
         files = results.write(outcome, folder)
     if arguments.json:
         print(results.to_json(outcome, output.path, files))

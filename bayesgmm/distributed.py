@@ -10,8 +10,10 @@ from __future__ import annotations
 import logging
 import pickle
 import re
+import signal
 import socket
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import CancelledError
@@ -21,9 +23,9 @@ from uuid import uuid4
 
 import numpy as np
 
-from bayesgmm.core import kernel
 from bayesgmm.core.blocks import Task
 from bayesgmm.core.parameters import FloatArray
+from bayesgmm.core.threads import at_most, available_threads
 from bayesgmm.exceptions import ClusterError, DataError
 
 if TYPE_CHECKING:
@@ -40,6 +42,9 @@ PATIENCE_SECONDS = 30.0
 """How long a cluster without a worker is waited for: one that was lost may be on its way back."""
 
 POLL_SECONDS = 2.0
+
+ATTEMPTS = 4
+"""How often work is sent out whose common part was lost with all workers that had it."""
 
 _SMALLER = "make the partitions smaller (X.rechunk, or repartition of a DataFrame), or give the workers more memory"
 
@@ -164,7 +169,7 @@ class DaskBlocks:
         if isinstance(found, _Fault):
             raise found.error
         if found is None:
-            raise DataError(f"{self.source} has no rows")
+            raise DataError(f"{self.source} has no rows: there is nothing to fit")
         return found
 
     def _run(self, client: Client | None, task: Task) -> Any:
@@ -257,7 +262,7 @@ def _of_partition(
 ) -> Any:
     function, columns = sent
     X = _checked(rows, None, block_id[0], columns)[0]
-    with kernel.at_most(kernel.available_threads() if alone else 1):
+    with at_most(available_threads() if alone else 1):
         return function(X)
 
 
@@ -316,10 +321,10 @@ def _on_partition(
     task, columns = task_and_columns
     try:
         if hasattr(rows, "weighted_blocks"):
-            with kernel.at_most(threads):
+            with at_most(threads):
                 return _over_blocks(task, rows, block)
         X, v = _checked(rows, weights, block, columns)
-        with kernel.at_most(threads):
+        with at_most(threads):
             return task(X, v, block) if len(X) else None
     except DataError as error:
         return _Fault(error)
@@ -500,7 +505,7 @@ def _client_of(collection: Any) -> Client | None:
 def _threads_of(client: Client | None, n_blocks: int) -> int:
     """Threads for each task: one, or a fair share where there are fewer partitions than threads."""
     if client is None:
-        return max(1, kernel.available_threads() // n_blocks)
+        return max(1, available_threads() // n_blocks)
     workers = workers_of(client)
     return max(1, min(min(workers), sum(workers) // n_blocks))
 
@@ -567,64 +572,115 @@ def _memory_limits(dask_scheduler: Any) -> list[int]:
     return [worker.memory_limit or 0 for worker in dask_scheduler.workers.values()]
 
 
-def evaluated(
-    client: Client, function: Callable[[Any, Any], Any], common: Any, items: Sequence[Any], name: str
-) -> Iterator[tuple[int, Any]]:
-    """Values of ``function(common, item)``, each from a worker of a cluster, as they come.
+class OnWorkers:
+    """Functions of one common thing and an item each, evaluated on the workers of a cluster.
 
     Parameters
     ----------
     client : distributed.Client
-    function : callable
     common : object
         Sent to each worker once.
-    items : sequence
-    name : str
-        On the dashboard.
-
-    Yields
-    ------
-    place : int
-        Of the item.
-    value : object
 
     Raises
     ------
     ClusterError
-        If the cluster cannot do it.
+        If there is no worker.
     """
-    import cloudpickle
-    from distributed import KilledWorker, as_completed
 
-    workers_of(client)
-    payload = client.scatter(cloudpickle.dumps(common), broadcast=True, hash=False)
-    places = {
-        client.submit(_on_worker, function, payload, item, key=f"{name}-{uuid4().hex}", pure=False): place
-        for place, item in enumerate(items)
-    }
-    try:
-        for future in as_completed(list(places)):
-            yield places[future], future.result()
-    except KilledWorker as error:
-        raise ClusterError(f"workers died at work; most often they run out of memory: {error}") from error
-    except CancelledError as error:
-        raise ClusterError(f"the cluster lost the work or the connection ({error})") from error
-    finally:
-        for future in places:
-            future.release()
+    def __init__(self, client: Client, common: Any) -> None:
+        import cloudpickle
+
+        workers_of(client)
+        self.client = client
+        self._bytes = cloudpickle.dumps(common)
+        self._sent: Any = None
+
+    def evaluated(
+        self,
+        function: Callable[[Any, Any], Any],
+        items: Sequence[Any],
+        name: str,
+        on_interrupt: Callable[[], None] | None = None,
+    ) -> Iterator[tuple[int, Any]]:
+        """Values of ``function(common, item)``, as they come.
+
+        A worker that is lost is no matter: another does its work. Where all that had the common thing are lost, it is sent anew.
+
+        Parameters
+        ----------
+        function : callable
+        items : sequence
+        name : str
+            On the dashboard.
+        on_interrupt : callable, optional
+            Called at the first Ctrl-C, after which values are waited for as before: it tells the functions to come to an end.
+
+        Yields
+        ------
+        place : int
+            Of the item.
+        value : object
+
+        Raises
+        ------
+        ClusterError
+            If the cluster cannot do it.
+        """
+        from distributed import KilledWorker, as_completed
+
+        waiting = set(range(len(items)))
+        for attempt in range(ATTEMPTS):
+            places = self._submitted(function, {place: items[place] for place in sorted(waiting)}, name)
+            try:
+                finished = as_completed(list(places))
+                while waiting:
+                    try:
+                        future = next(finished)
+                    except KeyboardInterrupt:
+                        if on_interrupt is None:
+                            raise
+                        on_interrupt()
+                        on_interrupt = None
+                        continue
+                    value = future.result()
+                    waiting.discard(places[future])
+                    yield places[future], value
+                return
+            except KilledWorker as error:
+                raise ClusterError(f"workers died at work; most often they run out of memory: {error}") from error
+            except CancelledError as error:
+                self._sent = None
+                if attempt == ATTEMPTS - 1:
+                    raise ClusterError(f"the cluster lost the work or the connection ({error})") from error
+            finally:
+                for future in places:
+                    future.release()
+
+    def _submitted(self, function: Callable[[Any, Any], Any], items: dict[int, Any], name: str) -> dict[Any, int]:
+        """Places of items by the futures of their values."""
+        workers_of(self.client)
+        if self._sent is None:
+            key = f"bayesgmm-common-{uuid4().hex}"
+            self._sent = self.client.scatter({key: self._bytes}, broadcast=True)[key]
+        submit = self.client.submit
+        return {
+            submit(_on_worker, function, self._sent, item, key=f"{name}-{uuid4().hex}", pure=False): place
+            for place, item in items.items()
+        }
 
 
 def _on_worker(function: Callable[[Any, Any], Any], payload: bytes, item: Any) -> Any:
     from distributed import get_worker
 
-    with kernel.at_most(get_worker().state.nthreads):
+    with at_most(get_worker().state.nthreads):
         return function(pickle.loads(payload), item)
 
 
 def _held(key: Any) -> str:
     """What a key of ours is about."""
-    is_sum = isinstance(key, str) or not isinstance(key[-1], int) or str(key[0]).startswith("bayesgmm-sum")
-    return "sums" if is_sum else f"partition {key[1]}"
+    if isinstance(key, tuple) and isinstance(key[1], int) and not str(key[0]).startswith("bayesgmm-sum"):
+        return f"partition {key[1]}"
+    return "parameters" if str(key).startswith("bayesgmm-parameters") else "sums"
 
 
 @contextmanager
@@ -652,12 +708,13 @@ def connected(scheduler: str | None = None, n_workers: int | None = None) -> Ite
     except ImportError as error:
         raise ClusterError("clusters need Dask: install it with pip install 'bayesgmm[dask]'") from error
     if scheduler is None:
-        threads = max(1, kernel.available_threads() // (n_workers or 1))
+        threads = max(1, available_threads() // (n_workers or 1))
         with (
             LocalCluster(
                 n_workers=n_workers,
                 threads_per_worker=threads,
                 dashboard_address="127.0.0.1:0",
+                preload=[__name__],
                 silence_logs=logging.CRITICAL,
             ) as cluster,
             Client(cluster) as client,
@@ -674,6 +731,12 @@ def connected(scheduler: str | None = None, n_workers: int | None = None) -> Ite
         raise ClusterError(f"no Dask scheduler answers at {scheduler}: {_one_line(error)}") from error
     with client:
         yield client
+
+
+def dask_setup(worker: Any) -> None:
+    """Make a worker of this machine deaf to Ctrl-C, which a terminal sends to all processes: it is for us, who tell the workers."""
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _knock(address: str) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from arviz_stats.utils import ELPDData
+from arviz_stats.utils import ELPDData, ELPDDataLOOSubsample
 from xarray import DataArray
 
 from bayesgmm.core.parameters import FloatArray
@@ -25,6 +25,14 @@ class ELPDDataWAIC(ELPDData):
     _kind: ClassVar[str] = "waic"
 
     p_waic_i: Any = None
+
+
+@dataclass(kw_only=True, repr=False)
+class ELPDDataLOOBlocks(ELPDDataLOOSubsample):
+    """LOO of many rows in blocks: its pointwise values are those of the subsample alone, in the order of its rows.
+
+    ``az.compare`` wants values of all rows; :func:`bayesgmm.stacking.compare_elpds` takes these.
+    """
 
 
 def elpd_fields(

@@ -129,7 +129,8 @@ def _on_cluster(table: BlockTable, n_bytes: int, client: Client) -> tuple[DaskBl
     ]
     if len(pieces) < len(workers):
         notes.append(
-            f"some workers have nothing to do: split the table into {n_threads} files or Parquet row groups, or more"
+            f"some workers have nothing to do: split the table into {n_threads} files or Parquet row groups, or more; text in UTF-16 is "
+            "not split, other text and .npy files are"
         )
     return DaskBlocks.from_tables(pieces, held=held), notes
 

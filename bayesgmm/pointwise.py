@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 from scipy.special import logsumexp
 
 from bayesgmm.core.parameters import FloatArray
@@ -254,22 +254,7 @@ class PointwiseCriteria:
         self, like: DataArray | None = None, sample_weight: FloatArray | None = None, warn: bool = True
     ) -> ELPDDataWAIC:
         """WAIC of the rows so far; see :func:`bayesgmm.criteria.waic`."""
-        from bayesgmm.elpd import ELPDDataWAIC, elpd_fields, pointwise_array
-
-        elpd_i, p_i = self.lppd_i - self.p_waic_i, self.p_waic_i
-        high = np.flatnonzero(p_i > WAIC_VARIANCE_LIMIT)
-        if len(high) and warn:
-            warn_user(
-                f"the variance of the log-likelihood over the draws exceeds {WAIC_VARIANCE_LIMIT} in {len(high)} of "
-                f"{len(p_i)} rows ({named_rows(high)}): WAIC is not reliable there; use LOO, which has a diagnostic of its own",
-                CriterionWarning,
-            )
-        return ELPDDataWAIC(
-            **elpd_fields(elpd_i, p_i, self.n_draws, like, sample_weight),
-            warning=bool(len(high)),
-            good_k=None,
-            p_waic_i=pointwise_array(weighted(p_i, sample_weight), like, "p_waic_i"),
-        )
+        return waic_data(self.lppd_i, self.p_waic_i, self.n_draws, like, sample_weight, warn)
 
     def loo(
         self, like: DataArray | None = None, sample_weight: FloatArray | None = None, warn: bool = True
@@ -281,6 +266,32 @@ class PointwiseCriteria:
         if warn and result.warning:
             warn_pareto_k(self.pareto_k, good_k(self.n_draws))
         return result
+
+
+def waic_data(
+    lppd_i: FloatArray,
+    p_i: FloatArray,
+    n_draws: int,
+    like: DataArray | None = None,
+    sample_weight: FloatArray | None = None,
+    warn: bool = True,
+) -> ELPDDataWAIC:
+    """Pointwise values as :class:`bayesgmm.elpd.ELPDDataWAIC`."""
+    from bayesgmm.elpd import ELPDDataWAIC, elpd_fields, pointwise_array
+
+    high = np.flatnonzero(p_i > WAIC_VARIANCE_LIMIT)
+    if len(high) and warn:
+        warn_user(
+            f"the variance of the log-likelihood over the draws exceeds {WAIC_VARIANCE_LIMIT} in {len(high)} of "
+            f"{len(p_i)} rows ({named_rows(high)}): WAIC is not reliable there; use LOO, which has a diagnostic of its own",
+            CriterionWarning,
+        )
+    return ELPDDataWAIC(
+        **elpd_fields(lppd_i - p_i, p_i, n_draws, like, sample_weight),
+        warning=bool(len(high)),
+        good_k=None,
+        p_waic_i=pointwise_array(weighted(p_i, sample_weight), like, "p_waic_i"),
+    )
 
 
 def loo_data(
@@ -306,13 +317,16 @@ def loo_data(
     )
 
 
-def warn_pareto_k(pareto_k: FloatArray, threshold: float, advice: str = "") -> None:
-    """Warn of rows whose k̂ exceeds the threshold, if there are any."""
+def warn_pareto_k(
+    pareto_k: FloatArray, threshold: float, advice: str = "", rows: NDArray[np.int64] | None = None
+) -> None:
+    """Warn of rows whose k̂ exceeds the threshold, if there are any; ``rows`` are their numbers, unless they are all."""
     high = np.flatnonzero(pareto_k > threshold)
     if len(high):
         advice = advice or "give these rows an exact refit (bayesgmm.inference.loo.loo_posterior) or use kfold"
         warn_user(
-            f"Pareto k̂ exceeds {threshold:.2f} in {len(high)} of {len(pareto_k)} rows ({named_rows(high)}): leaving them out changes "
+            f"Pareto k̂ exceeds {threshold:.2f} in {len(high)} of {len(pareto_k)} rows "
+            f"({named_rows(high if rows is None else rows[high])}): leaving them out changes "
             f"the posterior too much for importance sampling, and their part of LOO is not reliable; {advice}",
             CriterionWarning,
         )

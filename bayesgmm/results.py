@@ -24,6 +24,7 @@ from bayesgmm.report.blocks import number
 
 if TYPE_CHECKING:
     import pandas as pd
+    from distributed import Client
     from rich.console import Console
 
     from bayesgmm.selection import Selection
@@ -71,6 +72,8 @@ class Outcome:
         The package's own warnings.
     interrupted : str or None
         What was kept of an interrupted fit; None where it ran to its end.
+    resumed : bool
+        Whether it began where another had ended.
     """
 
     estimator: Any
@@ -79,6 +82,7 @@ class Outcome:
     seconds: float
     messages: tuple[str, ...] = ()
     interrupted: str | None = None
+    resumed: bool = False
 
     @cached_property
     def summary(self) -> pd.DataFrame:
@@ -121,8 +125,9 @@ class Outcome:
             from bayesgmm.inference.power_scaling import sensitivity_sentence
 
             found.append(sensitivity_sentence(self.estimator.prior_sensitivity()))
+        found += ["EM went on from the fit that was there"] * self.resumed
         if isinstance(self.table, LargeTable):
-            if self.method == "em":
+            if self.method == "em" and not self.resumed:
                 found.append(
                     f"the starts were made from, and first climbed on, a sample of {self.estimator.initialised_on_} of "
                     f"{self.table.n_rows} rows; then every iteration was over all rows"
@@ -151,19 +156,50 @@ def _rows(table: Table | LargeTable) -> Any:
     return table.blocks if isinstance(table, LargeTable) else table.to_frame()
 
 
-def fit(table: Table | LargeTable, method: str, options: dict[str, Any], progressbar: bool = False) -> Outcome:
+def unfinished_fit(path: str, options: dict[str, Any]) -> Any:
+    """A fit by EM in a folder of results, to go on from.
+
+    Raises
+    ------
+    DataError
+        If there is none, or it is of another number of components or another structure.
+    """
+    from bayesgmm import GaussianMixture
+    from bayesgmm.persistence import load
+
+    found = load(path)
+    if not isinstance(found, GaussianMixture):
+        raise DataError(f"{path} holds a posterior, not a fit by EM to go on from")
+    for name, what in (("n_components", "K"), ("covariance_type", "covariance")):
+        if getattr(found, name) != options[name]:
+            raise DataError(f"the fit in {path} has {what} = {getattr(found, name)}, and {options[name]} is asked for")
+    return found
+
+
+def fit(
+    table: Table | LargeTable,
+    method: str,
+    options: dict[str, Any],
+    progressbar: bool = False,
+    begin: Any = None,
+    client: Client | None = None,
+) -> Outcome:
     """Fit a mixture to a table.
 
     Parameters
     ----------
     table : Table or LargeTable
-        The data; a large table is fitted by EM.
+        The data.
     method : {"nuts", "laplace", "em"}
         How.
     options : dict
         Arguments of the estimator's constructor.
     progressbar : bool, default=False
         Whether to show the progress of sampling.
+    begin : GaussianMixture, optional
+        A fit by EM to go on from.
+    client : distributed.Client, optional
+        Of a cluster whose workers run the chains.
 
     Returns
     -------
@@ -171,6 +207,8 @@ def fit(table: Table | LargeTable, method: str, options: dict[str, Any], progres
 
     Raises
     ------
+    DataError
+        Where the columns are not those of the fit to go on from.
     SamplingInterrupted
         Where the user stopped it and no draws were complete.
     """
@@ -184,6 +222,8 @@ def fit(table: Table | LargeTable, method: str, options: dict[str, Any], progres
             from bayesgmm import GaussianMixture
 
             estimator: Any = GaussianMixture(**options)
+            if begin is not None:
+                _go_on_from(begin, estimator, table)
         else:
             from bayesgmm import BayesianGaussianMixture
 
@@ -192,6 +232,8 @@ def fit(table: Table | LargeTable, method: str, options: dict[str, Any], progres
             if method == "em" and isinstance(table, LargeTable):
                 with progress(progressbar) as callback:
                     estimator.fit(table.blocks, callback=callback)
+            elif client is not None:
+                estimator.fit(_rows(table), client=client)
             else:
                 estimator.fit(_rows(table))
             interrupted = getattr(estimator, "_interrupted", None)
@@ -199,11 +241,26 @@ def fit(table: Table | LargeTable, method: str, options: dict[str, Any], progres
             if stop.estimator is None:
                 raise
             estimator, interrupted = stop.estimator, str(stop)
+    if begin is not None:
+        estimator.set_params(warm_start=False)
     if not (interrupted and isinstance(table, LargeTable)):
         large = isinstance(table, LargeTable)
         found = table.data_hash() if isinstance(table, LargeTable) else data_hash(table.values)
         estimator._provenance = provenance(table.source, table.columns, table.notes, found, large)
-    return Outcome(estimator, table, method, time.perf_counter() - started, _messages(caught), interrupted)
+    return Outcome(
+        estimator, table, method, time.perf_counter() - started, _messages(caught), interrupted, begin is not None
+    )
+
+
+def _go_on_from(begin: Any, estimator: Any, table: Table | LargeTable) -> None:
+    """Start an estimator where another ended."""
+    names = tuple(getattr(begin, "feature_names_in_", table.columns))
+    if names != tuple(table.columns) or begin.n_features_in_ != len(names):
+        raise DataError(
+            f"the fit to go on from has the columns {', '.join(names)}, and the table {', '.join(table.columns)}"
+        )
+    estimator.set_params(warm_start=True)
+    estimator._set(begin._parameters, begin.covariances_)
 
 
 def _messages(caught: Sequence[warnings.WarningMessage]) -> tuple[str, ...]:
@@ -511,7 +568,7 @@ class SelectionOutcome:
     """
 
     selection: Selection
-    table: Table
+    table: Table | LargeTable
     seconds: float
     messages: tuple[str, ...] = ()
 
@@ -523,7 +580,7 @@ class SelectionOutcome:
         return (*((stopped + remedy,) if stopped else ()), *self.selection.doubtful)
 
 
-def select(table: Table, options: dict[str, Any], progressbar: bool = False) -> SelectionOutcome:
+def select(table: Table | LargeTable, options: dict[str, Any], progressbar: bool = False) -> SelectionOutcome:
     """Compare mixtures of a table.
 
     Parameters
@@ -550,8 +607,12 @@ def select(table: Table, options: dict[str, Any], progressbar: bool = False) -> 
     started = time.perf_counter()
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("default")
-        selection = run(table.to_frame(), progressbar=progressbar, **options)
-    origin = provenance(table.source, table.columns, table.notes, data_hash(table.values))
+        labels = _labels(table)
+        y = None if labels is None else labels.values
+        selection = run(_rows(table), y=y, progressbar=progressbar, **options)
+    large = isinstance(table, LargeTable)
+    found = table.data_hash() if isinstance(table, LargeTable) else data_hash(table.values)
+    origin = provenance(table.source, table.columns, table.notes, found, large)
     selection = replace(selection, provenance=origin)
     if not selection.picks and not selection.interrupted:
         raise DataError(selection.summary())
@@ -592,7 +653,8 @@ def write_selection(outcome: SelectionOutcome, path: str | Path) -> list[str]:
             with atomic_path(folder / "selection.png") as temporary:
                 selection.plot().savefig(temporary, dpi=150)
             keep(selection, folder)
-            rows = outcome.table.to_frame() if selection.method == "em" else None
+            held = isinstance(outcome.table, Table) and selection.method == "em"
+            rows = _rows(outcome.table) if held else None
             write_report(selection_page(selection, rows), folder / "report.html", overwrite=True)
             if outcome.problems:
                 write_text(folder / "WARNING.txt", "\n".join(outcome.problems) + "\n")
@@ -606,13 +668,13 @@ def write_selection(outcome: SelectionOutcome, path: str | Path) -> list[str]:
 def selection_to_json(outcome: SelectionOutcome, path: str | Path, files: list[str]) -> str:
     """Return a selection as one JSON object; what does not apply, and what is not a finite number, is null."""
     selection = outcome.selection
-    rows, labels = selection.table.reset_index().astype(object), outcome.table.labels
+    rows, labels = selection.table.reset_index().astype(object), _labels(outcome.table)
     return json.dumps(
         _plain(
             {
                 "data": {
                     "source": outcome.table.source,
-                    "n_rows": len(outcome.table.values),
+                    "n_rows": _n_rows(outcome.table),
                     "columns": outcome.table.columns,
                     "notes": outcome.table.notes,
                     "labels": None
@@ -639,12 +701,17 @@ def selection_to_json(outcome: SelectionOutcome, path: str | Path, files: list[s
     )
 
 
-def print_selection_task(table: Table, method: str, n_components: list[int], covariance_types: list[str]) -> None:
+def _labels(table: Table | LargeTable) -> Any:
+    return None if isinstance(table, LargeTable) else table.labels
+
+
+def print_selection_task(
+    table: Table | LargeTable, method: str, n_components: list[int], covariance_types: list[str]
+) -> None:
     """Tell what is about to be compared."""
     console = _console()
     _print_table(console, table)
-    if table.labels is not None:
-        labels = table.labels
+    if (labels := _labels(table)) is not None:
         classes = ", ".join(map(str, labels.classes[:6])) + (", …" if len(labels.classes) > 6 else "")
         console.print(
             f"labels {labels.column}: {labels.n_known} of {len(labels.values)} rows known, {len(labels.classes)} classes ({classes})"

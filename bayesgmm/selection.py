@@ -18,6 +18,7 @@ from bayesgmm.core.covariance import STRUCTURES
 from bayesgmm.core.hierarchical import HierarchicalPrior
 from bayesgmm.core.parameters import FloatArray
 from bayesgmm.core.priors import ConjugatePrior
+from bayesgmm.core.threads import available_threads
 from bayesgmm.exceptions import PriorFunctionError, warn_user
 from bayesgmm.io import sole_writer
 from bayesgmm.stacking import compare_elpds, stacking_weights
@@ -83,7 +84,8 @@ class Selection:
     em_fits : mapping of (str, int) to GaussianMixture
         Maximum-likelihood fits.
     elpds : mapping of str to ELPDData
-        LOO by model (``"full-2"``), as ``az.compare`` takes it; ``az.plot_compare`` takes what that returns.
+        LOO by model (``"full-2"``), as ``az.compare`` takes it; ``az.plot_compare`` takes what that returns. Of more than 100,000 rows in
+        blocks they hold values of a subsample alone, and ``az.compare`` does not take them.
     method : str
     criteria : tuple of str
         Those that were asked for, or all that apply.
@@ -470,7 +472,7 @@ def select(
     Parameters
     ----------
     X : array-like of shape (N, D), path, rows in blocks, or Dask array or DataFrame
-        Rows that do not stand in memory are compared by EM's criteria.
+        Rows that do not stand in memory are summed over where they are, one model after the other; without ``y``.
     n_components : iterable of int, default range(1, 7)
         Numbers of components K.
     covariance_types : iterable of str, default ("full", "tied", "diag", "spherical")
@@ -510,8 +512,8 @@ def select(
     progressbar : bool, default True
         Show the progress over models on standard error.
     client : distributed.Client, optional
-        Of a Dask cluster, whose workers sample the posteriors, several models at a time; the rows travel to each worker once. The result
-        does not depend on it.
+        Of a Dask cluster, whose workers fit the models, EM and posterior, several at a time; the rows, which stand in memory here, travel
+        to each worker once. The result does not depend on it, where the workers have processors of this kind.
     **options
         Of the fits: ``n_init``, ``init_params``, ``max_iter`` (all), ``tol``, ``reg_covar`` (EM), ``draws``, ``tune``, ``chains``,
         ``target_ess``, ``max_draws``, ``cores`` (posteriors). ``target_ess`` is 0 here, so that each posterior has the draws asked for.
@@ -662,11 +664,8 @@ def _plan(
                 f"n_components goes up to {ks[-1]}, but X has {distinct} distinct rows: ask for at most {distinct} components"
             )
     else:
-        if method != "em" or y is not None:
-            raise ValueError(
-                "rows in blocks are compared by EM's criteria: method='em', without y. LOO, WAIC, the evidence and labels need the rows in "
-                "memory: give a sample of them"
-            )
+        if y is not None:
+            raise ValueError("labels (y) go with rows in memory: give a sample of them")
         seen = survey(blocks, entropy)
         check_survey(seen, ks[-1], feature_names(door), options.get("reg_covar", 1e-6), False)
         table, weights = seen.sample.rows, None if np.all(seen.sample.weights == 1) else seen.sample.weights
@@ -692,7 +691,7 @@ def _plan(
             refuse_degenerate(table, ks[-1], feature_names(door))
     if blocks is None:
         warn_degenerate(table, ks[-1], feature_names(door), em_options.get("reg_covar", 1e-6))
-    cores = kernel.available_threads()
+    cores = available_threads()
     if n_jobs is None:
         cost = kernel.pass_cost(len(table), ks[-1], table.shape[1])
         n_jobs = cores if SHORT_PASS <= cost < LONG_PASS else 1

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from bayesgmm.delimited import MORE_FIELDS, OPEN_QUOTE, UNREAD, Records, parse_numbers, split_records
 from bayesgmm.exceptions import DataError
-from bayesgmm.formats import SAMPLE_BYTES, default_names, fields, file_kind, text_layout
+from bayesgmm.formats import SAMPLE_BYTES, damage_told, default_names, fields, file_kind, text_layout
 from bayesgmm.io import as_floats
 
 if TYPE_CHECKING:
@@ -117,12 +117,13 @@ class TextSource:
     def __init__(
         self, stream: BinaryIO, head: bytes, name: str, size: int | None = None, block_bytes: int = BLOCK_BYTES
     ) -> None:
-        self.name, self.layout = name, text_layout(head)
+        self.name, self.layout = name, text_layout(head, name)
         self._stream, self._size, self._block_bytes = stream, size, block_bytes
         self._read_bytes = len(head)
         self._decoder = codecs.getincrementaldecoder("utf-16")() if self.layout.encoding == "utf-16" else None
         self.byte_order_mark = head[:2] if self._decoder else b""
         self._buffer, self._at_end, self._lines = self._recoded(head), False, 0
+        self._left: int | None = None
         self.codec = "latin-1" if self.layout.encoding == "latin-1" else "utf-8"
         mark = codecs.BOM_UTF8 if self._buffer.startswith(codecs.BOM_UTF8) else b""
         self._buffer = self._buffer[len(mark) :]
@@ -156,7 +157,8 @@ class TextSource:
     @property
     def candidates(self) -> list[int]:
         """Columns that may be features when they are told by position: all but row names without a name."""
-        return list(range(int(self.layout.unnamed_first and len(self.names) > 1), len(self.names)))
+        unnamed = self.layout.unnamed_first and len(self.names) > 1 and not self.row_names
+        return list(range(int(unnamed), len(self.names)))
 
     def choose(self, columns: Sequence[int]) -> None:
         """Say which columns, by their place in ``names``, are to be read as numbers."""
@@ -170,7 +172,45 @@ class TextSource:
         DataError
             Where a row has more fields than the header (or the first row), or a quoted field does not end; with its line.
         """
-        slots = np.arange(self.n_fields, dtype=np.int64)
+        for records in self._pieces(np.arange(self.n_fields, dtype=np.int64)):
+            yield self._block(records)
+
+    @property
+    def can_be_split(self) -> bool:
+        """Whether a record begins at some byte of the file: not so of a file in UTF-16, which is read through UTF-8."""
+        return self._decoder is None
+
+    def cuts(self, n: int) -> list[tuple[int, int, int, int]]:
+        """Where to cut the rows into at most n parts of about the same size, no record being parted: the file is read to its end.
+
+        Quotes are looked at as in reading, so that a newline within them ends no record.
+
+        Returns
+        -------
+        list of (start, stop, lines, rows)
+            Bytes where a part begins and ends; lines and rows above it.
+        """
+        begin = self._read_bytes - len(self._buffer)
+        each = max(1, -(-((self._size or 0) - begin) // n))
+        found = [(begin, self._lines, 0)]
+        above, rows = begin, 0
+        for records in self._pieces(np.full(self.n_fields, -1, dtype=np.int64)):
+            while (at := int(np.searchsorted(records.starts, found[-1][0] + each - above))) < len(records):
+                before = rows + int(np.count_nonzero(records.n_fields[:at]))
+                found.append((above + int(records.starts[at]), self._lines + int(records.lines[at]), before))
+            above += int(records.ends[-1])
+            rows += int(np.count_nonzero(records.n_fields))
+        stops = [start for start, _, _ in found[1:]] + [above]
+        return [(start, stop, lines, before) for (start, lines, before), stop in zip(found, stops, strict=True)]
+
+    def go_to(self, start: int, stop: int, lines: int) -> None:
+        """Read the rows between two bytes, as :meth:`cuts` says them, and no others."""
+        self._stream.seek(start)
+        self._buffer, self._at_end, self._lines = b"", False, lines
+        self._read_bytes, self._left = start, stop - start
+
+    def _pieces(self, slots: NDArray[np.int64]) -> Iterator[Records]:
+        """Records, as many at a time as stand in about ``block_bytes``; ``slots`` as for ``split_records``."""
         while True:
             if not self._at_end and len(self._buffer) < self._block_bytes:
                 self._fill(self._block_bytes)
@@ -184,7 +224,7 @@ class TextSource:
                 )
             self._check_complete(records, outcome)
             if len(records):
-                yield self._block(records)
+                yield records
             elif self._at_end:
                 return
             else:
@@ -232,11 +272,13 @@ class TextSource:
         parts, held = [self._buffer], len(self._buffer)
         while held < size and not self._at_end:
             try:
-                raw = self._stream.read(size - held)
+                raw = self._stream.read(size - held if self._left is None else min(size - held, self._left))
             except OSError as error:
                 raise DataError(f"cannot read {self.name}: {error.strerror or error}") from error
             self._at_end = not raw
             self._read_bytes += len(raw)
+            if self._left is not None:
+                self._left -= len(raw)
             parts.append(self._recoded(raw, final=self._at_end))
             held += len(parts[-1])
         self._buffer = b"".join(parts)
@@ -408,24 +450,19 @@ def _parquet(path: str, name: str, block_rows: int) -> FrameSource:
     import pandas as pd
 
     try:
-        import pyarrow as pa
         import pyarrow.parquet as pq
     except ImportError as error:
         raise DataError(
             f"cannot read {name}: Parquet needs pyarrow; install it with pip install 'bayesgmm[parquet]'"
         ) from error
-    try:
+    with damage_told(name):
         file = pq.ParquetFile(path, **READING)
-    except (ValueError, OSError, pa.ArrowException) as error:
-        raise DataError(f"cannot read {name}: {str(error).splitlines()[0]}") from error
 
     def frames() -> Iterator[tuple[pd.DataFrame, Any]]:
-        try:
+        with damage_told(name):
             for batch in file.iter_batches(batch_size=block_rows):
                 # Arrow's own types: integers with gaps stay integers
                 yield batch.to_pandas(types_mapper=pd.ArrowDtype, ignore_metadata=True), batch
-        except (ValueError, OSError, pa.ArrowException) as error:
-            raise DataError(f"cannot read {name}: {str(error).splitlines()[0]}") from error
 
     schema = file.schema_arrow
     return FrameSource(name, frames(), schema.names, True, file.metadata.num_rows, schema)
@@ -434,15 +471,13 @@ def _parquet(path: str, name: str, block_rows: int) -> FrameSource:
 def _array(path: str, name: str, block_rows: int) -> FrameSource:
     import pandas as pd
 
-    try:
-        array = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (ValueError, EOFError, OSError) as error:
-        raise DataError(f"cannot read {name}: {error}") from error
+    with damage_told(name):
+        array: np.ndarray = np.load(path, mmap_mode="r", allow_pickle=False)
     structured = array.dtype.names is not None and array.ndim == 1
     if not structured:
         if array.ndim not in (1, 2):
             raise DataError(f"{name} holds an array of shape {array.shape}; expected observations × features")
-        array = array.reshape(len(array), -1)
+        array = array[:, None] if array.ndim == 1 else array
     names = list(array.dtype.names or ()) if structured else default_names(array.shape[1])
 
     def frames() -> Iterator[tuple[pd.DataFrame, Any]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -26,9 +26,11 @@ def compare_elpds(
     Returns
     -------
     differences : dict of str to (float, float)
-        elpd − elpd of the best, and its standard error (with N − 1; ``az.compare`` has N). For subsampled LOO by ``az.compare``.
+        elpd − elpd of the best, and its standard error (with N − 1; ``az.compare`` has N). For subsampled LOO by ``az.compare``; of
+        rows in blocks from the subsample: the variance over all rows is that of its differences.
     weights : ndarray of shape (models,)
     """
+    from bayesgmm.elpd import ELPDDataLOOBlocks
     from bayesgmm.pointwise import standard_error
 
     names = list(elpds)
@@ -40,6 +42,9 @@ def compare_elpds(
     copies = pointwise[:, rows] if v is None else pointwise[:, rows] / v[rows]
     kept = None if v is None else v[rows]
     weights = stacking_weights(copies.T, kept)
+    best = int(np.argmax([elpds[name].elpd for name in names]))
+    if any(isinstance(elpds[name], ELPDDataLOOBlocks) for name in names):
+        return _differences_of_subsample([elpds[name] for name in names], names, best), weights
     if any(hasattr(elpds[name], "subsampling_se") for name in names):
         import arviz_stats
 
@@ -48,12 +53,24 @@ def compare_elpds(
             warnings.simplefilter("ignore")
             compared = arviz_stats.compare(dict(elpds), method="pseudo-BMA", round_to="none")
         return {n: (float(compared.loc[n, "elpd_diff"]), float(compared.loc[n, "dse"])) for n in names}, weights
-    best = int(np.argmax([elpds[name].elpd for name in names]))
     differences = {}
     for m, name in enumerate(names):
         gap = float(elpds[name].elpd - elpds[names[best]].elpd)
         differences[name] = (gap, 0.0 if m == best else standard_error(copies[m] - copies[best], kept))
     return differences, weights
+
+
+def _differences_of_subsample(found: Sequence[Any], names: Sequence[str], best: int) -> dict[str, tuple[float, float]]:
+    """Differences by the difference estimator, whose approximations have been summed over all rows."""
+    exact = np.array([np.asarray(each.elpd_i, dtype=float) for each in found])
+    errors = exact - np.array([np.asarray(each.elpd_loo_approx, dtype=float) for each in found])
+    N, m = found[best].n_data_points, exact.shape[1]
+    out = {}
+    for k, name in enumerate(names):
+        of_rows, of_subsample = (np.var(values[k] - values[best], ddof=1) for values in (exact, errors))
+        variance = N * of_rows + N**2 * (1 - m / N) * of_subsample / m
+        out[name] = (float(found[k].elpd - found[best].elpd), float(np.sqrt(variance)))
+    return out
 
 
 def stacking_weights(elpd_i: FloatArray, sample_weight: FloatArray | None = None) -> FloatArray:

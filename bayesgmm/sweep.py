@@ -1,7 +1,8 @@
 """One fit after another over the number of components and the covariance structure, with what each fit's criteria come to.
 
 EM's fits come first, several models at a time where a pass over the data is short; the starts of one K serve all structures. Then
-come the posteriors, one after the other. Each finished model is kept, in memory and (if there is one) in a folder, before the next.
+come the posteriors, one after the other. On a cluster each worker takes EM and posterior of a model at a time. Each finished model is
+kept, in memory and (if there is one) in a folder, before the next.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,9 +29,9 @@ from bayesgmm.core.blocked import Survey
 from bayesgmm.core.blocks import RowBlocks
 from bayesgmm.core.covariance import STRUCTURES, structure
 from bayesgmm.core.parameters import FloatArray
-from bayesgmm.distributed import evaluated
+from bayesgmm.distributed import OnWorkers
 from bayesgmm.estimators.gaussian_mixture import GaussianMixture
-from bayesgmm.exceptions import DataError
+from bayesgmm.exceptions import DataError, DataWarning, warn_user
 from bayesgmm.io import atomic_path, write_text
 from bayesgmm.persistence import data_hash
 
@@ -176,6 +178,8 @@ class Model:
     em: Any = None
     posterior: Any = None
     elpd: Any = None
+    row_weights: FloatArray | None = None
+    """Of the rows of ``elpd``; None where all are 1."""
     varied: dict[str, dict[str, Any]] = field(default_factory=dict)
     """By variation of the prior: ``change`` of the log evidence, its ``standard_error``, ``pareto_k``, and whether it is ``refitted``."""
 
@@ -286,8 +290,9 @@ class Folder:
                 save(estimator, folder / name)
         if model.elpd is not None and hasattr(model.elpd, "p_loo_i") and not hasattr(model.elpd, "subsampling_se"):
             elpd_i, p_loo_i, pareto_k = (np.asarray(getattr(model.elpd, n)) for n in ("elpd_i", "p_loo_i", "pareto_k"))
+            weights: dict[str, Any] = {} if model.row_weights is None else {"row_weights": model.row_weights}
             with atomic_path(folder / POINTWISE) as temporary:
-                np.savez(temporary, elpd_i=elpd_i, p_loo_i=p_loo_i, pareto_k=pareto_k)
+                np.savez(temporary, elpd_i=elpd_i, p_loo_i=p_loo_i, pareto_k=pareto_k, **weights)
         row = {
             "values": model.values,
             "done": sorted(model.done),
@@ -371,6 +376,7 @@ def _stored_elpd(file: Path, model: Model, n_samples: int) -> Any:
 
     with np.load(file, allow_pickle=False) as arrays:
         elpd_i, p_i, pareto_k = arrays["elpd_i"], arrays["p_loo_i"], arrays["pareto_k"]
+        model.row_weights = arrays.get("row_weights")
     threshold = good_k(n_samples)
     return ELPDDataLOO(
         elpd=model.values["elpd_loo"],
@@ -409,7 +415,7 @@ def run(
         Called with each model that is finished.
     progressbar : bool, default False
     client : distributed.Client, optional
-        Whose workers sample the posteriors, each of a model of its own.
+        Whose workers fit rows that stand in memory here, each a model at a time.
 
     Returns
     -------
@@ -423,14 +429,16 @@ def run(
     ]
     with _progress(len(plan.keys), len(plan.keys) - len(todo), progressbar) as tell:
         try:
-            _run_em(
-                plan, [m for m in todo if "em" not in m.done], tell, save if plan.method == "em" else lambda _: None
-            )
-            done = _finished_here(plan, todo, tell) if client is None else _finished_on_workers(client, plan, todo)
+            if client is None or plan.blocks is not None:
+                begun = [m for m in todo if "em" not in m.done]
+                _run_em(plan, begun, tell, save if plan.method == "em" else lambda _: None)
+                left = [m for m in todo if m not in begun] if plan.method == "em" else todo
+                done = _finished_here(plan, left, tell)
+            else:
+                done = _finished_on_workers(client, plan, todo)
             for model in done:
-                if plan.method != "em":
-                    save(model)
-                    tell(1, "")
+                save(model)
+                tell(1, f"{model.key[0]}, K = {model.key[1]}")
             _refit_varied(plan, list(models.values()), tell, save)
         except KeyboardInterrupt:
             finished = sum(set(steps(plan)) <= m.done or "failed" in m.flags for m in models.values())
@@ -448,18 +456,25 @@ def _finished_here(plan: Plan, todo: Sequence[Model], tell: Callable[[int, str],
 
 
 def _finished_on_workers(client: Client, plan: Plan, todo: Sequence[Model]) -> Iterator[Model]:
-    """The models as the workers of a cluster finish them; the rows travel to each worker once."""
-    computed = evaluated(client, _finished, plan, todo, "bayesgmm-model")
-    for place, found in computed:
-        vars(todo[place]).update(vars(found))
-        yield todo[place]
+    """The models, EM and posterior, as the workers of a cluster finish them; the rows travel to each worker once."""
+    # Large K first: they take longest, and at the end all workers should have something to do.
+    order = sorted(todo, key=lambda model: -model.key[1])
+    for place, (found, said) in OnWorkers(client, plan).evaluated(_finished, order, "bayesgmm-model"):
+        for message in said:
+            warn_user(message, DataWarning)
+        vars(order[place]).update(vars(found))
+        yield order[place]
 
 
-def _finished(plan: Plan, model: Model) -> Model:
-    if "failed" not in model.flags:
-        with quiet():
+def _finished(plan: Plan, model: Model) -> tuple[Model, list[str]]:
+    """A model with all that was left to do for it, and what was said of the data."""
+    with quiet() as caught:
+        if "failed" not in model.flags and "em" not in model.done:
+            some = _some_rows(plan)
+            _try_em(plan, model, lambda: _assignments(plan, model.key[1], *some), some, threading.Event())
+        if "failed" not in model.flags:
             _finish(plan, model)
-    return model
+    return model, [str(each.message) for each in caught if issubclass(each.category, DataWarning)]
 
 
 def steps(plan: Plan) -> tuple[str, ...]:
@@ -479,21 +494,14 @@ def _run_em(plan: Plan, todo: Sequence[Model], tell: Callable[[int, str], None],
     some = _some_rows(plan)
 
     def one(K: int) -> int:
-        starts: list[np.ndarray] | None = None
+        starts = cache(lambda: _assignments(plan, K, *some))
         for model in by_k[K]:
             if stop.is_set():
                 return K
             try:
-                if plan.blocks is not None:
-                    _fit_em_blocks(plan, model)
-                else:
-                    if starts is None:
-                        starts = _assignments(plan, K, *some)
-                    _fit_em(plan, model, starts, some, stop)
+                _try_em(plan, model, starts, some, stop)
             except Stopped:
                 return K
-            except Exception as error:
-                _failed(model, "em", f"EM failed: {error}")
             if plan.method == "em":
                 tell(0, f"{model.key[0]}, K = {K}")
                 _finish(plan, model)
@@ -515,6 +523,25 @@ def _run_em(plan: Plan, todo: Sequence[Model], tell: Callable[[int, str], None],
             stop.set()
             pool.shutdown(wait=True, cancel_futures=True)
             raise
+
+
+def _try_em(
+    plan: Plan,
+    model: Model,
+    starts: Callable[[], Sequence[np.ndarray]],
+    some: tuple[FloatArray, FloatArray | None],
+    stop: threading.Event,
+) -> None:
+    """EM of a model from the starts of its K, or why it failed."""
+    try:
+        if plan.blocks is not None:
+            _fit_em_blocks(plan, model)
+        else:
+            _fit_em(plan, model, starts(), some, stop)
+    except Stopped:
+        raise
+    except Exception as error:
+        _failed(model, "em", f"EM failed: {error}")
 
 
 def _some_rows(plan: Plan) -> tuple[FloatArray, FloatArray | None]:
@@ -678,7 +705,8 @@ def _posterior(plan: Plan, model: Model) -> None:
         progressbar=False,
         **plan.posterior_options,
     )
-    estimator.fit(plan.X, sample_weight=plan.sample_weight)
+    rows: tuple[Any, Any] = (plan.X, plan.sample_weight) if plan.blocks is None else (plan.blocks, None)
+    estimator.fit(rows[0], sample_weight=rows[1])
     model.posterior = estimator
     diagnostics = estimator.diagnostics_
     if plan.method == "nuts":
@@ -699,6 +727,7 @@ def _posterior(plan: Plan, model: Model) -> None:
 
 
 def _loo(plan: Plan, model: Model) -> None:
+    from bayesgmm.inference.blocked_loo import loo_of_blocks
     from bayesgmm.inference.diagnostics import PARETO_K_LIMIT
     from bayesgmm.inference.loo import loo_posterior
 
@@ -706,17 +735,16 @@ def _loo(plan: Plan, model: Model) -> None:
     pareto_k = model.posterior.diagnostics_.pareto_k
     sound = pareto_k is None or pareto_k <= PARETO_K_LIMIT
     # The same seed for all: where the rows are subsampled, they are the same rows.
-    found = loo_posterior(
-        model.posterior,
-        moment_matching=sound,
-        refits=plan.loo_refits if sound else 0,
-        random_state=plan.entropy % 2**31,
-    )
+    settings: dict[str, Any] = {"moment_matching": sound, "random_state": plan.entropy % 2**31}
+    if plan.blocks is None:
+        found = loo_posterior(model.posterior, refits=plan.loo_refits if sound else 0, **settings)
+    else:
+        found = loo_of_blocks(model.posterior, plan.blocks, **settings)
     if found.waic is not None and "waic" in plan.criteria:
         model.values |= {"elpd_waic": found.waic.elpd, "p_waic": found.waic.p}
     if "loo" not in plan.criteria:
         return
-    model.elpd = found.loo
+    model.elpd, model.row_weights = found.loo, found.sample_weight
     tails = np.asarray(found.loo.pareto_k, dtype=float)
     model.values |= {"elpd_loo": found.loo.elpd, "se": found.loo.se, "p_loo": found.loo.p}
     largest = float(np.nanmax(tails))
@@ -736,7 +764,7 @@ def _loo(plan: Plan, model: Model) -> None:
 def _evidence(plan: Plan, model: Model) -> None:
     from bayesgmm.inference.evidence import log_evidence
 
-    found = log_evidence(model.posterior, random_state=plan.integer_seed(model.key, 3))
+    found = log_evidence(model.posterior, plan.blocks, random_state=plan.integer_seed(model.key, 3))
     model.values["log_evidence"] = found.log_evidence
     if np.isfinite(found.standard_error):
         model.values["log_evidence_se"] = found.standard_error
@@ -781,6 +809,11 @@ def _refit_varied(
                 continue
             found = model.varied.get(variation)
             if found is None or found["pareto_k"] <= PARETO_K_LIMIT or found["refitted"]:
+                continue
+            if plan.blocks is not None:
+                model.reasons["sensitivity"] = (
+                    f"the draws do not reach another prior ({variation}), and rows in blocks are not refitted"
+                )
                 continue
             tell(0, f"{model.key[0]}, K = {model.key[1]}: {variation}")
             try:

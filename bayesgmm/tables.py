@@ -12,6 +12,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -21,9 +22,9 @@ from numpy.typing import NDArray
 from bayesgmm.core.blocks import Task
 from bayesgmm.core.parameters import FloatArray
 from bayesgmm.exceptions import DataError
-from bayesgmm.formats import SAMPLE_BYTES, default_names, file_kind
+from bayesgmm.formats import SAMPLE_BYTES, damage_told, default_names, file_kind
 from bayesgmm.io import Table, as_floats, quoted
-from bayesgmm.sources import FAULTS, READING, open_source
+from bayesgmm.sources import FAULTS, READING, TextSource, open_source
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -152,7 +153,7 @@ class BlockTable:
             part = task(values, v, number)
             result = part if result is None else result + part
         if result is None:
-            raise DataError(f"{self.source} has no rows")
+            raise DataError(f"{self.source} has no rows: there is nothing to fit")
         return result
 
     def weighted_blocks(self) -> Iterator[tuple[FloatArray, FloatArray | None]]:
@@ -175,7 +176,9 @@ class BlockTable:
                 if not len(values):
                     continue
                 # A sum is finite where every number is, but for overflow, which the second look forgives.
-                if not np.isfinite(values.sum()) and not np.isfinite(values).all():
+                with np.errstate(over="ignore", invalid="ignore"):
+                    total = values.sum()
+                if not np.isfinite(total) and not np.isfinite(values).all():
                     raise DataError(self._not_finite(part, number, rows))
                 if self.weights is None:
                     yield values, None
@@ -397,11 +400,28 @@ class TextPart:
             names = [source.names[j] for j in self._candidates]
             self.names = tuple(names) if source.named else None
             self.n_columns = len(names)
+        self._piece: tuple[int, int, int, int] | None = None
+
+    def split(self, n: int) -> list[TextPart]:
+        """Parts of about the same number of bytes, n at most; one where the encoding does not allow it."""
+        with open_source(self.name) as source:
+            if n < 2 or not isinstance(source, TextSource) or not source.can_be_split:
+                return [self]
+            pieces = source.cuts(n)
+        out = []
+        for piece in pieces:
+            part = copy.copy(self)
+            part._piece = piece
+            out.append(part)
+        return out
 
     def rows(self, columns: Sequence[int], names: Sequence[str], n_rows: int) -> Iterator[Rows]:
         done = 0
         with open_source(self.name, block_bytes=max(1 << 20, min(24 * n_rows * len(columns), BLOCK_BYTES))) as source:
             source.choose([self._candidates[j] for j in columns])
+            if self._piece is not None and isinstance(source, TextSource):
+                start, stop, lines, done = self._piece
+                source.go_to(start, stop, lines)
             for number, block in enumerate(source.blocks(), start=1):
                 if block.faults.any():
                     raise DataError(self._fault(source, block, names, number))
@@ -450,16 +470,13 @@ class ParquetPart:
 
     def _opened(self) -> Any:
         try:
-            import pyarrow as pa
             import pyarrow.parquet as pq
         except ImportError as error:
             raise DataError(
                 f"cannot read {self.name}: Parquet needs pyarrow; install it with pip install 'bayesgmm[parquet]'"
             ) from error
-        try:
+        with damage_told(self.name):
             return pq.ParquetFile(self.name, **READING)
-        except (ValueError, OSError, pa.ArrowException) as error:
-            raise DataError(f"cannot read {self.name}: {_reason(error)}") from error
 
     def rows(self, columns: Sequence[int], names: Sequence[str], n_rows: int) -> Iterator[Rows]:
         import pyarrow as pa
@@ -474,10 +491,8 @@ class ParquetPart:
             # On one thread: the others compute meanwhile.
             batches = file.iter_batches(batch_size=n_rows, columns=chosen, row_groups=self._groups, use_threads=False)
             while True:
-                try:
+                with damage_told(f"{self.name} behind row {done}"):
                     batch = next(batches, None)
-                except (ValueError, OSError, pa.ArrowException) as error:
-                    raise DataError(f"cannot read {self.name} behind row {done}: {_reason(error)}") from error
                 if batch is None:
                     return
                 values = np.empty((len(batch), len(chosen)), dtype)
@@ -510,10 +525,6 @@ def _numbers(column: Any) -> NDArray[Any]:
     return np.asarray(column.to_numpy(zero_copy_only=False))
 
 
-def _reason(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
-
-
 class ArrayPart:
     """An array, in memory or mapped from a file."""
 
@@ -535,21 +546,30 @@ class NpyPart:
         array, self.names = _as_table(self._mapped(), path)
         self.n_columns = len(self.names) if self.names is not None else array.shape[1]
         self._n_rows, self._dtype = len(array), array.dtype
+        self._wanted = range(self._n_rows)
         self._fortran = array.ndim == 2 and array.flags.f_contiguous and not array.flags.c_contiguous
         self._offset = int(array.offset)
 
+    def split(self, n: int) -> list[NpyPart]:
+        """Parts of about the same number of rows, n at most."""
+        edges = np.linspace(0, self._n_rows, max(1, min(n, self._n_rows)) + 1).astype(int)
+        out = []
+        for start, stop in pairwise(edges.tolist()):
+            part = copy.copy(self)
+            part._wanted = range(start, stop)
+            out.append(part)
+        return out
+
     def _mapped(self) -> np.memmap[Any, Any]:
-        try:
-            array = np.load(self.name, mmap_mode="r", allow_pickle=False)
-        except (ValueError, EOFError, OSError) as error:
-            raise DataError(f"cannot read {self.name}: {error}") from error
+        with damage_told(self.name):
+            array: np.memmap[Any, Any] = np.load(self.name, mmap_mode="r", allow_pickle=False)
         return array
 
     def rows(self, columns: Sequence[int], names: Sequence[str], n_rows: int) -> Iterator[Rows]:
         width = 1 if self.names is not None else self.n_columns
         with open(self.name, "rb") as stream:
-            for start in range(0, self._n_rows, n_rows):
-                n = min(n_rows, self._n_rows - start)
+            for start in range(self._wanted.start, self._wanted.stop, n_rows):
+                n = min(n_rows, self._wanted.stop - start)
                 if self._fortran:
                     block = np.stack([self._run(stream, j * self._n_rows + start, n) for j in range(width)], axis=1)
                 else:
@@ -567,6 +587,7 @@ class NpyPart:
 
 def _as_table(array: Any, name: str) -> tuple[Any, tuple[str, ...] | None]:
     """An array as a table (N, D), or (N,) with the names of its fields."""
+    _refuse_masked(array, name)
     if array.dtype.names is not None and array.ndim == 1:
         return array, tuple(array.dtype.names)
     if array.ndim not in (1, 2):
@@ -574,6 +595,13 @@ def _as_table(array: Any, name: str) -> tuple[Any, tuple[str, ...] | None]:
     if array.dtype.kind not in "iufb":
         raise DataError(f"{name} holds values of type {array.dtype}, not numbers")
     return (array.reshape(-1, 1) if array.ndim == 1 else array), None
+
+
+def _refuse_masked(array: Any, name: str) -> None:
+    if np.ma.is_masked(array):
+        raise DataError(
+            f"{name} has {int(np.ma.count_masked(array))} masked values: drop these rows or fill them first"
+        )
 
 
 def _chosen(block: NDArray[Any], fields: tuple[str, ...] | None, columns: Sequence[int]) -> FloatArray:
@@ -634,6 +662,7 @@ def _width(block: Any, number: int) -> tuple[int, tuple[str, ...] | None]:
         return block.shape[1], tuple(map(str, block.columns))
     if not isinstance(block, np.ndarray):
         raise DataError(f"block {number} is a {type(block).__name__}; expected an array or a DataFrame")
+    _refuse_masked(block, f"block {number}")
     if block.ndim != 2:
         raise DataError(f"block {number} has the shape {block.shape}; expected rows × features")
     if block.dtype.kind not in "iufb":

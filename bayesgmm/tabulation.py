@@ -159,7 +159,8 @@ def compare_models(plan: Plan, models: Mapping[Key, Model], elpds: Mapping[str, 
     """Numbers that a model has only beside the others: differences, weights, probabilities."""
     by_name = {m.name: m for m in models.values()}
     if elpds:
-        differences, weights = compare_elpds(elpds, plan.sample_weight)
+        row_weights = plan.sample_weight if plan.blocks is None else by_name[next(iter(elpds))].row_weights
+        differences, weights = compare_elpds(elpds, row_weights)
         for name, weight in zip(elpds, weights, strict=True):
             difference, error = differences[name]
             by_name[name].values |= {"elpd_diff": difference, "dse": error, "weight": float(weight)}

@@ -3,7 +3,10 @@
 - anomaly: false-alarm rates on fresh rows, and injected anomalies found;
 - coverage: how often intervals hold the truth: posteriors by NUTS and Laplace, EM with observed information and bootstrap;
 - criteria: how often each criterion picks the right number of components, and what its choice costs in prediction;
+- degenerate: degenerate input of every kind through the public API and the command;
+- endurance: whether memory stays flat over very many fits;
 - evidence: whether the standard error of the log evidence is its scatter;
+- fuzz: coverage-guided fuzzing of the table readers and of the loader;
 - galaxies: p(K) of the galaxies beside the published values;
 - laplace: means and standard deviations by Laplace and importance resampling beside those by NUTS, at many rows.
 - sbc: simulation-based calibration of the posterior for every prior and structure, and whether it sees a fault that is sown.
@@ -24,7 +27,18 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-STUDIES = ("sbc", "coverage", "evidence", "anomaly", "laplace", "criteria", "galaxies")
+STUDIES = (
+    "sbc",
+    "coverage",
+    "evidence",
+    "anomaly",
+    "laplace",
+    "criteria",
+    "galaxies",
+    "degenerate",
+    "fuzz",
+    "endurance",
+)
 
 
 def _chosen(text: str) -> list[str]:

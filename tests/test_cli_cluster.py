@@ -6,12 +6,13 @@ import json
 import re
 import socket
 import time
+import warnings
 
 import numpy as np
 import pandas as pd
 import pytest
 
-from bayesgmm import GaussianMixture, load
+from bayesgmm import BayesianGaussianMixture, GaussianMixture, load, select
 from bayesgmm.cli import main
 
 pytest.importorskip("distributed", reason="distributed is not installed: pip install 'bayesgmm[dask]'")
@@ -88,3 +89,22 @@ def test_what_does_not_go_together_is_wrong_usage(more, message, tmp_path, capsy
     with pytest.raises(SystemExit):
         main(["fit", "-", "-k", "2", "--out", str(tmp_path / "out"), "--local-cluster", "2"])
     assert "standard input" in capsys.readouterr().err
+
+
+def test_chains_and_models_run_on_the_workers(client, rows, tmp_path, capfd):
+    data = tmp_path / "rows.csv"
+    pd.DataFrame(rows, columns=["a", "b"]).to_csv(data, index=False)
+    fit = ["fit", str(data), "-k", "2", "--method", "nuts", "--draws", "200", "--chains", "2", "--quiet"]
+    assert main([*fit, "--scheduler", client.scheduler.address, "--out", str(tmp_path / "fit")]) in (0, 3)
+    expected = BayesianGaussianMixture(2, method="nuts", draws=200, chains=2, random_state=0, progressbar=False)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        expected.fit(rows)
+    np.testing.assert_array_equal(
+        load(tmp_path / "fit").idata_["posterior"]["means"], expected.idata_["posterior"]["means"]
+    )
+    select_them = ["select", str(data), "-k", "1-2", "--covariance", "full", "--quiet"]
+    assert main([*select_them, "--scheduler", client.scheduler.address, "--out", str(tmp_path / "models")]) == 0
+    table = select(rows, [1, 2], "full", random_state=0, progressbar=False).table
+    np.testing.assert_array_equal(pd.read_csv(tmp_path / "models" / "selection.csv")["bic"], table["bic"].astype(float))
+    assert "Traceback" not in capfd.readouterr().err

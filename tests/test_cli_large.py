@@ -117,3 +117,73 @@ def test_an_interrupted_fit_is_written_and_marked(pattern, tmp_path, monkeypatch
     assert "EM was interrupted: iteration 1 is kept" in (out / "WARNING.txt").read_text()
     assert "EM was interrupted" in capsys.readouterr().out
     assert not bayesgmm.load(out).converged_
+
+
+def test_a_fit_that_was_interrupted_goes_on(frame, pattern, tmp_path, monkeypatch, capsys):
+    out, passes, total = tmp_path / "out", [], tables.BlockTable.total
+
+    def stop(self, task):
+        passes.append(task)
+        if len(passes) == 7:
+            raise KeyboardInterrupt
+        return total(self, task)
+
+    command = ["fit", pattern, "-k", "2", "--method", "em", "--out-of-core", "--out", str(out)]
+    with monkeypatch.context() as patch:
+        patch.setattr(tables.BlockTable, "total", stop)
+        assert main(command) == 130
+    assert "--resume" in (out / "WARNING.txt").read_text()
+    kept = bayesgmm.load(out)
+    capsys.readouterr()
+    assert main([*command, "--resume"]) == 0
+    assert "went on from the fit that was there" in capsys.readouterr().out
+    assert sorted(os.listdir(out)) == WRITTEN
+    found, whole = bayesgmm.load(out), bayesgmm.GaussianMixture(2, random_state=0).fit(frame)
+    assert found.lower_bounds_[0] == kept.lower_bound_
+    assert found.score(frame) == pytest.approx(whole.score(frame), abs=1e-7)
+    assert not found.warm_start
+    for change, says in (
+        (["-k", "3"], "has K = 2, and 3"),
+        (["--columns", "a"], "has the columns a, b, and the table a"),
+    ):
+        assert main([*command, *change, "--resume"]) == 1
+        assert says in capsys.readouterr().err
+    assert sorted(os.listdir(out)) == WRITTEN
+    with pytest.raises(SystemExit, match="2"):
+        main(["fit", pattern, "-k", "2", "--method", "laplace", "--resume", "--out", str(out)])
+    assert main(["fit", pattern, "-k", "2", "--method", "em", "--resume", "--out", str(tmp_path / "none")]) == 1
+    assert "holds no saved fit" in capsys.readouterr().err
+
+
+def test_posteriors_are_fitted_and_compared_in_blocks(frame, pattern, tmp_path, capsys):
+    few = ["--method", "laplace", "--draws", "100", "--out-of-core"]
+    assert main(["fit", pattern, "-k", "2", *few, "--out", str(tmp_path / "fit"), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["data"]["n_rows"] == 3000
+    out = tmp_path / "select"
+    command = [
+        "select",
+        pattern,
+        "-k",
+        "1-2",
+        "--covariance",
+        "full",
+        *few,
+        "--criteria",
+        "waic,loo",
+        "--out",
+        str(out),
+    ]
+    assert main(command) == 0
+    printed = capsys.readouterr()
+    assert "in blocks, once for each iteration, from 3 files" in printed.out
+    assert printed.err == ""
+    expected = bayesgmm.select(
+        frame, [1, 2], "full", "laplace", criteria=["loo"], draws=100, random_state=0, loo_refits=0
+    )
+    found = pd.read_csv(out / "selection.csv")
+    # means over 400 draws of densities that vary by some nats in all
+    np.testing.assert_allclose(found["elpd_loo"], expected.table["elpd_loo"].astype(float), atol=1.0)
+    assert "picks K = 2" in (out / "report.html").read_text() or "pick K = 2" in (out / "report.html").read_text()
+    with pytest.raises(SystemExit, match="2"):
+        main(["select", pattern, "--out-of-core", "--labels", "a", "--out", str(out)])
+    assert "not with --labels" in capsys.readouterr().err

@@ -28,12 +28,6 @@ RELATIVE = 1e-12
 
 
 @pytest.fixture(scope="module")
-def client():
-    with connected(n_workers=2) as found:
-        yield found
-
-
-@pytest.fixture(scope="module")
 def rows():
     rng = np.random.default_rng(3)
     return np.concatenate([rng.normal(0, 1, (600, 3)), rng.normal(4, 2, (400, 3))])[rng.permutation(1000)]
@@ -276,6 +270,16 @@ def test_a_worker_that_dies_does_not_show(rows, parameters, client, tmp_path):
     assert os.listdir(tmp_path) == ["0"]
     assert found.log_likelihood == expected.log_likelihood
     np.testing.assert_array_equal(found.second, expected.second)
+
+
+def test_workers_of_this_machine_leave_ctrl_c_to_us(client, rows, parameters):
+    # a terminal sends it to all processes of a command
+    workers = client.run(os.getpid)
+    for pid in workers.values():
+        os.kill(pid, signal.SIGINT)
+    time.sleep(0.3)
+    check(DaskBlocks(da.from_array(rows, chunks=(100, 3))).total(Accumulate(parameters)), rows, None, parameters)
+    assert client.run(os.getpid) == workers
 
 
 def test_work_that_workers_die_of_is_given_up(rows, parameters, client, tmp_path):

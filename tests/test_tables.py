@@ -6,9 +6,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from bayesgmm import open_blocks
+from bayesgmm import open_blocks, tables
 from bayesgmm.core.blocks import moments
 from bayesgmm.exceptions import DataError
+from bayesgmm.io import read_table
+from bayesgmm.sources import open_source
 
 pyarrow = pytest.importorskip("pyarrow")
 
@@ -241,3 +243,126 @@ def test_an_error_of_what_is_done_with_a_block_ends_the_reading(frame):
     with pytest.raises(KeyboardInterrupt):
         open_blocks([frame, frame]).total(fail)
     assert not [t for t in threading.enumerate() if t.name.startswith("bayesgmm-reader")]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        b",xy\nrow 1,1,2\nrow 2,3,4\n",
+        b"a b\x1cc\n1 2 3\n4  5   6\n",
+        b"a\x0cb,c\n1,2\n3,4\n",
+        b"a,b\x85c\n1,2\n3,4\n",
+        b",x,y\nr,1,2\ns,3,4\n",
+    ],
+    ids=["row names and no name", "separator of files", "form feed", "next line", "no name"],
+)
+def test_both_readers_take_the_same_columns(text, tmp_path):
+    path = tmp_path / "data.csv"
+    path.write_bytes(text)
+    np.testing.assert_array_equal(rows_of(open_blocks(path)), read_table(path).values)
+
+
+@pytest.mark.parametrize(
+    "content", [b"\n\x1c", b"\n \n\t\n", b"\xff\xfe\n\x00\n\x00"], ids=["separator", "blanks", "UTF-16"]
+)
+def test_text_without_a_row_is_empty_or_refused(content, tmp_path):
+    path = tmp_path / "data.csv"
+    path.write_bytes(content)
+    for read in (read_table, lambda path: open_blocks(path).total(moments)):
+        with pytest.raises(DataError):
+            read(path)
+
+
+def test_an_array_without_rows_is_told_so(tmp_path):
+    np.save(tmp_path / "none.npy", np.empty((0, 2)))
+    with pytest.raises(DataError, match="no rows of data"):
+        read_table(tmp_path / "none.npy")
+    with pytest.raises(DataError, match="has no rows: there is nothing to fit"):
+        open_blocks(tmp_path / "none.npy").total(moments)
+    with open_source(tmp_path / "none.npy") as source:
+        assert source.names == ["x1", "x2"]
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        b"{'descr': '<f8', 'fortran_order': True, 'shape': (4\t\x00\x00\x00\x00",
+        b"{'descr': '<f8', 'fortran_order': False, 'shape': (999999999999, 2), }",
+        b"{'descr': 3, 'fortran_order': False, 'shape': (2, 2), }",
+        b"[" * 100,
+    ],
+    ids=["cut", "huge", "no type", "nested"],
+)
+def test_whatever_numpy_breaks_with_is_one_error(header, tmp_path):
+    path = tmp_path / "data.npy"
+    padded = header.ljust(117) + b"\n"
+    path.write_bytes(b"\x93NUMPY\x01\x00" + len(padded).to_bytes(2, "little") + padded + bytes(32))
+    for read in (read_table, open_blocks):
+        with pytest.raises(DataError, match="cannot read"):
+            read(path)
+    with pytest.raises(DataError, match="cannot read"), open_source(path):
+        pass
+
+
+TEXTS = {
+    "plain": b"a,b\n1,2\n3,4\n5,6\n7,8\n",
+    "no end of line": b"a,b\n1,2\n3,4\n5,6\n7,8",
+    "returns": b"a,b\r\n1,2\r\n3,4\r\n5,6\r\n7,8\r\n",
+    "blank lines": b"\n\na,b\n1,2\n\n\n3,4\n5,6\n\n7,8\n\n",
+    "newlines in quotes": b'a,b,t\n1,2,"x\n\ny, ""z"""\n3,4,"\n"\n5,6,w\n7,8,"\r\n9,9,9\r\n"\n',
+    "no header": b"1;2\n3;4\n5;6\n7;8\n",
+    "row names": b"a b\nr1 1 2\nr2 3 4\nr3 5 6\nr4 7 8\n",
+    "byte order mark": b"\xef\xbb\xbfa,b\n1,2\n3,4\n5,6\n7,8\n",
+    "latin-1": "a,b,ü\n1,2,ö\n3,4,ä\n5,6,ß\n7,8,é\n".encode("latin-1"),
+    "utf-16": "a,b\n1,2\n3,4\n5,6\n7,8\n".encode("utf-16"),
+}
+
+
+@pytest.mark.parametrize("name", TEXTS)
+@pytest.mark.parametrize("block_bytes", [8, 1 << 20])
+def test_text_is_split_where_records_begin(name, block_bytes, tmp_path, monkeypatch):
+    (tmp_path / "rows.csv").write_bytes(TEXTS[name])
+    columns = None if name in ("no header", "row names") else ["a", "b"]
+    table = open_blocks(tmp_path / "rows.csv", columns=columns)
+    opened = tables.open_source
+    monkeypatch.setattr(tables, "open_source", lambda path, **_: opened(path, block_bytes=block_bytes))
+    expected = np.arange(1.0, 9.0).reshape(4, 2)
+    for n in (1, 2, 3, 4, 50):
+        pieces = table.split(n)
+        assert len(pieces) == 1 if name == "utf-16" else n == 1 or 1 < len(pieces) <= max(n, 4)
+        np.testing.assert_array_equal(np.concatenate([block for piece in pieces for block in piece]), expected)
+
+
+def test_a_bad_row_of_a_part_of_a_text_is_named_by_its_line(tmp_path):
+    text = 'a,b,t\n1,2,"x\ny"\n3,4,z\n\n5,6,z\n7,NA,z\n'
+    (tmp_path / "rows.csv").write_text(text)
+    pieces = open_blocks(tmp_path / "rows.csv", columns=["a", "b"]).split(4)
+    assert len(pieces) > 2
+    with pytest.raises(DataError, match=r"rows.csv: line 7, column 'b', in block 1: missing"):
+        for piece in pieces:
+            list(piece)
+    (tmp_path / "rows.csv").write_text(text[: -len(",NA,z\n")])
+    with pytest.raises(DataError, match=r"line 7, in block 1: the file ends in the middle of a row: 1 of 3 fields"):
+        for piece in open_blocks(tmp_path / "rows.csv", columns=["a", "b"]).split(4):
+            list(piece)
+    (tmp_path / "rows.csv").write_text(text[: -len(",NA,z\n")] + ',8,"z\n')
+    with pytest.raises(DataError, match="a quoted field that begins in line 7 does not end"):
+        open_blocks(tmp_path / "rows.csv", columns=["a", "b"]).split(4)
+
+
+@pytest.mark.parametrize("kind", ["C", "Fortran", "structured", "vector"])
+def test_an_npy_file_is_split_by_rows(kind, tmp_path):
+    rows = np.random.default_rng(0).standard_normal((101, 1 if kind == "vector" else 3))
+    stored = {"C": rows, "Fortran": np.asfortranarray(rows), "vector": rows[:, 0]}.get(kind)
+    if stored is None:
+        stored = np.array([tuple(row) for row in rows], dtype=[("a", float), ("b", float), ("c", float)])
+    np.save(tmp_path / "rows.npy", stored)
+    table = open_blocks(tmp_path / "rows.npy", block_rows=7)
+    for n in (1, 4, 1000):
+        pieces = table.split(n)
+        assert len(pieces) == min(n, 101)
+        np.testing.assert_array_equal(np.concatenate([block for piece in pieces for block in piece]), rows)
+    rows[77, 0] = np.nan
+    np.save(tmp_path / "rows.npy", rows)
+    with pytest.raises(DataError, match=r"rows.npy: row 78, column 'x1', in block 1: missing \(NaN\)"):
+        list(open_blocks(tmp_path / "rows.npy").split(4)[3])

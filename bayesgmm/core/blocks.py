@@ -7,7 +7,7 @@ travel to the rows; rows go nowhere.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Protocol
@@ -239,3 +239,36 @@ class Gather:
     def __call__(self, X: FloatArray, v: FloatArray | None, block: int) -> Gathered:
         """Of the rows of a block."""
         return Gathered(((block, self.function(X)),))
+
+
+def size(X: FloatArray, v: FloatArray | None, block: int) -> Gathered:
+    """Task: the number of rows of each block."""
+    return Gathered(((block, np.array([len(X)])),))
+
+
+@dataclass(frozen=True, eq=False)
+class Take:
+    """Task: rows at given places of a table with their weights, (n, D + 1).
+
+    Parameters
+    ----------
+    places : mapping of int to ndarray of int
+        By block, places in it.
+    """
+
+    places: Mapping[int, NDArray[np.int64]]
+
+    @classmethod
+    def of(cls, rows: NDArray[np.int64], sizes: Gathered) -> Take:
+        """Rows by their sorted numbers in the table, given the sizes of its blocks."""
+        places, above = {}, 0
+        for block, (n,) in sorted(sizes.parts, key=lambda part: part[0]):
+            begin, end = np.searchsorted(rows, (above, above + n))
+            places[block] = rows[begin:end] - above
+            above += int(n)
+        return cls(places)
+
+    def __call__(self, X: FloatArray, v: FloatArray | None, block: int) -> Gathered:
+        """Of the rows of a block."""
+        at = self.places[block]
+        return Gathered(((block, np.column_stack([X[at], np.ones(len(at)) if v is None else v[at]])),))

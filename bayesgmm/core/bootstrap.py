@@ -18,6 +18,9 @@ BOOTSTRAP_NATS = 1e-5
 """A climb of the bootstrap ends when an iteration gains less than this in all: warm starts that stop early would all stay
 close to the fit, and the spread would come out too small."""
 
+MOST_ROWS = 2**53
+"""Counts of rows beyond this are no whole numbers of float64."""
+
 
 @dataclass(frozen=True, eq=False)
 class BootstrapReplicates:
@@ -201,7 +204,7 @@ def bootstrap(
     Raises
     ------
     ValueError
-        If ``n_bootstrap`` < 2 or the weights sum to less than 2 rows.
+        If ``n_bootstrap`` < 2, or the weights sum to less than 2 rows or to more than can be drawn.
     DegenerateFitError
         If fewer than 2 resamples could be fitted.
 
@@ -221,6 +224,10 @@ def bootstrap(
         raise ValueError(f"n_bootstrap must be at least 2; got {n_bootstrap}")
     if n_rows < 2:
         raise ValueError(f"frequency weights that sum to {problem.total_weight:g} are too few rows to resample")
+    if n_rows > MOST_ROWS:
+        raise ValueError(
+            f"frequency weights that sum to {problem.total_weight:g} are more rows than can be drawn: divide them by a typical one"
+        )
     v = problem.sample_weight
     chances = np.full(len(problem.X), 1 / len(problem.X)) if v is None else v / v.sum()
     tol = min(problem.tol, max(BOOTSTRAP_NATS / problem.total_weight, 1e-13))

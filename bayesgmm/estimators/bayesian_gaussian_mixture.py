@@ -25,7 +25,8 @@ from bayesgmm.core.impropriety import check_posterior
 from bayesgmm.core.parameters import FloatArray
 from bayesgmm.core.priors import ConjugatePrior
 from bayesgmm.core.separation import SeparationPrior
-from bayesgmm.estimators.blockwise import check_survey, of_each_row, row_blocks
+from bayesgmm.distributed import is_dask
+from bayesgmm.estimators.blockwise import alone, check_survey, of_each_row, row_blocks, table_of_rows
 from bayesgmm.estimators.validation import (
     Labels,
     check_settings,
@@ -33,7 +34,6 @@ from bayesgmm.estimators.validation import (
     check_weights,
     feature_names,
     generator,
-    named_columns,
     refuse_degenerate,
 )
 from bayesgmm.exceptions import PriorFunctionError, RowsNotHeldError, SamplingInterrupted, warn_user
@@ -41,10 +41,12 @@ from bayesgmm.exceptions import PriorFunctionError, RowsNotHeldError, SamplingIn
 if TYPE_CHECKING:
     import pandas as pd
     import pymc as pm
+    from distributed import Client
     from xarray import DataTree
 
     from bayesgmm.inference.diagnostics import Diagnostics
     from bayesgmm.inference.evidence import Evidence
+    from bayesgmm.inference.loo import PosteriorLoo
     from bayesgmm.inference.posterior import PosteriorDraws
     from bayesgmm.inference.sampling import Settings
     from bayesgmm.partition import Partition
@@ -109,6 +111,15 @@ class BayesianGaussianMixture(DensityMixin, BaseEstimator):
         parameter reaches this.
     max_draws : int, default 10000
         Draws per chain at which it stops all the same, and says so.
+    mode_weights : {"evidence", "stacking"} or None, default "evidence"
+        What draws of chains that stayed at different modes are combined by. "evidence": the posterior's own mass of each mode, by bridge
+        sampling. "stacking": the weights of the best leave-one-out predictive mixture, of use where the model is wrong; the draws are then
+        not those of the posterior. None: not at all; every mode has as many draws as chains stayed there. Where all chains are at one mode,
+        or go from mode to mode, it makes no difference.
+    relabelling : {"mode", "ecr", "stephens"}, default "mode"
+        How draws are put in one order of the components: by the assignment to the mode that is closest in Kullback–Leibler divergence, by
+        the rows' allocations (ECR, iterative), or by the divergence of the rows' classification probabilities.
+        ``diagnostics_.relabelling_agreement`` says how often they differ.
     n_init : int, default 10
         Starts of EM.
     init_params : {"kmeans", "k-means++", "random", "random_from_data"}, default "kmeans"
@@ -130,14 +141,18 @@ class BayesianGaussianMixture(DensityMixin, BaseEstimator):
     idata_ : DataTree
         Groups posterior (weights, means, covariances, standard_deviations, correlations; under a hierarchical prior its rate C₀ as
         ``precision_rate``), sample_stats, log_likelihood,
-        log_prior, observed_data, constant_data.
+        log_prior, observed_data, constant_data. Where chains stayed at different modes, ``mode`` in sample_stats is that of each draw;
+        where these are combined, sampled_chains has the chains as they were, with the coordinate ``mode``.
     diagnostics_ : Diagnostics
         Convergence, with a verdict in words.
     map_ : MixtureParameters
         Mode in (π, μ, Σ) found by EM under the prior; under the other priors, under their ``em_prior``.
     modes_ : tuple of Mode
         Distinct modes of EM, best first; under the other priors in the order of the mass that each has in the model itself, those
-        that have next to none, or climb to the same mode as another, last.
+        that have next to none, or climb to the same mode as another, last. ``n_starts`` is 0 for one that a chain led to.
+    mode_weights_ : DataFrame
+        A row for each mode of the posterior: ``weight`` with its ``error``, ``log_mass`` with its, Laplace's approximation of it, the
+        ``method`` and the ``chains`` that stayed there.
     prior_ : ConjugatePrior, HierarchicalPrior, SeparationPrior or FunctionPrior
         The prior with its resolved values.
     weights_, means_, covariances_ : ndarray of shape (K,), (K, D), and that of GaussianMixture's
@@ -150,6 +165,9 @@ class BayesianGaussianMixture(DensityMixin, BaseEstimator):
     ----------
     Frühwirth-Schnatter (2006), Finite Mixture and Markov Switching Models, Springer, sections 3.5 and 6.3.
     Hoffman & Gelman (2014), The No-U-Turn sampler, JMLR 15, 1593–1623.
+    Papastamoulis & Iliopoulos (2010), An artificial allocations based solution to the label switching problem, JCGS 19, 313–331.
+    Stephens (2000), Dealing with label switching in mixture models, JRSS B 62, 795–809.
+    Yao, Vehtari & Gelman (2022), Stacking for non-mixing Bayesian computations, JMLR 23(79), 1–45.
 
     Examples
     --------
@@ -176,6 +194,8 @@ class BayesianGaussianMixture(DensityMixin, BaseEstimator):
         "chains": [Interval(Integral, 1, None, closed="left")],
         "target_ess": [Interval(Real, 0, None, closed="left")],
         "max_draws": [Interval(Integral, 1, None, closed="left")],
+        "mode_weights": [StrOptions({"evidence", "stacking"}), None],
+        "relabelling": [StrOptions({"mode", "ecr", "stephens"})],
         "n_init": [Interval(Integral, 1, None, closed="left")],
         "init_params": [StrOptions({"kmeans", "random", "random_from_data", "k-means++"})],
         "tol": [Interval(Real, 0.0, None, closed="left")],
@@ -207,6 +227,8 @@ class BayesianGaussianMixture(DensityMixin, BaseEstimator):
         chains: int = 4,
         target_ess: float = 400,
         max_draws: int = 10_000,
+        mode_weights: str | None = "evidence",
+        relabelling: str = "mode",
         n_init: int = 10,
         init_params: str = "kmeans",
         tol: float = 1e-9,
@@ -224,6 +246,8 @@ class BayesianGaussianMixture(DensityMixin, BaseEstimator):
         self.chains = chains
         self.target_ess = target_ess
         self.max_draws = max_draws
+        self.mode_weights = mode_weights
+        self.relabelling = relabelling
         self.n_init = n_init
         self.init_params = init_params
         self.tol = tol
@@ -232,14 +256,22 @@ class BayesianGaussianMixture(DensityMixin, BaseEstimator):
         self.cores = cores
         self.progressbar = progressbar
 
-    def fit(self, X: ArrayLike, y: Any = None, sample_weight: ArrayLike | None = None) -> Self:
+    def fit(
+        self,
+        X: ArrayLike,
+        y: Any = None,
+        sample_weight: ArrayLike | None = None,
+        *,
+        client: Client | None = None,
+    ) -> Self:
         """Sample the posterior.
 
         Rows need not stand in memory: a path, or :func:`bayesgmm.open_blocks` of files, memory maps or what yields blocks, is read a
         block at a time. ``method="laplace"`` then takes a handful of passes over the rows beyond EM's: one for the curvature at each
         mode, one or two for the way there, and one or two that score all draws. "nuts" takes a pass for each of its steps, and says
-        beforehand how long that will be. What needs the rows again (LOO, WAIC, anomaly of fitted rows, the evidence) is not to be
-        had from such a fit, and ``idata_`` has neither observed data nor their log-likelihood.
+        beforehand how long that will be. LOO, WAIC and the evidence
+        want the rows again: :meth:`loo` and :meth:`log_evidence` take them as ``X``. Anomaly of fitted rows and partitions need them in
+        memory, and ``idata_`` has neither observed data nor their log-likelihood.
 
         Parameters
         ----------
@@ -247,6 +279,9 @@ class BayesianGaussianMixture(DensityMixin, BaseEstimator):
         y : ignored
         sample_weight : array-like of shape (N,), optional
             Frequency weights: a weight of 2 is the row twice. Rows in blocks have a column of them instead.
+        client : distributed.Client, optional
+            Of a Dask cluster, on whose workers the chains of NUTS run; the rows, which stand in memory here, travel to each worker once.
+            The draws do not depend on it, where the workers have processors of this kind.
 
         Returns
         -------
@@ -255,7 +290,10 @@ class BayesianGaussianMixture(DensityMixin, BaseEstimator):
         Raises
         ------
         ValueError
-            If the input is not a finite numeric table, or too degenerate for the prior to be scaled by it.
+            If the input is not a finite numeric table, or too degenerate for the prior to be scaled by it; if a client is given that
+            has nothing to do, because there are no chains or the rows are in blocks.
+        ClusterError
+            If the cluster cannot do it.
         ImproperPosteriorError
             If the posterior is improper under a :class:`SeparationPrior`; the message names the rows and what to change.
         SamplingInterrupted
@@ -264,13 +302,17 @@ class BayesianGaussianMixture(DensityMixin, BaseEstimator):
         check_settings(self)
         em_rng, sampler_rng = generator(self.random_state).spawn(2)
         blocks = row_blocks(self, X, sample_weight, reset=True)
+        if client is not None and (blocks is not None or self._method(False) != "nuts"):
+            raise ValueError(
+                "client is for the chains of NUTS over rows in memory; a Dask collection is summed over on the client that holds it"
+            )
         problem = None
         if blocks is None:
             found = self._fit_table(X, sample_weight, em_rng)
         else:
             problem, found = self._fit_blocks(blocks, em_rng)
         self.modes_ = found.modes
-        self._sample(sampler_rng, problem)
+        self._sample(sampler_rng, problem, client)
         return self
 
     def _prior(self) -> Any:
@@ -323,7 +365,7 @@ class BayesianGaussianMixture(DensityMixin, BaseEstimator):
             self.__dict__.pop(held, None)
         return problem, blocked.fit(problem, K, n_init=self.n_init, init_params=self.init_params, rng=rng)
 
-    def _sample(self, rng: np.random.Generator, problem: blocked.BlockedProblem | None) -> None:
+    def _sample(self, rng: np.random.Generator, problem: blocked.BlockedProblem | None, client: Client | None) -> None:
         from bayesgmm.inference import sampling
 
         result = sampling.sample_posterior(
@@ -336,13 +378,12 @@ class BayesianGaussianMixture(DensityMixin, BaseEstimator):
                 names=tuple(feature_names(self)),
                 blocked=problem,
             ),
-            self._settings(in_blocks=problem is not None),
+            replace(self._settings(in_blocks=problem is not None), client=client),
             rng,
         )
         # Best first in the model itself, whose prior EM may not have had.
-        self.modes_ = tuple(
-            replace(self.modes_[m], run=run) for m, run in zip(result.mode_order, result.modes, strict=True)
-        )
+        modes = (*self.modes_, *result.met)
+        self.modes_ = tuple(replace(modes[m], run=run) for m, run in zip(result.mode_order, result.modes, strict=True))
         self.map_ = self.modes_[0].run.parameters
         self._draws: PosteriorDraws = result.draws
         self.idata_: DataTree = result.idata
@@ -366,12 +407,14 @@ class BayesianGaussianMixture(DensityMixin, BaseEstimator):
             max_draws=int(max(self.max_draws, self.draws)),
             cores=self.cores,
             progressbar=bool(self.progressbar),
+            mode_weights=self.mode_weights,
+            relabelling=self.relabelling,
         )
 
     def _set_point_estimates(self) -> None:
         if not self.diagnostics_.labels_identified:
             warn_user(
-                "weights_, means_ and covariances_ are the mode's: the draws' components cannot be told apart",
+                "weights_, means_ and covariances_ are the mode's: the draws' components cannot be told apart, or differ from mode to mode",
                 ConvergenceWarning,
             )
         self._take_point_estimates(self.diagnostics_.labels_identified)
@@ -396,6 +439,14 @@ class BayesianGaussianMixture(DensityMixin, BaseEstimator):
         if self.method != "auto":
             return self.method
         return "laplace" if in_blocks else "nuts"
+
+    @property
+    def mode_weights_(self) -> pd.DataFrame:
+        """What each mode holds of the posterior, with its error and where that number comes from."""
+        check_is_fitted(self)
+        from bayesgmm.inference.modes import weights_table
+
+        return weights_table(self.diagnostics_.mode_weights, self._draws.n_chains)
 
     @property
     def pymc_model_(self) -> pm.Model:
@@ -525,7 +576,8 @@ class BayesianGaussianMixture(DensityMixin, BaseEstimator):
         -------
         DataFrame
             ``component`` (−1 unknown), ``probability`` (highest responsibility, averaged over draws), ``sd`` (its standard deviation over
-            the draws), ``log_density``, and ``reason``: "ok", "far" or "ambiguous".
+            the draws), ``log_density``, and ``reason``: "ok", "far" or "ambiguous". Of rows in blocks an iterator of such tables, one for
+            each block; of a Dask collection a Dask DataFrame.
 
         Raises
         ------
@@ -533,10 +585,17 @@ class BayesianGaussianMixture(DensityMixin, BaseEstimator):
             If a limit lies outside its range, both densities are given, or columns are missing.
         """
         check_is_fitted(self)
-        from bayesgmm.assignment import assign_rows
+        from bayesgmm.assignment import assign_rows, tell_unidentified
 
-        rows = self._X if X is None else self._table(named_columns(self, X))
-        return assign_rows(self, rows, min_density, min_responsibility, min_log_density)
+        tell_unidentified(self)
+        limits: dict[str, Any] = {
+            "min_density": min_density,
+            "min_responsibility": min_responsibility,
+            "min_log_density": min_log_density,
+        }
+        if X is None:
+            return assign_rows(self, self._X, **limits)
+        return table_of_rows(self, X, partial(assign_rows, alone(self), **limits))
 
     def sample(self, n_samples: int = 1) -> tuple[FloatArray, Labels]:
         """Draw rows from the posterior predictive: a posterior draw, a component by its weight, then a row from it.
@@ -773,13 +832,87 @@ class BayesianGaussianMixture(DensityMixin, BaseEstimator):
             self._sensitivity = known = (self._draws, prior_sensitivity(self, feature_names(self)))
         return known[1].copy()
 
+    def loo(
+        self,
+        X: ArrayLike | None = None,
+        sample_weight: ArrayLike | None = None,
+        *,
+        refits: int = 10,
+        subsample_above: int | None = 100_000,
+        random_state: Any = 0,
+    ) -> PosteriorLoo:
+        """Leave-one-out predictive density of the fitted rows, with WAIC beside it, added up over blocks of rows.
+
+        Parameters
+        ----------
+        X : array-like of shape (N, D), path, rows in blocks, or Dask array or DataFrame, optional
+            The rows of the fit, where it does not hold them. On a cluster each partition says its part. Default: the rows that it holds.
+        sample_weight : array-like of shape (N,), optional
+            Frequency weights that go with ``X``; of a Dask collection partitioned alike.
+        refits : int, default 10
+            Rows that are left out by sampling the posterior again at most, where importance sampling and moment matching fail. Of rows in
+            blocks none is.
+        subsample_above : int or None, default 100_000
+            With more rows LOO is estimated from a random subsample of 2,000 (WAIC is of all rows). None: never.
+        random_state : int, RandomState, Generator or None, default 0
+            The same int gives two models the same subsample.
+
+        Returns
+        -------
+        PosteriorLoo
+            ``loo`` and ``waic``, ``pareto_k``, ``treated`` rows and ``notes``. Of a Dask collection ``pointwise`` is a Dask array (N, 4),
+            worked out when it is computed: log mean likelihood, variance of the log-likelihood over draws, log leave-one-out density, k̂.
+
+        Raises
+        ------
+        ValueError
+            If the rows are not those of the fit, or the log-likelihood of one is not finite (it is named).
+
+        Warns
+        -----
+        CriterionWarning
+            If k̂ is above its threshold in some rows; they are named.
+
+        References
+        ----------
+        Vehtari, Gelman & Gabry (2017), Practical Bayesian model evaluation using leave-one-out cross-validation and WAIC,
+        Statistics and Computing 27, 1413–1432.
+        Magnusson, Vehtari, Jonasson & Andersen (2020), Leave-one-out cross-validation for Bayesian model comparison in large data,
+        AISTATS, PMLR 108.
+        """
+        check_is_fitted(self)
+        from bayesgmm.inference.blocked_loo import loo_of_blocks, pointwise_of
+        from bayesgmm.inference.loo import loo_posterior
+
+        rng = generator(random_state)
+        blocks = None if X is None else row_blocks(self, X, sample_weight, reset=False)
+        if blocks is None:
+            rows = None if X is None else self._table(X)
+            return loo_posterior(
+                self, rows, sample_weight, refits=refits, subsample_above=subsample_above, random_state=rng
+            )
+        found = loo_of_blocks(self, blocks, subsample_above=subsample_above, random_state=rng)
+        if not is_dask(X):
+            return found
+        return replace(found, pointwise=of_each_row(self, X, pointwise_of(self, found.r_eff), 4))
+
     def log_evidence(
-        self, *, max_permutations: int = 720, n_proposals: int | None = None, random_state: Any = 0
+        self,
+        X: ArrayLike | None = None,
+        sample_weight: ArrayLike | None = None,
+        *,
+        max_permutations: int = 720,
+        n_proposals: int | None = None,
+        random_state: Any = 0,
     ) -> Evidence:
         """Log marginal likelihood log p(X) by bridge sampling, with its standard error; Laplace's beside it.
 
         Parameters
         ----------
+        X : path, rows in blocks, or Dask array or DataFrame, optional
+            The rows of the fit, where it does not hold them: some ten passes over them. Default: the rows that it holds.
+        sample_weight : Dask array or Series, optional
+            Frequency weights of a Dask collection, partitioned alike.
         max_permutations : int, default 720
             Orders of the components that the proposal is folded over at most: all of them up to K = 6.
         n_proposals : int, optional
@@ -794,13 +927,23 @@ class BayesianGaussianMixture(DensityMixin, BaseEstimator):
         Raises
         ------
         ValueError
-            See :func:`bayesgmm.inference.evidence.log_evidence`: too few draws, or a prior that tells components apart.
+            See :func:`bayesgmm.inference.evidence.log_evidence`: too few draws, or a prior that tells components apart. If X is a table in
+            memory: a fit to one holds it.
         """
         check_is_fitted(self)
         from bayesgmm.inference.evidence import log_evidence
 
+        blocks = None if X is None else row_blocks(self, X, sample_weight, reset=False)
+        if X is not None and blocks is None:
+            raise ValueError(
+                "X is given as rows in blocks, for a fit to such rows: a fit to a table in memory holds it"
+            )
         return log_evidence(
-            self, max_permutations=max_permutations, n_proposals=n_proposals, random_state=generator(random_state)
+            self,
+            blocks,
+            max_permutations=max_permutations,
+            n_proposals=n_proposals,
+            random_state=generator(random_state),
         )
 
     def save(self, path: str | Path) -> Path:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import os
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from sklearn.base import BaseEstimator
@@ -12,14 +13,18 @@ from sklearn.base import BaseEstimator
 from bayesgmm.core.blocked import Survey
 from bayesgmm.core.blocks import Gather, RowBlocks
 from bayesgmm.core.parameters import FloatArray
-from bayesgmm.distributed import DaskBlocks, is_dask, map_rows
+from bayesgmm.distributed import DaskBlocks, is_dask, map_frames, map_rows
 from bayesgmm.estimators.validation import (
     LARGEST_SCALE,
     check_distinct_rows,
     check_table,
+    check_total_weight,
     named_columns,
     warn_degenerate_columns,
 )
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 def is_blockwise(X: Any) -> bool:
@@ -128,6 +133,42 @@ def of_each_row(
     return blocks.total(Gather(function)).values
 
 
+def alone(fit: Any) -> Any:
+    """A fitted mixture as workers need it to judge rows: without the rows of its fit, and what is told of the fit alone."""
+    out = copy.copy(fit)
+    for name in ("_X", "_sample_weight", "idata_", "modes_", "history_", "_stepwise"):
+        out.__dict__.pop(name, None)
+    return out
+
+
+def table_of_rows(estimator: BaseEstimator, X: Any, function: Callable[[FloatArray], pd.DataFrame]) -> Any:
+    """A table of what a function says of each row.
+
+    Parameters
+    ----------
+    estimator : BaseEstimator
+        Fitted.
+    X : object
+        A DataFrame's columns are taken by their names.
+    function : callable
+        Of rows (n, D), to a DataFrame of n rows.
+
+    Returns
+    -------
+    DataFrame, iterator of DataFrame, or dask.dataframe.DataFrame
+        Of a table in memory; of rows in blocks, one for each block, in their order; of a Dask collection, when it is computed.
+    """
+    if is_dask(X):
+        X = named_columns(estimator, X)
+    blocks: Any = row_blocks(estimator, X, reset=False)
+    if blocks is None:
+        return function(check_table(estimator, named_columns(estimator, X), reset=False))
+    nothing = function(np.zeros((1, blocks.n_features))).iloc[:0]
+    if is_dask(X):
+        return map_frames(X, function, nothing)
+    return (function(rows) for rows, _ in blocks.weighted_blocks())
+
+
 def batches(X: Any) -> Iterator[tuple[Any, FloatArray | None]]:
     """Blocks with their weights, one after another: of a table in blocks, a path, or an iterator, which is used up."""
     if isinstance(X, Iterator):
@@ -179,6 +220,7 @@ def check_survey(found: Survey, n_components: int, names: list[str], reg_covar: 
             f"X has values of size {largest:.1e}: their squares leave the range of float64. Rescale the columns "
             "(divide by a typical value) and fit again"
         )
+    check_total_weight(m.weight, largest)
     if has_prior:
         return
     warn_degenerate_columns(m.low, m.high, np.diagonal(m.scatter) / m.weight, names, reg_covar)

@@ -352,7 +352,8 @@ class MixtureClassifier(ClassifierMixin, BaseEstimator):
             classes=self._layout,
         )
         result = sampling.sample_posterior(task, template._settings(), sampler_rng)
-        self.modes_ = tuple(found.modes[m] for m in result.mode_order)
+        modes = (*found.modes, *result.met)
+        self.modes_ = tuple(modes[m] for m in result.mode_order)
         self.map_ = template.map_ = self.modes_[0].run.parameters
         self.idata_: DataTree = result.idata
         self.diagnostics_: Diagnostics = result.diagnostics

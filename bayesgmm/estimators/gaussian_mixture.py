@@ -23,12 +23,14 @@ from bayesgmm.core.covariance import STRUCTURES, CovarianceStructure, structure
 from bayesgmm.core.parameters import FloatArray, MixtureParameters
 from bayesgmm.core.priors import ConjugatePrior
 from bayesgmm.estimators.blockwise import (
+    alone,
     batches,
     check_survey,
     is_blockwise,
     of_each_row,
     refuse_weights_of_blocks,
     row_blocks,
+    table_of_rows,
 )
 from bayesgmm.estimators.validation import (
     Labels,
@@ -40,7 +42,6 @@ from bayesgmm.estimators.validation import (
     column_names,
     feature_names,
     generator,
-    named_columns,
     number_of_features,
     warn_degenerate,
 )
@@ -495,7 +496,7 @@ class GaussianMixture(DensityMixin, BaseEstimator):
         self._set(kept.parameters, kind.pack(kept.parameters.covariances))
         self._interrupted = (
             f"EM was interrupted: iteration {kept.iteration} is kept, which is no optimum; to go on from there, fit with "
-            "warm_start=True"
+            "warm_start=True (--resume at the command line)"
         )
         warn_user(self._interrupted, ConvergenceWarning)
 
@@ -694,7 +695,7 @@ class GaussianMixture(DensityMixin, BaseEstimator):
         -------
         DataFrame
             ``component`` (−1 unknown), ``probability`` (highest responsibility), ``log_density``, and ``reason``: "ok", "far" or
-            "ambiguous".
+            "ambiguous". Of rows in blocks an iterator of such tables, one for each block; of a Dask collection a Dask DataFrame.
 
         Raises
         ------
@@ -704,8 +705,17 @@ class GaussianMixture(DensityMixin, BaseEstimator):
         check_is_fitted(self)
         from bayesgmm.assignment import assign_rows
 
-        rows = self._table(named_columns(self, X))
-        return assign_rows(self, rows, min_density, min_responsibility, min_log_density)
+        return table_of_rows(
+            self,
+            X,
+            partial(
+                assign_rows,
+                alone(self),
+                min_density=min_density,
+                min_responsibility=min_responsibility,
+                min_log_density=min_log_density,
+            ),
+        )
 
     def sample(self, n_samples: int = 1) -> tuple[FloatArray, Labels]:
         """Draw rows from the mixture by the two-stage process: a component by its weight, then a row from it.

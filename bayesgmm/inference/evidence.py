@@ -16,25 +16,27 @@ Statistica Sinica 6, 831–860.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
 
 import numpy as np
 from scipy.special import gammaln, logsumexp
 from threadpoolctl import threadpool_limits
 
-from bayesgmm.core import em
+from bayesgmm.core import blocked, em
+from bayesgmm.core.blocks import RowBlocks
 from bayesgmm.core.covariance import structure
 from bayesgmm.core.parameters import FloatArray
 from bayesgmm.core.priors import ConjugatePrior
 from bayesgmm.inference.bridge import Bridge, Half, bridge_over_repeats
+from bayesgmm.inference.compiled import CompiledPosterior, MixturePosterior
 from bayesgmm.inference.components import ComponentsPosterior, posterior_over_components
 from bayesgmm.inference.folding import ComponentBlocks, FoldedNormals, log_normals
-from bayesgmm.inference.laplace import LaplaceApproximation
-
-if TYPE_CHECKING:
-    from bayesgmm.inference.compiled import CompiledPosterior
+from bayesgmm.inference.laplace import LaplaceApproximation, log_densities
+from bayesgmm.inference.sampling import Task, approximate_modes
+from bayesgmm.inference.summed import SummedPosterior
 
 __all__ = ["ComponentsPosterior", "Evidence", "fit_proposal", "log_evidence", "posterior_over_components"]
 
@@ -115,6 +117,7 @@ class Evidence:
 
 def log_evidence(
     post: Any,
+    rows: RowBlocks | None = None,
     *,
     max_permutations: int = 720,
     n_proposals: int | None = None,
@@ -131,6 +134,8 @@ def log_evidence(
     ----------
     post : BayesianGaussianMixture
         Fitted, by NUTS or Laplace.
+    rows : RowBlocks, optional
+        The rows of the fit, where it does not hold them: some passes over the blocks.
     max_permutations : int, default 720
         Orders of the components (and beginnings of them) that are summed for a draw. Where more of them matter, they are thinned
         at random without bias, to a thirtieth of this, and the error this makes is part of the standard error. 720 is exact
@@ -156,8 +161,6 @@ def log_evidence(
 
     With ``sample_weight`` the rows count as if they stood that many times, which has this meaning for whole numbers alone.
     """
-    from bayesgmm.inference.compiled import CompiledPosterior
-
     rng = np.random.default_rng(random_state)
     if max_permutations < 1:
         raise ValueError(f"max_permutations must be at least 1; got {max_permutations!r}")
@@ -174,24 +177,48 @@ def log_evidence(
             f"the prior's weight_concentration differs between components ({alpha}): log_evidence needs a posterior that does not "
             "depend on their order; give one number"
         )
-    compiled = CompiledPosterior.from_data(
-        post._X, draws.weights.shape[-1], post.covariance_type, post.prior_, post._sample_weight
-    ).without_scale(post.modes_[0].run.parameters.precision_factors)
+    compiled, task = _posterior(post) if rows is None else _posterior_of_blocks(post, rows)
     with threadpool_limits(limits=1, user_api="blas"):
-        approximations = _approximations(compiled, post)
+        # Laplace approximations of the modes that the fit gave chains to.
+        approximations = approximate_modes(compiled, task).approximations
         halves = _halves(compiled, post, rng)
-        return _cross(compiled, post, approximations, halves, max_permutations, n_proposals, rng)
+        found = _cross(compiled, post, approximations, halves, max_permutations, n_proposals, rng)
+    if _has_fractions(post, rows):
+        note = "sample_weight is not whole: the evidence is that of a weighted likelihood, not of data"
+        found = replace(found, notes=(*found.notes, note))
+    return found
 
 
-def _approximations(compiled: CompiledPosterior, post: Any) -> Sequence[LaplaceApproximation]:
-    """Laplace approximations of the modes that the fit gave chains to."""
-    from bayesgmm.inference.sampling import Task, approximate_modes
-
+def _posterior(post: Any) -> tuple[MixturePosterior, Task]:
+    """The posterior of the rows that a fit holds, and what its modes are approximated from."""
     kind, runs = structure(post.covariance_type), tuple(mode.run for mode in post.modes_)
-    return approximate_modes(compiled, Task(post._X, post._sample_weight, kind, post.prior_, runs, ())).approximations
+    X, v = post._X, post._sample_weight
+    compiled = CompiledPosterior.from_data(X, post._draws.weights.shape[-1], kind.name, post.prior_, v)
+    return compiled.without_scale(runs[0].parameters.precision_factors), Task(X, v, kind, post.prior_, runs, ())
 
 
-def _halves(compiled: CompiledPosterior, post: Any, rng: np.random.Generator) -> tuple[Half, Half]:
+def _posterior_of_blocks(post: Any, rows: RowBlocks) -> tuple[MixturePosterior, Task]:
+    """The same of rows in blocks."""
+    kind, runs = structure(post.covariance_type), tuple(mode.run for mode in post.modes_)
+    problem = blocked.problem_of(rows, blocked.survey(rows, 0, 0), kind.name, post.prior_.for_em)
+    summed = SummedPosterior.from_prior(rows, kind.name, post.prior_)
+    task = Task(problem.X, None, kind, post.prior_, runs, (), blocked=problem)
+    return summed.without_scale(runs[0].parameters.precision_factors), task
+
+
+def _has_fractions(post: Any, rows: RowBlocks | None) -> bool:
+    """Whether a weight is not whole."""
+    if rows is not None:
+        return bool(rows.total(_n_fractions))
+    return post._sample_weight is not None and bool(np.any(post._sample_weight % 1))
+
+
+def _n_fractions(X: FloatArray, v: FloatArray | None, block: int) -> int:
+    """Task: how many weights are not whole."""
+    return 0 if v is None else int(np.count_nonzero(v % 1))
+
+
+def _halves(compiled: MixturePosterior, post: Any, rng: np.random.Generator) -> tuple[Half, Half]:
     """Unconstrained draws in two halves: of every chain the first and the second, or half of the distinct resampled ones."""
     draws = post._draws
     for name, values in (
@@ -231,13 +258,13 @@ def _halves(compiled: CompiledPosterior, post: Any, rng: np.random.Generator) ->
     return one, other
 
 
-def _log_posterior(compiled: CompiledPosterior, theta: FloatArray) -> FloatArray:
-    values = np.array([compiled.logp_and_grad(point)[0] for point in theta])
+def _log_posterior(compiled: MixturePosterior, theta: FloatArray) -> FloatArray:
+    values = log_densities(compiled, theta)
     # Far out an overflow may leave no number: there is no density there.
     return np.where(np.isfinite(values), values, -np.inf)
 
 
-def _log_posterior_of_draws(compiled: CompiledPosterior, post: Any, theta: FloatArray) -> FloatArray:
+def _log_posterior_of_draws(compiled: MixturePosterior, post: Any, theta: FloatArray) -> FloatArray:
     """Log posterior of the draws, from the sampler's own record where that is the same number."""
     try:
         stored = np.asarray(post.idata_["sample_stats"]["lp"].values, dtype=float).ravel()
@@ -255,7 +282,7 @@ def _log_posterior_of_draws(compiled: CompiledPosterior, post: Any, theta: Float
 
 
 def _cross(
-    compiled: CompiledPosterior,
+    compiled: MixturePosterior,
     post: Any,
     approximations: Sequence[LaplaceApproximation],
     halves: tuple[Half, Half],
@@ -265,28 +292,110 @@ def _cross(
 ) -> Evidence:
     K, P = compiled.inputs.n_components, compiled.ndim
     blocks = ComponentBlocks.of(compiled.slices, K, post.covariance_type)
+    found = bridge_halves(
+        partial(_log_posterior, compiled), blocks, approximations[0], halves, rng, max_permutations, n_proposals
+    )
+    problems, notes, exact = list(found.problems), [], found.exact_permutations
+    problems += _doubts_about_draws(post)
+    if min(len(half.theta) for half in halves) < FEW_DRAWS * P:
+        notes.append(
+            f"{sum(len(half.theta) for half in halves)} draws are few for {P} parameters: more would lower the error"
+        )
+    if not exact:
+        notes.append(
+            f"orders of the components were thinned at random to {max_permutations} of {K}! for some draws; the error includes this"
+        )
+    laplace = float(logsumexp([mode.log_evidence for mode in approximations]) + gammaln(K + 1))
+    return Evidence(
+        log_evidence=found.log_integral,
+        standard_error=found.standard_error,
+        laplace=laplace,
+        method="bridge",
+        n_components=K,
+        covariance_type=post.covariance_type,
+        n_draws=int(sum(half.counts.sum() for half in halves)),
+        n_proposals=found.n_proposals,
+        n_normals=found.n_normals,
+        n_permutations=int(round(np.exp(gammaln(K + 1)))) if exact else int(max_permutations),
+        exact_permutations=bool(exact),
+        halves=found.halves,
+        converged=not problems,
+        notes=(*problems, *notes),
+    )
+
+
+@dataclass(frozen=True)
+class BridgedIntegral:
+    """Log of the integral of an unnormalised density by two bridges, each from one half of its draws to the other.
+
+    Parameters
+    ----------
+    log_integral, standard_error : float
+    halves : tuple of float
+        The two estimates that ``log_integral`` is the mean of.
+    n_proposals : int
+    n_normals : tuple of int
+    exact_permutations : bool
+    problems : tuple of str
+        What speaks against the estimate and its error.
+    """
+
+    log_integral: float
+    standard_error: float
+    halves: tuple[float, float]
+    n_proposals: int
+    n_normals: tuple[int, int]
+    exact_permutations: bool
+    problems: tuple[str, ...]
+
+
+def bridge_halves(
+    log_density: Callable[[FloatArray], FloatArray],
+    blocks: ComponentBlocks,
+    approximation: LaplaceApproximation,
+    halves: tuple[Half, Half],
+    rng: np.random.Generator,
+    max_permutations: int = 720,
+    n_proposals: int | None = None,
+) -> BridgedIntegral:
+    """Integrate a density that is the same in every order of the components, over all its K! copies, from draws in one order.
+
+    Parameters
+    ----------
+    log_density : callable
+        Of points (M, P), shape (M,); −inf where there is none.
+    blocks : ComponentBlocks
+    approximation : LaplaceApproximation
+        At a mode in the same order of the components as the draws.
+    halves : tuple of two Half
+    rng : numpy.random.Generator
+    max_permutations : int, default 720
+    n_proposals : int, optional
+        Draws of each of the two proposals; default: as many as in the half that it is bridged to.
+
+    Returns
+    -------
+    BridgedIntegral
+    """
     bridges: list[Bridge] = []
     normals: list[int] = []
-    exact, size, total = True, 0, 0
+    exact, total = True, 0
     for fitted, other in (halves, halves[::-1]):
         # As many normals for the second half as the first one asked for.
-        proposal = fit_proposal(fitted.theta, fitted.counts, blocks, approximations[0], rng, *normals[:1])
+        proposal = fit_proposal(fitted.theta, fitted.counts, blocks, approximation, rng, *normals[:1])
         size = len(other.theta) if n_proposals is None else int(n_proposals)
         total += size
         proposed = proposal.draw(rng, size)
         at_draws = proposal.log_density(other.theta, rng, max_permutations)
         at_proposed = proposal.log_density(proposed, rng, max_permutations)
         exact &= len(at_draws) == 1 and len(at_proposed) == 1
-        bridges.append(
-            bridge_over_repeats(other, other.log_posterior, at_draws, _log_posterior(compiled, proposed), at_proposed)
-        )
+        bridges.append(bridge_over_repeats(other, other.log_posterior, at_draws, log_density(proposed), at_proposed))
         normals.append(len(proposal.shares))
     values = np.array([bridge.log_ratio for bridge in bridges])
     variances = np.array([bridge.variance for bridge in bridges])
-    estimate, error = float(values.mean()), _error_of_mean(halves, bridges)
+    error = _error_of_mean(halves, bridges)
     apart = float(abs(values[0] - values[1]))
     problems: list[str] = []
-    notes: list[str] = []
     if not np.sqrt(variances.max()) < LARGEST_ERROR:
         # Where p and q hardly meet, the formula sees only the few draws that do.
         error = max(error, *(found.divergence for found in bridges))
@@ -299,33 +408,14 @@ def _cross(
         problems.append(
             f"the two halves of the draws give {values[0]:.3f} and {values[1]:.3f}, further apart than their errors allow: raise draws"
         )
-    problems += _doubts_about_draws(post)
-    if min(len(half.theta) for half in halves) < FEW_DRAWS * P:
-        notes.append(
-            f"{sum(len(half.theta) for half in halves)} draws are few for {P} parameters: more would lower the error"
-        )
-    if not exact:
-        notes.append(
-            f"orders of the components were thinned at random to {max_permutations} of {K}! for some draws; the error includes this"
-        )
-    if post._sample_weight is not None and np.any(post._sample_weight % 1):
-        notes.append("sample_weight is not whole: the evidence is that of a weighted likelihood, not of data")
-    laplace = float(logsumexp([mode.log_evidence for mode in approximations]) + gammaln(K + 1))
-    return Evidence(
-        log_evidence=estimate,
-        standard_error=error,
-        laplace=laplace,
-        method="bridge",
-        n_components=K,
-        covariance_type=post.covariance_type,
-        n_draws=int(sum(half.counts.sum() for half in halves)),
-        n_proposals=total,
-        n_normals=(normals[0], normals[1]),
-        n_permutations=int(round(np.exp(gammaln(K + 1)))) if exact else int(max_permutations),
-        exact_permutations=bool(exact),
-        halves=(float(values[0]), float(values[1])),
-        converged=not problems,
-        notes=(*problems, *notes),
+    return BridgedIntegral(
+        float(values.mean()),
+        error,
+        (float(values[0]), float(values[1])),
+        total,
+        (normals[0], normals[1]),
+        bool(exact),
+        tuple(problems),
     )
 
 

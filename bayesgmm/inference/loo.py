@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +10,7 @@ from numpy.typing import ArrayLike
 from scipy.special import logsumexp
 
 from bayesgmm.core import kernel
+from bayesgmm.core.blocks import Moments, moments
 from bayesgmm.core.covariance import structure
 from bayesgmm.core.function_prior import FunctionPrior
 from bayesgmm.core.parameters import FloatArray
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from arviz_stats.utils import ELPDDataLOO
 
     from bayesgmm.elpd import ELPDDataWAIC
+    from bayesgmm.inference.compiled import MixturePosterior
     from bayesgmm.inference.posterior import PosteriorDraws
     from bayesgmm.inference.sampling import Result
 
@@ -96,6 +97,10 @@ class PosteriorLoo:
         Rows with k̂ above the threshold, worst first.
     notes : tuple of str
         What was done, in words.
+    sample_weight : ndarray of shape (N,) or None
+        Of the rows; None where all are 1.
+    pointwise : dask.array.Array of shape (N, 4), optional
+        Of a Dask collection, when it is computed; see :meth:`bayesgmm.BayesianGaussianMixture.loo`.
     """
 
     loo: ELPDDataLOO
@@ -104,6 +109,8 @@ class PosteriorLoo:
     r_eff: float
     treated: tuple[TreatedRow, ...]
     notes: tuple[str, ...]
+    sample_weight: FloatArray | None = None
+    pointwise: Any = None
 
     def __str__(self) -> str:
         return "\n".join([str(self.loo), *self.notes, *map(str, self.treated)])
@@ -193,7 +200,7 @@ def loo_posterior(
         if value < least:
             raise ValueError(f"{name} must be at least {least}; got {value}")
     table, v = _fitted_data(post, X, sample_weight)
-    rng = _generator(random_state)
+    rng = as_generator(random_state)
     draws = post._draws.flat(thin)
     efficiency = relative_efficiency_of(post, thin) if r_eff is None else float(r_eff)
     N = len(table)
@@ -202,51 +209,37 @@ def loo_posterior(
         sampled = np.sort(rng.choice(N, size=subsample_size, replace=False))
     full = PointwiseCriteria(efficiency, with_loo=sampled is None)
     if sampled is None or approximation == "waic":
-        for _, block, power in _blocks(table, v, draws, n_threads):
-            full.add(block, power)
+        add_rows(full, table, v, draws, n_threads)
     part, rows = full, np.arange(N)
     if sampled is not None:
         part, rows = PointwiseCriteria(efficiency), sampled
-        for _, block, power in _blocks(table[rows], None if v is None else v[rows], draws, n_threads):
-            part.add(block, power)
+        add_rows(part, table[rows], None if v is None else v[rows], draws, n_threads)
     elpd_i, raw_k, lppd_i = part.elpd_loo_i.copy(), part.pareto_k, part.lppd_i
     threshold = good_k(part.n_draws)
-    treatment = _Treatment(post, table, v, efficiency, moment_matching, max_matched, refits, refit_draws, rng)
+    treatment = Treatment(post, table, v, efficiency, moment_matching, max_matched, refits, refit_draws, rng)
     order = np.argsort(-raw_k, kind="stable")
     bad = [int(j) for j in order if raw_k[j] > threshold and (v is None or v[rows[j]] > 0)]
     treated = treatment.apply([(int(rows[j]), float(raw_k[j]), float(elpd_i[j])) for j in bad])
     used_k = raw_k.copy()
     for j, item in zip(bad, treated, strict=True):
         elpd_i[j], used_k[j] = item.elpd_after, item.pareto_k_after
-    notes = _notes(treated, threshold, len(rows))
+    notes = treatment_notes(treated, threshold, len(rows))
     waic = None if full.n_rows == 0 else full.waic(sample_weight=v, warn=False)
     if sampled is None:
         loo = loo_data(elpd_i, lppd_i - elpd_i, used_k, part.n_draws, sample_weight=v)
         plain_k = raw_k
     else:
         approximate = full.lppd_i - full.p_waic_i if approximation == "waic" else kernel.log_density(table, post.map_)
-        loo = _difference_estimate(
-            elpd_i,
-            lppd_i - elpd_i,
-            used_k,
-            approximate,
-            rows,
-            part.n_draws,
-            v,
-        )
+        loo = _subsampled(elpd_i, lppd_i - elpd_i, used_k, approximate, rows, part.n_draws, v)
         plain_k = np.full(N, np.nan)
         plain_k[rows] = raw_k
-        notes = (
-            f"LOO from a random subsample of {len(rows)} of {N} rows by the difference estimator "
-            f"(subsampling standard error {loo.subsampling_se:.2g})",
-            *notes,
-        )
+        notes = (subsample_note(loo), *notes)
     at = np.flatnonzero(used_k > threshold)
     if len(at):
         remaining = np.full(N, -np.inf)
         remaining[rows[at]] = used_k[at]
         warn_pareto_k(remaining, threshold, "raise refits or max_matched, or use kfold")
-    return PosteriorLoo(loo, waic, plain_k, efficiency, treated, notes)
+    return PosteriorLoo(loo, waic, plain_k, efficiency, treated, notes, v)
 
 
 def _fitted_data(
@@ -279,7 +272,8 @@ def _fitted_data(
     return table, v
 
 
-def _generator(random_state: Any) -> np.random.Generator:
+def as_generator(random_state: Any) -> np.random.Generator:
+    """Generator from a seed, a generator, or NumPy's older kind."""
     if isinstance(random_state, np.random.RandomState):
         return np.random.default_rng(random_state.randint(2**31 - 1, size=4))
     return np.random.default_rng(random_state)
@@ -297,19 +291,23 @@ def relative_efficiency_of(post: Any, thin: int) -> float:
     return found if thin == 1 else min(1.0, found * thin)
 
 
-def _blocks(
-    X: FloatArray, v: FloatArray | None, draws: tuple[FloatArray, FloatArray, FloatArray], n_threads: int
-) -> Iterator[tuple[slice, FloatArray, FloatArray | None]]:
-    """Log-likelihood (S, n) of blocks of rows, and the share of each row that is left out."""
+def add_rows(
+    criteria: PointwiseCriteria,
+    X: FloatArray,
+    v: FloatArray | None,
+    draws: tuple[FloatArray, FloatArray, FloatArray],
+    n_threads: int | None,
+) -> None:
+    """Take rows into pointwise criteria, as many at a time as draws leave room for."""
     rows = max(1, BLOCK_ELEMENTS // len(draws[0]))
     for start in range(0, len(X), rows):
         part = slice(start, min(start + rows, len(X)))
         power = None if v is None else np.minimum(v[part], 1.0)
-        yield part, kernel.pointwise_log_likelihood(X[part], *draws, n_threads=n_threads), power
+        criteria.add(kernel.pointwise_log_likelihood(X[part], *draws, n_threads=n_threads), power)
 
 
 @dataclass(eq=False)
-class _Treatment:
+class Treatment:
     """Better leave-one-out densities for rows whose k̂ is too high."""
 
     post: Any
@@ -332,7 +330,7 @@ class _Treatment:
             item = TreatedRow(row, pareto_k, "none", pareto_k, elpd, elpd, obstacle)
             power = 1.0 if self.v is None else min(1.0, float(self.v[row]))
             if matcher is not None and order < self.max_matched:
-                matched = matcher.match(self.X[row : row + 1], power)
+                matched = matcher.match(self._row(row), power)
                 if matched.pareto_k <= matcher.threshold:
                     why = f"{matched.rounds} transformations of the draws brought k̂ to {matched.pareto_k:.2f}"
                     out.append(
@@ -351,10 +349,17 @@ class _Treatment:
             if n_refits < self.refits:
                 n_refits += 1
                 item = self._refitted(item, power)
-            elif self.refits:
-                item = replace(item, why=f"{item.why}; more than {self.refits} rows to refit")
+            elif obstacle_to_refit := self._why_not_refitted():
+                item = replace(item, why=f"{item.why}; {obstacle_to_refit}")
             out.append(item)
         return tuple(out)
+
+    def _row(self, row: int) -> FloatArray:
+        """A row (1, D) by its number."""
+        return self.X[row : row + 1]
+
+    def _why_not_refitted(self) -> str:
+        return f"more than {self.refits} rows to refit" if self.refits else ""
 
     def _matcher(self) -> tuple[Any, str]:
         """Draws ready for moment matching, or why there are none."""
@@ -364,19 +369,30 @@ class _Treatment:
         if np.ptp(concentration) > 0:
             # The prior tells components apart, so that relabelled draws do not have the posterior's density.
             return None, "the prior is not the same for all components, so draws were not moved"
-        from bayesgmm.inference.compiled import CompiledPosterior
         from bayesgmm.inference.moment_matching import MomentMatching
 
-        post = self.post
-        weights = post._draws.flat()[0]
-        keep = int(np.clip(MATCH_BUDGET // max(1, len(self.X)), 500, MATCH_DRAWS))
-        some = np.unique(np.linspace(0, len(weights) - 1, min(len(weights), keep)).astype(int))
-        compiled = CompiledPosterior.from_data(self.X, weights.shape[1], post.covariance_type, post.prior_, self.v)
+        draws: PosteriorDraws = self.post._draws
+        n_draws = draws.n_chains * draws.n_draws
+        keep = int(np.clip(MATCH_BUDGET // max(1, self._n_rows), 500, MATCH_DRAWS))
+        some = np.unique(np.linspace(0, n_draws - 1, min(n_draws, keep)).astype(int))
+        posterior = self._posterior()
         try:
-            theta = post._draws.unconstrained_by(compiled, some)
+            theta = draws.unconstrained_by(posterior, some)
         except ValueError:
             return None, "a draw has a weight of 0, so draws were not moved"
-        return MomentMatching(compiled, theta, self.r_eff), ""
+        return MomentMatching(posterior, theta, self.r_eff), ""
+
+    @property
+    def _n_rows(self) -> int:
+        """Rows of the fit."""
+        return len(self.X)
+
+    def _posterior(self) -> MixturePosterior:
+        """The posterior given all rows."""
+        from bayesgmm.inference.compiled import CompiledPosterior
+
+        K = self.post._draws.weights.shape[-1]
+        return CompiledPosterior.from_data(self.X, K, self.post.covariance_type, self.post.prior_, self.v)
 
     def _refitted(self, item: TreatedRow, power: float) -> TreatedRow:
         post, row = self.post, item.row
@@ -487,7 +503,7 @@ def bridge(without: FloatArray, given: FloatArray, power: float = 1.0) -> float:
     return float(log_r)
 
 
-def _notes(treated: tuple[TreatedRow, ...], threshold: float, n_rows: int) -> tuple[str, ...]:
+def treatment_notes(treated: tuple[TreatedRow, ...], threshold: float, n_rows: int) -> tuple[str, ...]:
     """What was done with rows of high k̂, in words."""
     if not treated:
         return (f"importance sampling was reliable for all {n_rows} rows (k̂ ≤ {threshold:.2f})",)
@@ -503,7 +519,59 @@ def _notes(treated: tuple[TreatedRow, ...], threshold: float, n_rows: int) -> tu
     return tuple(notes)
 
 
-def _difference_estimate(
+def subsample_note(loo: Any) -> str:
+    """That LOO comes from a subsample, and what that costs."""
+    return (
+        f"LOO from a random subsample of {loo.subsample_size} of {loo.n_data_points} rows by the difference estimator "
+        f"(subsampling standard error {loo.subsampling_se:.2g})"
+    )
+
+
+def difference_estimate(exact: FloatArray, approximate: FloatArray, over: Moments, p_i: FloatArray) -> dict[str, Any]:
+    """LOO of all rows from a simple random subsample, with the error of the subsampling in its standard error.
+
+    With π̃_n the approximations and e_j = π_j − π̃_j in the subsample of m rows: elpd = Σ π̃_n + N ē, with subsampling variance
+    N² (1 − m/N) s_e² / m; N times the variance of π over all rows is estimated without bias by the same means.
+
+    Parameters
+    ----------
+    exact, approximate : ndarray of shape (m,)
+        π_j and π̃_j, times the rows' weights.
+    over : Moments
+        Of π̃_n over all rows.
+    p_i : ndarray of shape (m,)
+        Effective numbers of parameters, times the rows' weights.
+
+    Returns
+    -------
+    dict
+        Fields of ArviZ's ``ELPDDataLOOSubsample`` that are one number.
+
+    References
+    ----------
+    Magnusson, Vehtari, Jonasson & Andersen (2020), AISTATS, PMLR 108, equations 7 to 9.
+    """
+    N, m = over.n_rows, len(exact)
+    errors = exact - approximate
+    elpd = float(N * over.mean[0] + N * errors.mean())
+    subsampling = N**2 * (1 - m / N) * float(np.var(errors, ddof=1)) / m
+    # Equation 9: Σ π² − (Σ π)² / N, both by the difference estimator, centred for accuracy.
+    centre = elpd / N
+    squares = float(over.scatter[0, 0]) + N * float(over.mean[0] - centre) ** 2
+    squares += N * float(np.mean((exact - centre) ** 2 - (approximate - centre) ** 2))
+    spread = max(0.0, squares + subsampling / N)
+    return {
+        "elpd": elpd,
+        "se": float(np.sqrt(spread + subsampling)),
+        "p": float(N * p_i.mean()),
+        "n_data_points": N,
+        "subsample_size": m,
+        "subsampling_se": float(np.sqrt(subsampling)),
+        "scale": "log",
+    }
+
+
+def _subsampled(
     elpd_i: FloatArray,
     p_i: FloatArray,
     pareto_k: FloatArray,
@@ -512,44 +580,26 @@ def _difference_estimate(
     n_draws: int,
     v: FloatArray | None,
 ) -> Any:
-    """LOO of all rows from a simple random subsample, with the error of the subsampling in its standard error.
-
-    With π̃_n the approximations and e_j = π_j − π̃_j in the subsample of m rows: elpd = Σ π̃_n + N ē, with subsampling variance
-    N² (1 − m/N) s_e² / m; N times the variance of π over all rows is estimated without bias by the same means.
-    """
+    """LOO of all rows from a subsample, as ArviZ's ``ELPDDataLOOSubsample`` with values of all rows."""
     from arviz_stats.utils import ELPDDataLOOSubsample
 
     from bayesgmm.elpd import pointwise_array
 
-    N, m = len(approximate), len(rows)
     v_rows = None if v is None else v[rows]
     approximate, exact = weighted(approximate, v), weighted(elpd_i, v_rows)
-    errors = exact - approximate[rows]
-    elpd = float(approximate.sum() + N * errors.mean())
-    subsampling = N**2 * (1 - m / N) * float(np.var(errors, ddof=1)) / m
-    # Magnusson et al. (2020), equation 9: Σ π² − (Σ π)² / N, both by the difference estimator, centred for accuracy.
-    centre = elpd / N
-    squares = float(np.sum((approximate - centre) ** 2))
-    squares += N * float(np.mean((exact - centre) ** 2 - (approximate[rows] - centre) ** 2))
-    spread = max(0.0, squares + subsampling / N)
-    threshold = good_k(n_draws)
-    everywhere = approximate + errors.mean()
+    found = difference_estimate(exact, approximate[rows], moments(approximate[:, None], None, 0), weighted(p_i, v_rows))
+    everywhere = approximate + (exact - approximate[rows]).mean()
     everywhere[rows] = exact
-    shape_parameters = np.full(N, np.nan)
+    shape_parameters = np.full(len(approximate), np.nan)
     shape_parameters[rows] = pareto_k
+    threshold = good_k(n_draws)
     return ELPDDataLOOSubsample(
-        elpd=elpd,
-        se=float(np.sqrt(spread + subsampling)),
-        p=float(N * weighted(p_i, v_rows).mean()),
+        **found,
         n_samples=n_draws,
-        n_data_points=N,
-        scale="log",
         warning=bool(np.any(pareto_k > threshold)),
         good_k=threshold,
         elpd_i=pointwise_array(everywhere),
         pareto_k=pointwise_array(shape_parameters, name="pareto_k"),
-        subsample_size=m,
-        subsampling_se=float(np.sqrt(subsampling)),
         loo_subsample_observations=rows,
         elpd_loo_approx=pointwise_array(approximate, name="elpd_loo_approx"),
     )

@@ -10,7 +10,8 @@ from scipy.special import logsumexp
 
 from bayesgmm.core import kernel
 from bayesgmm.core.parameters import FloatArray
-from bayesgmm.inference.compiled import CompiledPosterior
+from bayesgmm.inference.compiled import MixturePosterior
+from bayesgmm.inference.laplace import log_densities
 from bayesgmm.pointwise import good_k, psis_weights
 
 MAX_ROUNDS = 30
@@ -40,14 +41,14 @@ class MomentMatching:
 
     Parameters
     ----------
-    compiled : CompiledPosterior
+    compiled : MixturePosterior
         The posterior given all rows.
     theta : ndarray of shape (S, P)
         Its draws in the unconstrained coordinates.
     r_eff : float, default 1.0
     """
 
-    def __init__(self, compiled: CompiledPosterior, theta: FloatArray, r_eff: float = 1.0) -> None:
+    def __init__(self, compiled: MixturePosterior, theta: FloatArray, r_eff: float = 1.0) -> None:
         self._compiled = compiled
         self._theta = theta
         self._r_eff = r_eff
@@ -55,7 +56,7 @@ class MomentMatching:
         self.threshold = good_k(len(theta))
 
     def _density(self, theta: FloatArray) -> FloatArray:
-        values = np.array([self._compiled.logp_and_grad(point)[0] for point in theta])
+        values = log_densities(self._compiled, theta)
         return np.where(np.isfinite(values), values, -np.inf)
 
     def _log_likelihood(self, row: FloatArray, theta: FloatArray) -> FloatArray:

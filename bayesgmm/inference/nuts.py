@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from bayesgmm.core.kernel import available_threads
 from bayesgmm.core.parameters import FloatArray
+from bayesgmm.core.threads import available_threads
 from bayesgmm.exceptions import SamplingError, SamplingInterrupted
 from bayesgmm.inference.density import density_function, position_function
 
@@ -92,7 +92,7 @@ def run_nuts(
     """
     n_chains = len(starts)
     slots = min(n_chains, cores or available_threads())
-    seeds = np.random.SeedSequence(seed).generate_state(n_chains)
+    seeds = chain_seeds(seed, n_chains)
     samplers: list[Any] = [None] * n_chains
     progress: list[Any] = [None] * n_chains
     interrupted = False
@@ -103,10 +103,10 @@ def run_nuts(
         def report(state: Any) -> None:
             progress[c] = state[0]
 
-        samplers[c] = _start_chain(posterior, starts[c], center, factor, draws, tune, int(seeds[c]), report)
+        samplers[c] = start_chain(posterior, starts[c], center, factor, draws, tune, seeds[c], report)
 
     try:
-        with _display(progressbar, n_chains, draws + tune) as update:
+        with display(progressbar, n_chains, draws + tune) as update:
             waiting = list(range(n_chains))
             running: list[int] = []
             while waiting or running:
@@ -114,7 +114,7 @@ def run_nuts(
                     running.append(waiting[0])
                     begin(waiting.pop(0))
                 time.sleep(POLL_SECONDS)
-                running = [c for c in running if not _is_finished(samplers[c])]
+                running = [c for c in running if not is_finished(samplers[c])]
                 update(progress, [c not in running and c not in waiting for c in range(n_chains)])
     except KeyboardInterrupt:
         interrupted = True
@@ -122,20 +122,31 @@ def run_nuts(
         for sampler in filter(None, samplers):
             sampler.cancel()
         if isinstance(error, RuntimeError):
-            reason = str(error).partition("\n")[0]
-            raise SamplingError(f"the sampler stopped: {reason}; use method='laplace', or a stronger prior") from None
+            raise stopped(error) from None
         raise
     collected, n_gradients = [], 0
     for c, sampler in enumerate(samplers):
         if sampler is not None:
             trace = sampler.abort() if interrupted else sampler.wait()
-            theta, stats, steps = _read_trace(trace)
+            theta, stats, steps = read_trace(trace)
             collected.append((theta * 1.0, {**stats, "chain": c}))
             n_gradients += steps
-    return replace(_assemble(collected, draws, interrupted), n_gradients=n_gradients)
+    return replace(assemble(collected, draws, interrupted), n_gradients=n_gradients)
 
 
-def _is_finished(sampler: Any) -> bool:
+def chain_seeds(seed: int, n_chains: int) -> list[int]:
+    """A seed for each chain."""
+    return np.random.SeedSequence(seed).generate_state(n_chains).tolist()
+
+
+def stopped(error: RuntimeError) -> SamplingError:
+    """What the sampler could not do, in words."""
+    reason = str(error).partition("\n")[0]
+    return SamplingError(f"the sampler stopped: {reason}; use method='laplace', or a stronger prior")
+
+
+def is_finished(sampler: Any) -> bool:
+    """Whether a chain has all its draws."""
     try:
         return bool(sampler.is_finished)
     except TimeoutError:
@@ -143,7 +154,7 @@ def _is_finished(sampler: Any) -> bool:
         return False
 
 
-def _start_chain(
+def start_chain(
     posterior: LogPosterior,
     start: FloatArray,
     center: FloatArray,
@@ -153,6 +164,7 @@ def _start_chain(
     seed: int,
     report: Callable[[Any], None],
 ) -> Any:
+    """Begin a chain, which goes on by itself; ``report`` is called with its state now and then."""
     import nutpie
     from scipy.linalg import solve_triangular
 
@@ -218,7 +230,7 @@ def _python_model(posterior: LogPosterior, center: FloatArray, factor: FloatArra
     )
 
 
-def _read_trace(trace: Any) -> tuple[FloatArray, dict[str, FloatArray], int]:
+def read_trace(trace: Any) -> tuple[FloatArray, dict[str, FloatArray], int]:
     """Draws (S, P) after warm-up, their statistics (S,), and the number of steps from the start."""
     draw_batches, stat_batches = trace.get_arrow_trace()
     if not draw_batches or draw_batches[0].num_rows == 0:
@@ -237,7 +249,14 @@ def _read_trace(trace: Any) -> tuple[FloatArray, dict[str, FloatArray], int]:
     return values[kept], stats, int(stat.column("n_steps").to_numpy().sum())
 
 
-def _assemble(collected: list[tuple[FloatArray, dict[str, Any]]], draws: int, interrupted: bool) -> Chains:
+def assemble(collected: list[tuple[FloatArray, dict[str, Any]]], draws: int, interrupted: bool) -> Chains:
+    """Chains put together; those of an interrupted run are cut to one length, and those hardly begun left out.
+
+    Raises
+    ------
+    SamplingInterrupted
+        If no chain has draws to keep.
+    """
     lengths = [len(theta) for theta, _ in collected]
     shortest_kept = 1 if not interrupted else max(4, max(lengths, default=0) // 2)
     kept = [(theta, stats) for theta, stats in collected if len(theta) >= shortest_kept]
@@ -253,7 +272,7 @@ def _assemble(collected: list[tuple[FloatArray, dict[str, Any]]], draws: int, in
 
 
 @contextmanager
-def _display(shown: bool, n_chains: int, total: int) -> Iterator[Callable[[list[Any], list[bool]], None]]:
+def display(shown: bool, n_chains: int, total: int) -> Iterator[Callable[[list[Any], list[bool]], None]]:
     """A progress bar per chain on stderr, where one is wanted."""
     if not shown:
         yield lambda states, finished: None

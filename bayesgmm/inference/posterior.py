@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from bayesgmm.core import kernel
 from bayesgmm.core.classes import ClassLayout
@@ -18,7 +19,7 @@ from bayesgmm.core.separation import SeparationPrior
 if TYPE_CHECKING:
     from xarray import DataTree
 
-    from bayesgmm.inference.compiled import CompiledPosterior
+    from bayesgmm.inference.compiled import MixturePosterior
 
 LOG_LIKELIHOOD_LIMIT = 20_000_000
 """Draws × rows up to which the pointwise log-likelihood is stored with the posterior (160 MB)."""
@@ -103,7 +104,15 @@ class PosteriorDraws:
             self.scale_factors,
         )
 
-    def unconstrained_by(self, compiled: CompiledPosterior, which: Sequence[int] | None = None) -> FloatArray:
+    def taken(self, at: np.ndarray) -> PosteriorDraws:
+        """Draws at places (chains, draws) among those of :meth:`flat`."""
+        weights, means, factors = (part[at] for part in self.flat())
+        scale = self.scale_factors
+        return PosteriorDraws(
+            weights, means, factors, None if scale is None else scale.reshape(-1, *scale.shape[2:])[at]
+        )
+
+    def unconstrained_by(self, compiled: MixturePosterior, which: ArrayLike | None = None) -> FloatArray:
         """Points of a posterior's unconstrained coordinates, one for each draw (chains joined), or for some."""
         parts = list(self.flat())
         if self.scale_factors is not None and compiled.inputs.hierarchical:
@@ -334,6 +343,38 @@ def add_log_likelihood(
             coords={"chain": posterior["chain"].values, "draw": posterior["draw"].values, "obs_id": np.arange(len(X))},
         )
     )
+
+
+def add_sampled_chains(
+    tree: DataTree, draws: PosteriorDraws, kind: CovarianceStructure, lp: FloatArray, chain_modes: Sequence[int]
+) -> None:
+    """Add the group ``sampled_chains``: chains as they were sampled, where the posterior is made of them by weights.
+
+    Parameters
+    ----------
+    tree : DataTree
+    draws : PosteriorDraws
+        In the same order of the components as the posterior.
+    kind : CovarianceStructure
+    lp : ndarray of shape (chains, draws)
+        Log posterior density.
+    chain_modes : sequence of int
+        The mode that each chain stayed at: the coordinate ``mode`` along ``chain``.
+    """
+    import xarray as xr
+
+    like = tree["posterior"].to_dataset()
+    at = {name: like.coords[name] for name in like.coords if name not in ("chain", "draw")}
+    variables: dict[str, Any] = {
+        name: (("chain", "draw", *(COMPONENT_DIM if dim == "component" else dim for dim in dims)), values)
+        for name, (values, dims) in derived(draws, kind).items()
+    }
+    coords = at | {
+        "chain": np.arange(draws.n_chains),
+        "draw": np.arange(draws.n_draws),
+        "mode": ("chain", np.asarray(chain_modes)),
+    }
+    tree["sampled_chains"] = xr.DataTree(xr.Dataset(variables | {"lp": (("chain", "draw"), lp)}, coords=coords))
 
 
 def add_posterior_predictive(tree: DataTree, draws: PosteriorDraws, n_rows: int, rng: np.random.Generator) -> None:

@@ -11,7 +11,7 @@ import pytest
 from sklearn.base import clone
 from sklearn.frozen import FrozenEstimator
 
-from bayesgmm import AnomalyDetector, BayesianGaussianMixture, ConjugatePrior, GaussianMixture, select
+from bayesgmm import AnomalyDetector, BayesianGaussianMixture, ConjugatePrior, GaussianMixture, open_blocks, select
 from bayesgmm.exceptions import DataError, RowsNotHeldError
 from bayesgmm.inference.compiled import CompiledPosterior
 from bayesgmm.inference.summed import SummedPosterior
@@ -20,16 +20,10 @@ da = pytest.importorskip("dask.array", reason="Dask is not installed: pip instal
 dd = pytest.importorskip("dask.dataframe", reason="Dask is not installed: pip install 'bayesgmm[dask]'")
 pytest.importorskip("distributed", reason="distributed is not installed: pip install 'bayesgmm[dask]'")
 
-from bayesgmm.distributed import DaskBlocks, connected  # noqa: E402
+from bayesgmm.distributed import DaskBlocks  # noqa: E402
 
 # The same iterations on sums that were added in another order.
 RELATIVE = 1e-10
-
-
-@pytest.fixture(scope="module")
-def client():
-    with connected(n_workers=2) as found:
-        yield found
 
 
 @pytest.fixture(scope="module")
@@ -198,6 +192,37 @@ def test_anomalies_are_those_in_memory(posterior, rows, monkeypatch):
     np.testing.assert_allclose(error.compute(), detector.predictive_tail_probability(frame, return_error=True)[1])
 
 
+@pytest.mark.parametrize("posterior", [False, True])
+def test_tables_of_rows_come_lazily_or_block_by_block(posterior, rows, monkeypatch):
+    monkeypatch.setattr("bayesgmm.distributed._client_of", lambda collection: None)
+    frame = pd.DataFrame(rows, columns=["a", "b"])
+    make = BayesianGaussianMixture(3, method="laplace", progressbar=False) if posterior else GaussianMixture(3)
+    fit = make.set_params(random_state=0).fit(frame)
+    detector = AnomalyDetector(FrozenEstimator(fit), n_draws=100, n_simulated=2000, random_state=0).fit(None)
+    X, blocks = dd.from_pandas(frame, npartitions=3), open_blocks([frame[:700], frame[700:1400], frame[1400:]])
+    far = float(np.quantile(fit.score_samples(frame), 0.02))
+    for say in (
+        lambda each: fit.assign(each, min_log_density=far, min_responsibility=0.8),
+        lambda each: detector.assign(each, min_responsibility=0.8),
+        detector.table,
+        detector.explain,
+    ):
+        expected = say(frame)
+        pd.testing.assert_frame_equal(say(X).compute(), expected, check_dtype=False)
+        parts = list(say(blocks))
+        assert len(parts) == 3
+        pd.testing.assert_frame_equal(pd.concat(parts, ignore_index=True), expected)
+    with pytest.raises(ValueError, match="min_responsibility"):
+        fit.assign(blocks, min_responsibility=2.0)
+    for each in (X, blocks):
+        pd.testing.assert_frame_equal(detector.flagged(each), detector.flagged(frame), rtol=1e-10)
+        pd.testing.assert_frame_equal(detector.discoveries(each, rate=0.2), detector.discoveries(frame, rate=0.2))
+    if posterior:
+        expected = detector.conformal_pvalue(frame)
+        np.testing.assert_array_equal(detector.conformal_pvalue(X).compute(), expected)
+        np.testing.assert_array_equal(detector.conformal_pvalue(blocks), expected)
+
+
 @pytest.mark.parametrize("weighted", [False, True])
 def test_the_threshold_of_a_share_of_all_rows_is_exact(weighted, rows, weights, monkeypatch):
     monkeypatch.setattr("bayesgmm.distributed._client_of", lambda collection: None)
@@ -232,14 +257,37 @@ def test_a_selection_by_the_criteria_of_em(rows, weights, monkeypatch, tmp_path)
     assert found.n_rows == len(rows)
     again = select(X, **grid, sample_weight=weights, tol=1e-10, out=tmp_path / "sweep")
     assert again.table["bic"].tolist() == found.table["bic"].tolist()
-    with pytest.raises(ValueError, match="method='em'"):
-        select(X, **grid, method="laplace")
+    with pytest.raises(ValueError, match="labels"):
+        select(X, **grid, y=np.zeros(len(rows)))
 
 
-def test_posteriors_of_a_selection_are_sampled_on_the_workers(rows, client):
-    grid = {"n_components": [1, 2], "covariance_types": "full", "random_state": 0, "progressbar": False, "draws": 100}
-    grid |= {"method": "laplace", "criteria": ["waic"]}
+def test_a_selection_by_all_criteria(rows, monkeypatch, tmp_path):
+    monkeypatch.setattr("bayesgmm.distributed._client_of", lambda collection: None)
+    X = da.from_array(rows, chunks=(700, 2))
+    grid = {"n_components": [1, 3], "covariance_types": "diag", "method": "laplace", "draws": 200, "random_state": 0}
+    found = select(X, **grid, progressbar=False, out=tmp_path / "sweep")
+    expected = select(rows, **grid, progressbar=False)
+    ours, theirs = found.table.astype({"prior": str}), expected.table
+    assert ours["flags"].tolist() == ["", ""]
+    # Two sets of 800 draws: the mean over them of a density that varies by √p_loo nats in all
+    for name, size in (("elpd_waic", 1.0), ("elpd_loo", 1.0), ("p_loo", 1.0), ("log_evidence", 0.1)):
+        assert np.all(np.abs(ours[name].astype(float) - theirs[name].astype(float)) < size), name
+    np.testing.assert_allclose(ours["se"].astype(float), theirs["se"].astype(float), rtol=0.01)
+    np.testing.assert_allclose(ours["dse"].astype(float), theirs["dse"].astype(float), rtol=0.01)
+    assert found.best("loo") == found.best("evidence") == ("diag", 3)
+    assert found.sensitivity is not None
+    again = select(X, **grid, progressbar=False, out=tmp_path / "sweep")
+    pd.testing.assert_frame_equal(again.table, found.table)
+
+
+@pytest.mark.parametrize("method", ["em", "laplace"])
+def test_the_models_of_a_selection_are_fitted_on_the_workers(method, rows, client):
+    grid = {"n_components": [1, 2], "covariance_types": ["full", "tied"], "random_state": 0, "progressbar": False}
+    if method == "laplace":
+        grid |= {"method": method, "criteria": ["waic"], "draws": 100, "covariance_types": "full"}
     found, expected = select(rows[:300], **grid, client=client), select(rows[:300], **grid)
-    assert found.table["elpd_waic"].tolist() == expected.table["elpd_waic"].tolist()
+    pd.testing.assert_frame_equal(found.table, expected.table)
+    for key, fit in expected.fits.items():
+        np.testing.assert_array_equal(found.fits[key].means_, fit.means_)
     names = client.run_on_scheduler(lambda dask_scheduler: list(dask_scheduler.task_prefixes))
-    assert "bayesgmm-model" in names
+    assert {"bayesgmm-model", "bayesgmm-common"} <= set(names)

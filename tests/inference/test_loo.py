@@ -349,7 +349,7 @@ def test_a_prior_that_tells_components_apart_is_not_moment_matched():
     X = np.concatenate([np.random.default_rng(0).standard_normal((20, 1)), [[6.0]]])
     prior = ConjugatePrior(weight_concentration=[1.0, 2.0])
     post = BayesianGaussianMixture(2, prior=prior, method="laplace", draws=250, **SETTINGS).fit(X)
-    treatment = loo_module._Treatment(post, X, None, 1.0, True, 5, 0, 100, np.random.default_rng(0))
+    treatment = loo_module.Treatment(post, X, None, 1.0, True, 5, 0, 100, np.random.default_rng(0))
     (item,) = treatment.apply([(20, 1.0, -9.0)])
     assert item.how == "none"
     assert "not the same for all components" in item.why
