@@ -11,7 +11,7 @@ help:
 	@echo "make docs      the documentation as a site in build/docs"
 	@echo "make bench     speed and memory beside other programs"
 	@echo "make peers     JAX and NumPyro in an environment of their own, for make bench"
-	@echo "make validate  calibration, coverage, criteria and evidence where the truth is known (an hour); validate-full: more (hours)"
+	@echo "make validate  calibration, coverage, criteria and evidence where the truth is known (an hour): tests/reference/validation.md; validate-full: more (hours)"
 	@echo "make clean     remove the environment, caches and builds"
 
 environment:
@@ -44,10 +44,11 @@ peers: environment
 
 validate: environment
 	$(BIN)/python -m pytest -m slow
-	$(BIN)/python -m benchmarks.validate --out build/validation.jsonl
+	$(BIN)/python -m pytest --hypothesis-profile=many tests/test_properties.py
+	$(BIN)/python -m benchmarks.validate --out build/validation.jsonl --markdown tests/reference/validation.md
 
 validate-full: environment
-	$(BIN)/python -m benchmarks.validate --full --out build/validation-full.jsonl
+	$(BIN)/python -m benchmarks.validate --full --out build/validation-full.jsonl --markdown build/validation-full.md
 
 clean:
 	rm -rf .venv .peers build dist docs/api docs/gallery .mypy_cache .pytest_cache .ruff_cache

@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy.special import expit, logit, ndtri
 
 from bayesgmm.core.covariance import CovarianceStructure, structure
+from bayesgmm.core.intervals import named_intervals
 from bayesgmm.core.parameters import FloatArray, MixtureParameters
 from bayesgmm.exceptions import warn_user
 
@@ -56,9 +56,9 @@ def compare(
     DataFrame
         Indexed by the parameter's name, as in ``post.summary()``.
 
-        - ``em``, ``em_se``, ``em_lower``, ``em_upper``: EM ± z · se, on the logit scale for weights, the log scale for standard
-          deviations and Fisher's z for correlations, so that intervals stay in range. An infinite standard error means
-          that the data do not determine the parameter.
+        - ``em``, ``em_se``, ``em_lower``, ``em_upper``: EM, its standard error and the interval that
+          :meth:`GaussianMixture.intervals` makes of the two. An infinite standard error means that the data do not determine the
+          parameter.
         - ``posterior_median``, ``posterior_sd``, ``lower``, ``upper``: of the draws; the interval is equal-tailed.
         - ``shift`` = (median − em) / posterior_sd, and ``sd_ratio`` = posterior_sd / em_se. A constant (the weight at K = 1)
           has shift 0 and ratio NaN.
@@ -124,8 +124,9 @@ def compare(
     matched = MixtureParameters(em.weights_[order], em.means_[order], em._parameters.precision_factors[order])
     estimates = parameter_values(matched, kind, names)
     spreads = errors.by_name(names, order)
+    ends = named_intervals(em._parameters, em.covariances_, errors, ci_prob, names, order)
     rows = {
-        name: _row(name, estimates[name], spreads[name], draws, ci_prob)
+        name: _row(estimates[name], spreads[name], ends[name], draws, ci_prob)
         for name, draws in scalar_parameters(post._draws, kind, names, pairs).items()
     }
     table = pd.DataFrame.from_dict(rows, orient="index").rename_axis("parameter")
@@ -234,20 +235,21 @@ def posterior_order(em: Any, post: Any, kind: CovarianceStructure) -> np.ndarray
     return relabel(em.weights_[None], em.means_[None], matrices[None], center, covariance_type="full")[0]
 
 
-def _row(name: str, value: float, se: float, draws: FloatArray, ci_prob: float) -> dict[str, float | str]:
+def _row(
+    value: float, se: float, ends: tuple[float, float], draws: FloatArray, ci_prob: float
+) -> dict[str, float | str]:
     """EM beside the posterior for one parameter."""
     tail = (1 - ci_prob) / 2
     lower, median, upper = (float(q) for q in np.quantile(draws, [tail, 0.5, 1 - tail]))
     sd = float(np.std(draws, ddof=1))
-    em_lower, em_upper = em_interval(name, value, se, float(ndtri(1 - tail)))
     with np.errstate(divide="ignore"):
         shift = 0.0 if median == value else float(np.float64(median - value) / sd)
     ratio = sd / se if se > 0 else np.nan
     return {
         "em": value,
         "em_se": se,
-        "em_lower": em_lower,
-        "em_upper": em_upper,
+        "em_lower": ends[0],
+        "em_upper": ends[1],
         "posterior_median": median,
         "posterior_sd": sd,
         "lower": lower,
@@ -256,25 +258,6 @@ def _row(name: str, value: float, se: float, draws: FloatArray, ci_prob: float) 
         "sd_ratio": ratio,
         "parts": _parts(abs(shift) > SHIFT_LIMIT or not lower <= value <= upper, ratio),
     }
-
-
-def em_interval(name: str, value: float, se: float, z: float) -> tuple[float, float]:
-    """EM's interval, symmetric on the scale on which the parameter has no bounds."""
-    if se == 0:
-        return value, value
-    variable = name.partition("[")[0]
-    if variable == "weights":
-        if not 0 < value < 1:
-            return 0.0, 1.0
-        half = z * se / (value * (1 - value))
-        return float(expit(logit(value) - half)), float(expit(logit(value) + half))
-    if variable == "standard_deviations":
-        with np.errstate(over="ignore"):
-            return float(value * np.exp(-z * se / value)), float(value * np.exp(z * se / value))
-    if variable == "correlations":
-        half = z * se / (1 - value**2)
-        return float(np.tanh(np.arctanh(value) - half)), float(np.tanh(np.arctanh(value) + half))
-    return value - z * se, value + z * se
 
 
 def _parts(location: bool, ratio: float) -> str:

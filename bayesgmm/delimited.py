@@ -263,7 +263,7 @@ def _number(data, i, stop, decimal, power, rest):
         while i < stop:
             if not 48 <= data[i] <= 57:
                 return np.nan, UNREAD
-            size = size * 10 + data[i] - 48
+            size = size * 10 + int(data[i]) - 48
             i += 1
         exponent += sign * size
     if mantissa == 0:

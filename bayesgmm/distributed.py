@@ -23,9 +23,9 @@ from uuid import uuid4
 
 import numpy as np
 
-from bayesgmm.core import kernel
 from bayesgmm.core.blocks import Task
 from bayesgmm.core.parameters import FloatArray
+from bayesgmm.core.threads import at_most, available_threads
 from bayesgmm.exceptions import ClusterError, DataError
 
 if TYPE_CHECKING:
@@ -169,7 +169,7 @@ class DaskBlocks:
         if isinstance(found, _Fault):
             raise found.error
         if found is None:
-            raise DataError(f"{self.source} has no rows")
+            raise DataError(f"{self.source} has no rows: there is nothing to fit")
         return found
 
     def _run(self, client: Client | None, task: Task) -> Any:
@@ -262,7 +262,7 @@ def _of_partition(
 ) -> Any:
     function, columns = sent
     X = _checked(rows, None, block_id[0], columns)[0]
-    with kernel.at_most(kernel.available_threads() if alone else 1):
+    with at_most(available_threads() if alone else 1):
         return function(X)
 
 
@@ -321,10 +321,10 @@ def _on_partition(
     task, columns = task_and_columns
     try:
         if hasattr(rows, "weighted_blocks"):
-            with kernel.at_most(threads):
+            with at_most(threads):
                 return _over_blocks(task, rows, block)
         X, v = _checked(rows, weights, block, columns)
-        with kernel.at_most(threads):
+        with at_most(threads):
             return task(X, v, block) if len(X) else None
     except DataError as error:
         return _Fault(error)
@@ -505,7 +505,7 @@ def _client_of(collection: Any) -> Client | None:
 def _threads_of(client: Client | None, n_blocks: int) -> int:
     """Threads for each task: one, or a fair share where there are fewer partitions than threads."""
     if client is None:
-        return max(1, kernel.available_threads() // n_blocks)
+        return max(1, available_threads() // n_blocks)
     workers = workers_of(client)
     return max(1, min(min(workers), sum(workers) // n_blocks))
 
@@ -672,7 +672,7 @@ class OnWorkers:
 def _on_worker(function: Callable[[Any, Any], Any], payload: bytes, item: Any) -> Any:
     from distributed import get_worker
 
-    with kernel.at_most(get_worker().state.nthreads):
+    with at_most(get_worker().state.nthreads):
         return function(pickle.loads(payload), item)
 
 
@@ -708,7 +708,7 @@ def connected(scheduler: str | None = None, n_workers: int | None = None) -> Ite
     except ImportError as error:
         raise ClusterError("clusters need Dask: install it with pip install 'bayesgmm[dask]'") from error
     if scheduler is None:
-        threads = max(1, kernel.available_threads() // (n_workers or 1))
+        threads = max(1, available_threads() // (n_workers or 1))
         with (
             LocalCluster(
                 n_workers=n_workers,

@@ -60,6 +60,10 @@ class ImproperPosteriorError(DataError):
     """The posterior has no finite integral under this prior and these rows; the message names them and offers another value."""
 
 
+class PriorFunctionError(ValueError):
+    """Something was asked of a prior given as a function that a function cannot say; the message says what to take instead."""
+
+
 class PriorWarning(UserWarning):
     """The prior makes part of a result doubtful; the message says which part, and offers another value."""
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from io import BytesIO
 from pathlib import Path
@@ -16,7 +18,17 @@ from bayesgmm.exceptions import DataError
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["SAMPLE_BYTES", "RawTable", "TextLayout", "default_names", "fields", "file_kind", "read_raw", "text_layout"]
+__all__ = [
+    "SAMPLE_BYTES",
+    "RawTable",
+    "TextLayout",
+    "damage_told",
+    "default_names",
+    "fields",
+    "file_kind",
+    "read_raw",
+    "text_layout",
+]
 
 SAMPLE_BYTES = 1 << 16
 _UTF16_MARKS = (b"\xff\xfe", b"\xfe\xff")
@@ -141,11 +153,20 @@ class TextLayout:
         return ["read the commas as decimal marks"] if self.decimal == "," else []
 
 
-def text_layout(head: bytes) -> TextLayout:
-    """Find out the layout of a text table from its first ``SAMPLE_BYTES``."""
+def text_layout(head: bytes, name: str) -> TextLayout:
+    """Find out the layout of a text table from its first ``SAMPLE_BYTES``.
+
+    Raises
+    ------
+    DataError
+        Where these are blank lines.
+    """
     encoding = _encoding(head)
     text = head.decode(encoding, errors="replace")
-    sample = [line for line in text.splitlines() if line.strip()][:50]
+    # Ends of lines as text readers know them: str.splitlines knows more, such as form feeds.
+    sample = [line for line in re.split(r"\r\n|\n|\r", text) if line.strip(" \t\ufeff")][:50]
+    if not sample:
+        raise DataError(f"{name} is empty")
     delimiter = _delimiter(sample)
     decimal = _decimal_mark(sample, delimiter)
     first = fields(sample[0], delimiter)
@@ -165,18 +186,33 @@ def _encoding(head: bytes) -> str:
     return "utf-8-sig"
 
 
+@contextmanager
+def damage_told(name: str) -> Iterator[None]:
+    """Tell whatever a library's reader breaks with, on a damaged file, as one error of ours.
+
+    Raises
+    ------
+    DataError
+    """
+    try:
+        yield
+    except (DataError, ImportError):
+        raise
+    except Exception as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise DataError(f"cannot read {name}: {reason}") from error
+
+
 def _read_npy(stream: BinaryIO, name: str) -> RawTable:
     import pandas as pd
 
-    try:
+    with damage_told(name):
         array = np.load(stream, allow_pickle=False)
-    except (ValueError, EOFError, OSError) as error:
-        raise DataError(f"cannot read {name}: {error}") from error
     if array.dtype.names is not None and array.ndim == 1:
         return RawTable(pd.DataFrame(array))
     if array.ndim not in (1, 2):
         raise DataError(f"{name} holds an array of shape {array.shape}; expected observations × features")
-    array = array.reshape(len(array), -1)
+    array = array[:, None] if array.ndim == 1 else array
     return RawTable(pd.DataFrame(array, columns=default_names(array.shape[1])))
 
 
@@ -184,35 +220,35 @@ def _read_parquet(stream: BinaryIO, name: str) -> RawTable:
     import pandas as pd
 
     try:
-        return RawTable(pd.read_parquet(stream, engine="pyarrow"))
+        with damage_told(name):
+            return RawTable(pd.read_parquet(stream, engine="pyarrow"))
     except ImportError as error:
         raise DataError(
             f"cannot read {name}: Parquet needs pyarrow; install it with pip install 'bayesgmm[parquet]'"
         ) from error
-    except (ValueError, OSError) as error:
-        raise DataError(f"cannot read {name}: {str(error).splitlines()[0]}") from error
 
 
 def _read_text(stream: BinaryIO, head: bytes, name: str) -> RawTable:
     import pandas as pd
 
-    layout = text_layout(head)
+    layout = text_layout(head, name)
     delimiter, decimal, has_header = layout.delimiter, layout.decimal, layout.has_header
-    try:
-        frame = pd.read_csv(
-            stream,
-            sep=r"\s+" if delimiter == " " else delimiter,
-            header=0 if has_header else None,
-            decimal=decimal,
-            encoding=layout.encoding,
-            encoding_errors="replace",
-            **_exact_numbers(),
-            low_memory=False,
-            skipinitialspace=True,
-        )
-    except (pd.errors.ParserError, pd.errors.EmptyDataError) as error:
-        reason = str(error).strip().splitlines()[0].removeprefix("Error tokenizing data. C error: ")
-        raise DataError(f"cannot read {name}: {reason}") from error
+    with damage_told(name):
+        try:
+            frame = pd.read_csv(
+                stream,
+                sep=r"\s+" if delimiter == " " else delimiter,
+                header=0 if has_header else None,
+                decimal=decimal,
+                encoding=layout.encoding,
+                encoding_errors="replace",
+                **_exact_numbers(),
+                low_memory=False,
+                skipinitialspace=True,
+            )
+        except (pd.errors.ParserError, pd.errors.EmptyDataError) as error:
+            reason = str(error).strip().splitlines()[0].removeprefix("Error tokenizing data. C error: ")
+            raise DataError(f"cannot read {name}: {reason}") from error
     raw = RawTable(frame, layout.notes)
     if has_header:
         _leave_out_row_names(raw, layout.surplus, unnamed_first=layout.unnamed_first, name=name)
@@ -244,7 +280,7 @@ def default_names(n_columns: int) -> list[str]:
 def fields(line: str, delimiter: str) -> list[str]:
     """Fields of one record of text."""
     if delimiter == " ":
-        return [quoted or bare for quoted, bare in re.findall(r'"([^"]*)"|(\S+)', line)]
+        return [quoted or bare for quoted, bare in re.findall(r'"([^"]*)"|([^ \t]+)', line)]
     return next(csv.reader([line], delimiter=delimiter, skipinitialspace=True))
 
 
@@ -254,7 +290,7 @@ def _delimiter(sample: list[str]) -> str:
         counts = [len(fields(line, delimiter)) for line in sample[:2]]
         if counts[0] > 1 and counts[-1] - counts[0] in (0, 1):
             return delimiter
-    if len(sample[0].split()) > 1 and _are_numbers(sample[-1].split()[1:], "."):
+    if len(fields(sample[0], " ")) > 1 and _are_numbers(fields(sample[-1], " ")[1:], "."):
         return " "
     return next((delimiter for delimiter in "\t;," if delimiter in sample[0]), ",")
 

@@ -33,6 +33,7 @@ __all__ = [
     "atomic_path",
     "quoted",
     "read_table",
+    "reserve",
     "sole_writer",
     "write_csv",
     "write_text",
@@ -294,6 +295,33 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
         os.replace(temporary, target)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def reserve(path: str | os.PathLike[str], size: int) -> None:
+    """Find out whether there is room for a file before a library writes it that cannot do with less: HDF5 brings down the process.
+
+    Parameters
+    ----------
+    path : str or path
+        The file, which is made or emptied.
+    size : int
+        Bytes.
+
+    Raises
+    ------
+    OSError
+        If the disk, a quota or a limit does not leave so many.
+    """
+    with open(path, "wb") as stream:
+        if not hasattr(os, "posix_fallocate"):
+            return
+        try:
+            os.posix_fallocate(stream.fileno(), 0, size)
+        except OSError as error:
+            # A file system that cannot say is left to the library.
+            if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+                raise OSError(error.errno, os.strerror(error.errno), os.fspath(path)) from None
+        stream.truncate(0)
 
 
 def write_text(path: str | os.PathLike[str], text: str) -> None:

@@ -16,15 +16,17 @@ import numpy as np
 from bayesgmm import __version__
 from bayesgmm.core.covariance import structure
 from bayesgmm.core.em import EMRun, Mode
+from bayesgmm.core.function_prior import FunctionPrior
 from bayesgmm.core.hierarchical import Prior, prior_from_values
 from bayesgmm.core.parameters import FloatArray, MixtureParameters
 from bayesgmm.exceptions import DataError
-from bayesgmm.io import atomic_path, sole_writer, write_text
+from bayesgmm.io import atomic_path, reserve, sole_writer, write_text
 
 if TYPE_CHECKING:
     from bayesgmm.estimators.bayesian_gaussian_mixture import BayesianGaussianMixture
     from bayesgmm.estimators.gaussian_mixture import GaussianMixture
     from bayesgmm.inference.diagnostics import Diagnostics
+    from bayesgmm.inference.modes import ModeWeight
 
 FORMAT = "bayesgmm fit"
 FORMAT_VERSION = 1
@@ -200,6 +202,9 @@ def _save_draws(estimator: BayesianGaussianMixture, file: Path) -> dict[str, Any
             | ({} if scale is None else {"scale_factors": (("chain", "draw", "row", "column"), scale)})
         )
     )
+    # A little more than the numbers: headers of a few kilobytes for each variable.
+    n_variables = sum(len(node.dataset.variables) for node in tree.subtree)
+    reserve(file, sum(node.dataset.nbytes for node in tree.subtree) + 4096 * n_variables)
     tree.to_netcdf(file, engine="h5netcdf")
     X = getattr(estimator, "_X", None)
     return {
@@ -256,24 +261,36 @@ def _from_manifest(manifest: dict[str, Any], folder: Path) -> GaussianMixture | 
         prior = _prior_from_json(manifest["prior"])
         kind = manifest["settings"]["covariance_type"]
         estimator = _empty_estimator(manifest, prior)
-        estimator.n_features_in_ = manifest["n_features"]
-        if manifest["feature_names"] is not None:
-            estimator.feature_names_in_ = np.array(manifest["feature_names"], dtype=object)
+        estimator.n_features_in_ = D = manifest["n_features"]
+        shape = (estimator.n_components, D)
+        if (names := manifest["feature_names"]) is not None:
+            _need(len(names) == D and all(isinstance(name, str) for name in names), "names of features")
+            estimator.feature_names_in_ = np.array(names, dtype=object)
         estimator.prior_ = prior
         if manifest.get("provenance") is not None:
             estimator._provenance = manifest["provenance"]
-        estimator.modes_ = tuple(_mode_from_json(mode, kind) for mode in manifest["modes"])
+        estimator.modes_ = tuple(_mode_from_json(mode, kind, shape) for mode in manifest["modes"])
         if "fit" in manifest:
             fit = manifest["fit"]
             estimator.converged_, estimator.n_iter_ = fit["converged"], fit["n_iter"]
             if fit["lower_bounds"] is not None:
                 estimator.lower_bounds_, estimator.lower_bound_ = fit["lower_bounds"], fit["lower_bounds"][-1]
-            estimator._set(_parameters_from_json(fit["parameters"]), np.array(fit["covariances"]))
+            packed = np.array(fit["covariances"], dtype=float)
+            _need(packed.shape == structure(kind).shape(*shape) and np.isfinite(packed).all(), "covariances")
+            estimator._set(_parameters_from_json(fit["parameters"], shape), packed)
         else:
-            _load_draws(estimator, manifest, folder)
-    except (KeyError, TypeError, IndexError) as error:
-        raise DataError(f"{folder / MANIFEST} is not a complete fit: {error}") from None
+            _load_draws(estimator, manifest, folder, shape)
+    except (DataError, FileNotFoundError, PermissionError):
+        raise
+    except Exception as error:
+        # Hashes that are right say that nothing was damaged, and not that whoever wrote this knew what a fit is.
+        raise DataError(f"{folder / MANIFEST} is not a complete fit: {error!r}") from None
     return estimator
+
+
+def _need(condition: Any, what: str) -> None:
+    if not condition:
+        raise ValueError(f"the {what} are not those of a fit")
 
 
 def _read_manifest(folder: Path) -> dict[str, Any]:
@@ -282,13 +299,14 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
         manifest = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise DataError(f"{folder} holds no saved fit: {MANIFEST} is missing") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         raise DataError(f"{file} is truncated or altered: {error}") from None
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
         raise DataError(f"{file} is not a fit saved by bayesgmm")
-    if not isinstance(manifest.get("format_version"), int) or manifest["format_version"] > FORMAT_VERSION:
+    version = manifest.get("format_version")
+    if not isinstance(version, int) or not 1 <= version <= FORMAT_VERSION:
         raise DataError(
-            f"{file} has format version {manifest.get('format_version')}, written by bayesgmm {manifest.get('package_version')}; "
+            f"{file} has format version {version}, written by bayesgmm {manifest.get('package_version')}; "
             f"this version reads up to {FORMAT_VERSION}: upgrade bayesgmm"
         )
     if manifest.get("manifest_hash") != _manifest_hash(manifest):
@@ -309,10 +327,12 @@ def _empty_estimator(manifest: dict[str, Any], prior: Prior | None) -> Any:
         "GaussianMixture": bayesgmm.GaussianMixture,
         "BayesianGaussianMixture": bayesgmm.BayesianGaussianMixture,
     }
-    return classes[manifest["estimator"]](**settings)
+    estimator = classes[manifest["estimator"]](**settings)
+    estimator._validate_params()
+    return estimator
 
 
-def _load_draws(estimator: Any, manifest: dict[str, Any], folder: Path) -> None:
+def _load_draws(estimator: Any, manifest: dict[str, Any], folder: Path, shape: tuple[int, int]) -> None:
     import xarray as xr
 
     from bayesgmm.inference.posterior import PosteriorDraws
@@ -327,6 +347,7 @@ def _load_draws(estimator: Any, manifest: dict[str, Any], folder: Path) -> None:
     draws = PosteriorDraws(posterior["weights"].values, posterior["means"].values, factors, scale)
     if not all(np.isfinite(a).all() for a in (draws.weights, draws.means, draws.precision_factors)):
         raise DataError(f"{file} has draws that are not finite")
+    _check_parameters(draws.weights, draws.means, draws.precision_factors, (*draws.weights.shape[:2], *shape))
     del tree["precision_factors"]
     estimator.idata_ = tree
     estimator._draws = draws
@@ -337,7 +358,7 @@ def _load_draws(estimator: Any, manifest: dict[str, Any], folder: Path) -> None:
         estimator._sample_weight = weights
         if data_hash(estimator._X, estimator._sample_weight) != manifest["data_hash"]:
             raise DataError(f"{file} holds other data than the fit was made with")
-    estimator.map_ = _parameters_from_json(manifest["map"])
+    estimator.map_ = _parameters_from_json(manifest["map"], shape)
     estimator.diagnostics_ = _diagnostics_from_json(manifest["diagnostics"])
     estimator._set_point_estimates()
 
@@ -373,7 +394,7 @@ def _plain(value: Any) -> Any:
 
 def _settings(estimator: Any) -> dict[str, Any]:
     settings = estimator.get_params(deep=False)
-    if isinstance(settings["prior"], Prior):
+    if isinstance(settings["prior"], Prior | FunctionPrior) or callable(settings["prior"]):
         settings["prior"] = "resolved"
     if not isinstance(settings["random_state"], (int, np.integer)):
         settings["random_state"] = None
@@ -390,16 +411,33 @@ def _prior_to_json(prior: Prior | None) -> dict[str, Any] | None:
     return values if prior.for_em is prior else values | {"em_prior": _prior_to_json(prior.for_em)}
 
 
-def _prior_from_json(values: dict[str, Any] | None) -> Prior | None:
-    return None if values is None else prior_from_values(values)
+def _prior_from_json(values: dict[str, Any] | None) -> Any:
+    if values is None:
+        return None
+    if "function" in values:
+        return FunctionPrior(None, values["function"], _prior_from_json(values["em_prior"]))
+    prior = prior_from_values(values)
+    prior.constants()  # raises where a value is missing
+    return prior
 
 
 def _parameters_to_json(parameters: MixtureParameters) -> dict[str, Any]:
     return {name: array.tolist() for name, array in vars(parameters).items()}
 
 
-def _parameters_from_json(values: dict[str, Any]) -> MixtureParameters:
-    return MixtureParameters(**{name: np.array(array, dtype=float) for name, array in values.items()})
+def _parameters_from_json(values: dict[str, Any], shape: tuple[int, int]) -> MixtureParameters:
+    parameters = MixtureParameters(**{name: np.array(array, dtype=float) for name, array in values.items()})
+    _check_parameters(parameters.weights, parameters.means, parameters.precision_factors, shape)
+    return parameters
+
+
+def _check_parameters(weights: FloatArray, means: FloatArray, factors: FloatArray, shape: tuple[int, ...]) -> None:
+    """Parameters (..., K), (..., K, D) and (..., K, D, D) of mixtures, or else a ValueError."""
+    *_, D = shape
+    _need(weights.shape == shape[:-1] and means.shape == shape and factors.shape == (*shape, D), "shapes of parameters")
+    _need(all(np.isfinite(array).all() for array in (weights, means, factors)), "parameters")
+    _need((weights >= 0).all() and np.allclose(weights.sum(axis=-1), 1), "weights")
+    _need((np.diagonal(factors, axis1=-2, axis2=-1) > 0).all() and not np.triu(factors, 1).any(), "covariances")
 
 
 def _mode_to_json(mode: Mode) -> dict[str, Any]:
@@ -422,8 +460,8 @@ def _mode_to_json(mode: Mode) -> dict[str, Any]:
     )
 
 
-def _mode_from_json(values: dict[str, Any], covariance_type: str) -> Mode:
-    parameters = _parameters_from_json(values["parameters"])
+def _mode_from_json(values: dict[str, Any], covariance_type: str, shape: tuple[int, int]) -> Mode:
+    parameters = _parameters_from_json(values["parameters"], shape)
     covariances = np.array(values["covariances"]).reshape(structure(covariance_type).shape(*parameters.means.shape))
     run = EMRun(
         parameters,
@@ -441,6 +479,7 @@ def _mode_from_json(values: dict[str, Any], covariance_type: str) -> Mode:
 
 def _diagnostics_to_json(diagnostics: Diagnostics) -> dict[str, Any]:
     values = {name: v for name, v in vars(diagnostics).items() if name not in ("invariants", "parameters")}
+    values["mode_weights"] = [_nan_to_none(_plain(vars(weight))) for weight in diagnostics.mode_weights]
     tables = {
         name: {"index": list(table.index), "columns": {c: table[c].tolist() for c in table.columns}}
         for name, table in (("invariants", diagnostics.invariants), ("parameters", diagnostics.parameters))
@@ -468,7 +507,15 @@ def _diagnostics_from_json(values: dict[str, Any]) -> Diagnostics:
             {c: np.array(v, dtype=float) for c, v in table["columns"].items()},
             index=pd.Index(table["index"], name="quantity"),
         )
-    for name in ("problems", "notes", "chain_modes", "unvisited_modes"):
-        values[name] = tuple(values[name])
+    for name in ("problems", "notes", "chain_modes", "unvisited_modes", "identified_components"):
+        values[name] = tuple(values.get(name, ()))
+    values["mode_weights"] = tuple(_mode_weight_from_json(weight) for weight in values.get("mode_weights", ()))
     values["e_bfmi"] = np.array(values["e_bfmi"], dtype=float)
     return Diagnostics(**values)
+
+
+def _mode_weight_from_json(values: dict[str, Any]) -> ModeWeight:
+    from bayesgmm.inference.modes import ModeWeight
+
+    numbers = {name: np.nan if value is None else value for name, value in values.items()}
+    return ModeWeight(**numbers | {"chains": tuple(values["chains"])})

@@ -121,6 +121,10 @@ class Outcome:
     def notes(self) -> tuple[str, ...]:
         """What is worth knowing and speaks against nothing."""
         found = [] if self.method == "em" else list(self.estimator.diagnostics_.notes)
+        if self.method != "em" and isinstance(self.table, Table):
+            from bayesgmm.inference.power_scaling import sensitivity_sentence
+
+            found.append(sensitivity_sentence(self.estimator.prior_sensitivity()))
         found += ["EM went on from the fit that was there"] * self.resumed
         if isinstance(self.table, LargeTable):
             if self.method == "em" and not self.resumed:

@@ -18,7 +18,8 @@ from bayesgmm.core.covariance import STRUCTURES
 from bayesgmm.core.hierarchical import HierarchicalPrior
 from bayesgmm.core.parameters import FloatArray
 from bayesgmm.core.priors import ConjugatePrior
-from bayesgmm.exceptions import warn_user
+from bayesgmm.core.threads import available_threads
+from bayesgmm.exceptions import PriorFunctionError, warn_user
 from bayesgmm.io import sole_writer
 from bayesgmm.stacking import compare_elpds, stacking_weights
 from bayesgmm.sweep import LONG_PASS, REFITS, SHORT_PASS, Folder, Key, Model, Plan, quiet, run, steps
@@ -632,6 +633,11 @@ def _plan(
 
     if isinstance(prior, str) and prior == "default":
         prior = HierarchicalPrior()
+    if callable(prior):
+        raise PriorFunctionError(
+            "a prior given as a function is of one number of components and has no evidence: take a HierarchicalPrior, ConjugatePrior or "
+            "SeparationPrior, or fit each BayesianGaussianMixture and compare them by bayesgmm.loo"
+        )
     if method not in METHODS:
         raise ValueError(f"method must be one of {', '.join(METHODS)}; got {method!r}")
     kinds = (covariance_types,) if isinstance(covariance_types, str) else tuple(dict.fromkeys(covariance_types))
@@ -685,7 +691,7 @@ def _plan(
             refuse_degenerate(table, ks[-1], feature_names(door))
     if blocks is None:
         warn_degenerate(table, ks[-1], feature_names(door), em_options.get("reg_covar", 1e-6))
-    cores = kernel.available_threads()
+    cores = available_threads()
     if n_jobs is None:
         cost = kernel.pass_cost(len(table), ks[-1], table.shape[1])
         n_jobs = cores if SHORT_PASS <= cost < LONG_PASS else 1

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from bayesgmm.delimited import MORE_FIELDS, OPEN_QUOTE, UNREAD, Records, parse_numbers, split_records
 from bayesgmm.exceptions import DataError
-from bayesgmm.formats import SAMPLE_BYTES, default_names, fields, file_kind, text_layout
+from bayesgmm.formats import SAMPLE_BYTES, damage_told, default_names, fields, file_kind, text_layout
 from bayesgmm.io import as_floats
 
 if TYPE_CHECKING:
@@ -117,7 +117,7 @@ class TextSource:
     def __init__(
         self, stream: BinaryIO, head: bytes, name: str, size: int | None = None, block_bytes: int = BLOCK_BYTES
     ) -> None:
-        self.name, self.layout = name, text_layout(head)
+        self.name, self.layout = name, text_layout(head, name)
         self._stream, self._size, self._block_bytes = stream, size, block_bytes
         self._read_bytes = len(head)
         self._decoder = codecs.getincrementaldecoder("utf-16")() if self.layout.encoding == "utf-16" else None
@@ -157,7 +157,8 @@ class TextSource:
     @property
     def candidates(self) -> list[int]:
         """Columns that may be features when they are told by position: all but row names without a name."""
-        return list(range(int(self.layout.unnamed_first and len(self.names) > 1), len(self.names)))
+        unnamed = self.layout.unnamed_first and len(self.names) > 1 and not self.row_names
+        return list(range(int(unnamed), len(self.names)))
 
     def choose(self, columns: Sequence[int]) -> None:
         """Say which columns, by their place in ``names``, are to be read as numbers."""
@@ -449,24 +450,19 @@ def _parquet(path: str, name: str, block_rows: int) -> FrameSource:
     import pandas as pd
 
     try:
-        import pyarrow as pa
         import pyarrow.parquet as pq
     except ImportError as error:
         raise DataError(
             f"cannot read {name}: Parquet needs pyarrow; install it with pip install 'bayesgmm[parquet]'"
         ) from error
-    try:
+    with damage_told(name):
         file = pq.ParquetFile(path, **READING)
-    except (ValueError, OSError, pa.ArrowException) as error:
-        raise DataError(f"cannot read {name}: {str(error).splitlines()[0]}") from error
 
     def frames() -> Iterator[tuple[pd.DataFrame, Any]]:
-        try:
+        with damage_told(name):
             for batch in file.iter_batches(batch_size=block_rows):
                 # Arrow's own types: integers with gaps stay integers
                 yield batch.to_pandas(types_mapper=pd.ArrowDtype, ignore_metadata=True), batch
-        except (ValueError, OSError, pa.ArrowException) as error:
-            raise DataError(f"cannot read {name}: {str(error).splitlines()[0]}") from error
 
     schema = file.schema_arrow
     return FrameSource(name, frames(), schema.names, True, file.metadata.num_rows, schema)
@@ -475,15 +471,13 @@ def _parquet(path: str, name: str, block_rows: int) -> FrameSource:
 def _array(path: str, name: str, block_rows: int) -> FrameSource:
     import pandas as pd
 
-    try:
-        array = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (ValueError, EOFError, OSError) as error:
-        raise DataError(f"cannot read {name}: {error}") from error
+    with damage_told(name):
+        array: np.ndarray = np.load(path, mmap_mode="r", allow_pickle=False)
     structured = array.dtype.names is not None and array.ndim == 1
     if not structured:
         if array.ndim not in (1, 2):
             raise DataError(f"{name} holds an array of shape {array.shape}; expected observations × features")
-        array = array.reshape(len(array), -1)
+        array = array[:, None] if array.ndim == 1 else array
     names = list(array.dtype.names or ()) if structured else default_names(array.shape[1])
 
     def frames() -> Iterator[tuple[pd.DataFrame, Any]]:

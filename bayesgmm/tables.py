@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from bayesgmm.core.blocks import Task
 from bayesgmm.core.parameters import FloatArray
 from bayesgmm.exceptions import DataError
-from bayesgmm.formats import SAMPLE_BYTES, default_names, file_kind
+from bayesgmm.formats import SAMPLE_BYTES, damage_told, default_names, file_kind
 from bayesgmm.io import Table, as_floats, quoted
 from bayesgmm.sources import FAULTS, READING, TextSource, open_source
 
@@ -153,7 +153,7 @@ class BlockTable:
             part = task(values, v, number)
             result = part if result is None else result + part
         if result is None:
-            raise DataError(f"{self.source} has no rows")
+            raise DataError(f"{self.source} has no rows: there is nothing to fit")
         return result
 
     def weighted_blocks(self) -> Iterator[tuple[FloatArray, FloatArray | None]]:
@@ -176,7 +176,9 @@ class BlockTable:
                 if not len(values):
                     continue
                 # A sum is finite where every number is, but for overflow, which the second look forgives.
-                if not np.isfinite(values.sum()) and not np.isfinite(values).all():
+                with np.errstate(over="ignore", invalid="ignore"):
+                    total = values.sum()
+                if not np.isfinite(total) and not np.isfinite(values).all():
                     raise DataError(self._not_finite(part, number, rows))
                 if self.weights is None:
                     yield values, None
@@ -468,16 +470,13 @@ class ParquetPart:
 
     def _opened(self) -> Any:
         try:
-            import pyarrow as pa
             import pyarrow.parquet as pq
         except ImportError as error:
             raise DataError(
                 f"cannot read {self.name}: Parquet needs pyarrow; install it with pip install 'bayesgmm[parquet]'"
             ) from error
-        try:
+        with damage_told(self.name):
             return pq.ParquetFile(self.name, **READING)
-        except (ValueError, OSError, pa.ArrowException) as error:
-            raise DataError(f"cannot read {self.name}: {_reason(error)}") from error
 
     def rows(self, columns: Sequence[int], names: Sequence[str], n_rows: int) -> Iterator[Rows]:
         import pyarrow as pa
@@ -492,10 +491,8 @@ class ParquetPart:
             # On one thread: the others compute meanwhile.
             batches = file.iter_batches(batch_size=n_rows, columns=chosen, row_groups=self._groups, use_threads=False)
             while True:
-                try:
+                with damage_told(f"{self.name} behind row {done}"):
                     batch = next(batches, None)
-                except (ValueError, OSError, pa.ArrowException) as error:
-                    raise DataError(f"cannot read {self.name} behind row {done}: {_reason(error)}") from error
                 if batch is None:
                     return
                 values = np.empty((len(batch), len(chosen)), dtype)
@@ -526,10 +523,6 @@ def _numbers(column: Any) -> NDArray[Any]:
     if not pa.types.is_floating(column.type):
         column = column.cast(pa.float64(), safe=False)
     return np.asarray(column.to_numpy(zero_copy_only=False))
-
-
-def _reason(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 class ArrayPart:
@@ -568,10 +561,8 @@ class NpyPart:
         return out
 
     def _mapped(self) -> np.memmap[Any, Any]:
-        try:
-            array = np.load(self.name, mmap_mode="r", allow_pickle=False)
-        except (ValueError, EOFError, OSError) as error:
-            raise DataError(f"cannot read {self.name}: {error}") from error
+        with damage_told(self.name):
+            array: np.memmap[Any, Any] = np.load(self.name, mmap_mode="r", allow_pickle=False)
         return array
 
     def rows(self, columns: Sequence[int], names: Sequence[str], n_rows: int) -> Iterator[Rows]:
@@ -596,6 +587,7 @@ class NpyPart:
 
 def _as_table(array: Any, name: str) -> tuple[Any, tuple[str, ...] | None]:
     """An array as a table (N, D), or (N,) with the names of its fields."""
+    _refuse_masked(array, name)
     if array.dtype.names is not None and array.ndim == 1:
         return array, tuple(array.dtype.names)
     if array.ndim not in (1, 2):
@@ -603,6 +595,13 @@ def _as_table(array: Any, name: str) -> tuple[Any, tuple[str, ...] | None]:
     if array.dtype.kind not in "iufb":
         raise DataError(f"{name} holds values of type {array.dtype}, not numbers")
     return (array.reshape(-1, 1) if array.ndim == 1 else array), None
+
+
+def _refuse_masked(array: Any, name: str) -> None:
+    if np.ma.is_masked(array):
+        raise DataError(
+            f"{name} has {int(np.ma.count_masked(array))} masked values: drop these rows or fill them first"
+        )
 
 
 def _chosen(block: NDArray[Any], fields: tuple[str, ...] | None, columns: Sequence[int]) -> FloatArray:
@@ -663,6 +662,7 @@ def _width(block: Any, number: int) -> tuple[int, tuple[str, ...] | None]:
         return block.shape[1], tuple(map(str, block.columns))
     if not isinstance(block, np.ndarray):
         raise DataError(f"block {number} is a {type(block).__name__}; expected an array or a DataFrame")
+    _refuse_masked(block, f"block {number}")
     if block.ndim != 2:
         raise DataError(f"block {number} has the shape {block.shape}; expected rows × features")
     if block.dtype.kind not in "iufb":

@@ -1,16 +1,20 @@
 """Studies over data whose truth is known: ``python -m benchmarks.validate [--only coverage,criteria,…] [--quick | --full] [--out FILE]``.
 
 - anomaly: false-alarm rates on fresh rows, and injected anomalies found;
-- coverage: how often 90 % intervals hold the truth;
+- coverage: how often intervals hold the truth: posteriors by NUTS and Laplace, EM with observed information and bootstrap;
 - criteria: how often each criterion picks the right number of components, and what its choice costs in prediction;
+- degenerate: degenerate input of every kind through the public API and the command;
+- endurance: whether memory stays flat over very many fits;
 - evidence: whether the standard error of the log evidence is its scatter;
+- fuzz: coverage-guided fuzzing of the table readers and of the loader;
 - galaxies: p(K) of the galaxies beside the published values;
 - laplace: means and standard deviations by Laplace and importance resampling beside those by NUTS, at many rows.
 - sbc: simulation-based calibration of the posterior for every prior and structure, and whether it sees a fault that is sown.
 
 Each prints a table; its module in ``benchmarks/validation`` says what is measured. With ``--out`` every result is kept in a
-file of JSON lines as it comes: a run that was stopped goes on from there, and a larger one takes over what is done. The exit code is
-1 where a target is missed or a data set failed.
+file of JSON lines as it comes: a run that was stopped, even killed, goes on from there, and a larger one takes over what is done.
+``--markdown`` writes all tables to a page with date, versions and machine, and figures beside it. The exit code is 1 where a target is
+missed or a data set failed.
 """
 
 from __future__ import annotations
@@ -21,8 +25,20 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any, NamedTuple
 
-STUDIES = ("sbc", "coverage", "evidence", "anomaly", "laplace", "criteria", "galaxies")
+STUDIES = (
+    "sbc",
+    "coverage",
+    "evidence",
+    "anomaly",
+    "laplace",
+    "criteria",
+    "galaxies",
+    "degenerate",
+    "fuzz",
+    "endurance",
+)
 
 
 def _chosen(text: str) -> list[str]:
@@ -66,35 +82,59 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # Loads the numerical libraries: not before the arguments are known to be right.
     from benchmarks.validation.runs import Options, console
 
-    options = Options(**{name: value for name, value in vars(parsed).items() if name not in ("only", "markdown")})
-    missed, started = 0, time.perf_counter()
+    given = {name: value for name, value in vars(parsed).items() if name not in ("only", "markdown")}
+    options = Options(**given, figures=parsed.markdown or parsed.out)
+    done = []
     for name in parsed.only:
         begin = time.perf_counter()
-        missed += importlib.import_module(f"benchmarks.validation.{name}").run(options)
-        console().print(f"{name}: {time.perf_counter() - begin:.0f} s\n")
-    if parsed.markdown is not None:
-        _write(parsed.markdown, console().export_text(), time.perf_counter() - started)
-    return int(missed > 0)
+        study = importlib.import_module(f"benchmarks.validation.{name}")
+        missed = study.run(options)
+        seconds = time.perf_counter() - begin
+        what = study.__doc__.partition("\n")[0]
+        done.append(Done(name, what, seconds, missed, console().export_text().rstrip()))
+        console().print(f"{name}: {seconds:.0f} s\n")
+        console().export_text()
+        if parsed.markdown is not None:
+            _write(parsed.markdown, done, options)
+    return int(any(study.missed for study in done))
 
 
-def _write(path: Path, printed: str, seconds: float) -> None:
-    """The tables with their date, versions and machine."""
+class Done(NamedTuple):
+    """A study that was run."""
+
+    name: str
+    what: str
+    seconds: float
+    missed: int
+    printed: str
+
+
+def _write(path: Path, done: Sequence[Done], options: Any) -> None:
+    """The page: date, versions and machine; a line a study; their tables and figures."""
     from datetime import date
 
     from bayesgmm.io import write_text
     from benchmarks.machine import as_text, describe
 
+    seconds = sum(study.seconds for study in done)
+    arguments = " ".join(name for name in ("--quick", "--full") if getattr(options, name[2:]))
     lines = [
         "# What `make validate` found",
         "",
-        f"{date.today():%d %B %Y}, {seconds / 60:.0f} minutes. Written by `python -m benchmarks.validate --markdown FILE`.",
+        f"{date.today():%d %B %Y}; {seconds / 60:.0f} minutes, less those of results that were kept from an earlier run.",
+        f"Written by `python -m benchmarks.validate {arguments}{' ' * bool(arguments)}--markdown FILE`.",
         "",
         *(f"- {line}" for line in as_text(describe())),
         "",
-        "```text",
-        printed.rstrip(),
-        "```",
+        "| study | what it looks at | minutes | targets missed, with data sets that failed |",
+        "|---|---|---|---|",
+        *(f"| [{s.name}](#{s.name}) | {s.what} | {s.seconds / 60:.1f} | {s.missed} |" for s in done),
     ]
+    for study in done:
+        lines += ["", f"## {study.name}", "", "```text", study.printed, "```"]
+        figure = options.figure_of(study.name)
+        if figure.exists():
+            lines += ["", f"![{study.what}]({figure.name})"]
     write_text(path, "\n".join(lines) + "\n")
 
 

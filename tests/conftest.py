@@ -1,8 +1,16 @@
-"""One Dask cluster for all tests of a session that ask for it."""
+"""One Dask cluster for all tests that ask for it; how many tables the laws of ``test_properties.py`` are held against."""
 
 from __future__ import annotations
 
 import pytest
+from hypothesis import HealthCheck, Phase, settings
+
+# Few tables and always the same ones, or with --hypothesis-profile=many.
+_ALWAYS = {"deadline": None, "database": None, "suppress_health_check": list(HealthCheck)}
+
+settings.register_profile("few", max_examples=40, derandomize=True, phases=(Phase.explicit, Phase.generate), **_ALWAYS)
+settings.register_profile("many", max_examples=400, derandomize=True, print_blob=True, **_ALWAYS)
+settings.load_profile("few")
 
 
 @pytest.fixture(scope="session")

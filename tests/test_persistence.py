@@ -6,6 +6,8 @@ import os
 import random
 import shutil
 import signal
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -20,6 +22,7 @@ from sklearn.exceptions import NotFittedError
 
 import bayesgmm
 from bayesgmm import BayesianGaussianMixture, ConjugatePrior, GaussianMixture, load, persistence
+from bayesgmm.cli import main
 from bayesgmm.datasets import load_faithful
 from bayesgmm.exceptions import DataError
 from bayesgmm.io import sole_writer
@@ -424,3 +427,215 @@ def test_a_folder_that_another_writes_to_is_refused(post, tmp_path):
             sole_writer(folder, wait=0.05).__enter__()
         with pytest.raises(BlockingIOError, match="another process"):
             bayesgmm.select(FAITHFUL, [1], "full", out=folder, progressbar=False)
+
+
+# --- hashes that are right, and a fit that is none ------------------------------------------------------------------
+
+
+def rewritten(folder: Path, change) -> None:
+    """A manifest changed by somebody who knows the format."""
+    edit(folder, change)
+    edit(folder, lambda m: m.update(manifest_hash=persistence._manifest_hash(m)))
+
+
+def _of_map(name: str, value):
+    return lambda m: m["map"].update({name: value})
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        _of_map("weights", [0.9, 0.9]),
+        _of_map("weights", [1.5, -0.5]),
+        _of_map("weights", [float("nan"), 1.0]),
+        _of_map("means", [[1.0, 2.0]]),
+        _of_map("means", "text"),
+        _of_map("precision_factors", [[[1.0, 0.0], [0.0, -1.0]]] * 2),
+        _of_map("precision_factors", [[[1.0, 5.0], [0.0, 1.0]]] * 2),
+        lambda m: m["settings"].update(n_components=3),
+        lambda m: m["settings"].update(n_components="many"),
+        lambda m: m["settings"].update(covariance_type="round"),
+        lambda m: m["settings"].update(colour="red"),
+        lambda m: m["settings"].update(draws=-1),
+        lambda m: m.update(settings=[1]),
+        lambda m: m.update(n_features=3),
+        lambda m: m.update(feature_names=["a"]),
+        lambda m: m.update(feature_names=[1, 2]),
+        lambda m: m.update(prior={"scale": None}),
+        lambda m: m.update(prior={"scale": [[1.0, 0.0], [0.0, -1.0]]}),
+        lambda m: m.update(modes=[3]),
+        lambda m: m.update(diagnostics={}),
+        lambda m: m["diagnostics"].update(parameters=None),
+        lambda m: m.update(format_version=-1),
+    ],
+)
+def test_a_manifest_that_describes_no_fit_is_refused(saved, change):
+    rewritten(saved, change)
+    with pytest.raises(DataError):
+        load(saved)
+
+
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        ("weights", lambda a: a * 2),
+        ("weights", lambda a: -a),
+        ("means", lambda a: a * np.inf),
+    ],
+)
+def test_draws_that_are_no_mixtures_are_refused(saved, name, change):
+    file = saved / "posterior.nc"
+    with netCDF4.Dataset(file, "r+") as content:
+        content["posterior"][name][...] = change(content["posterior"][name][...])
+    edit(saved, lambda m: m.update(draws_hash=persistence._file_hash(file)))
+    rewritten(saved, lambda m: None)
+    with pytest.raises(DataError, match="not finite|weights"):
+        load(saved)
+
+
+def test_draws_that_no_library_can_read_are_refused(saved):
+    file = saved / "posterior.nc"
+    file.write_bytes(b"\x89HDF\r\n\x1a\n" + bytes(200))
+    edit(saved, lambda m: m.update(draws_hash=persistence._file_hash(file)))
+    rewritten(saved, lambda m: None)
+    with pytest.raises(DataError, match="not a complete fit"):
+        load(saved)
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, "9" * 5000, '{"a": 1', "\ufeff{}"])
+def test_text_that_is_no_manifest_is_refused(tmp_path, text):
+    (tmp_path / "fit.json").write_text(text, encoding="utf-8")
+    with pytest.raises(DataError, match="truncated or altered"):
+        load(tmp_path)
+
+
+def test_no_path_in_a_fit_is_followed(post, tmp_path, monkeypatch):
+    """A fit names the table that it was made of; loading and reporting open nothing outside its folder."""
+    folder = post.save(tmp_path / "fit")
+    outside = tmp_path / "secret.csv"
+    outside.write_text("a,b\n1,2\n")
+    traces = ["../secret.csv", str(outside), f"file://{outside}", "/etc/passwd"]
+    rewritten(
+        folder,
+        lambda m: m.update(
+            provenance={"source": traces[0], "columns": traces, "notes": traces, "data_hash": traces[1]}
+        ),
+    )
+    opened = []
+    real = open
+
+    def watched(path, *arguments, **options):
+        opened.append(os.path.realpath(path) if isinstance(path, str | os.PathLike) else path)
+        return real(path, *arguments, **options)
+
+    monkeypatch.setattr("builtins.open", watched)
+    monkeypatch.setattr("io.open", watched)
+    back = load(folder)
+    page = back.report(tmp_path / "page.html")
+    assert str(outside) not in opened
+    assert "/etc/passwd" not in opened
+    assert "root:" not in page.read_text(encoding="utf-8")
+
+
+# --- nowhere to write -----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def full_disk(tmp_path):
+    """A folder on a disk of 64 KiB."""
+    folder = tmp_path / "small"
+    folder.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(folder)], capture_output=True).returncode:
+        pytest.skip("no small disk can be made here")
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)
+
+
+def test_a_full_disk_is_one_error_and_keeps_the_fit_before(em, post, full_disk):
+    folder = em.save(full_disk / "fit")
+    before = (folder / "fit.json").read_bytes()
+    with pytest.raises(OSError, match="No space left"):
+        post.save(folder)
+    assert sorted(p.name for p in folder.iterdir()) == ["fit.json"]
+    assert (folder / "fit.json").read_bytes() == before
+    np.testing.assert_array_equal(load(folder).means_, em.means_)
+
+
+def test_a_full_disk_at_the_command_line(full_disk, tmp_path, capsys):
+    data = tmp_path / "data.csv"
+    FAITHFUL.to_csv(data, index=False)
+    code = main(["fit", str(data), "-k", "2", "--method", "em", "--out", str(full_disk / "out"), "--quiet"])
+    said = capsys.readouterr().err
+    assert code == 1
+    assert said.startswith("bayesgmm: error: ")
+    assert "No space left" in said
+    assert said.count("\n") == 1
+    assert list(full_disk.iterdir()) == []
+
+
+def test_a_limit_on_the_size_of_files_is_one_error(em, tmp_path):
+    """In a process of its own, whose files may grow to 4 KiB and no further."""
+    folder = em.save(tmp_path / "fit")
+    before = (folder / "fit.json").read_bytes()
+    code = (
+        "import resource, signal; import bayesgmm; from bayesgmm.datasets import load_faithful\n"
+        "fit = bayesgmm.GaussianMixture(4, random_state=0).fit(load_faithful())\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))\n"
+        f"try:\n    fit.save({str(folder)!r})\nexcept OSError as error:\n    print('refused:', error)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.startswith("refused: ")
+    assert (folder / "fit.json").read_bytes() == before
+    assert [p.name for p in folder.iterdir()] == ["fit.json"]
+
+
+@pytest.fixture
+def read_only(tmp_path):
+    """A folder that nobody can write to: mounted so, because permissions mean nothing to root."""
+    folder = tmp_path / "fixed"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "ro", "tmpfs", str(folder)]
+    if subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("no read-only disk can be made here")
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)
+
+
+def test_a_read_only_folder_is_one_error(em, post, read_only, tmp_path, capsys):
+    for fit in (em, post):
+        with pytest.raises(OSError, match="[Rr]ead-only"):
+            fit.save(read_only / "fit")
+        with pytest.raises(OSError, match="[Rr]ead-only"):
+            fit.report(read_only / "report.html")
+    with pytest.raises(OSError, match="[Rr]ead-only"):
+        bayesgmm.select(FAITHFUL, [1], "full", out=read_only / "sweep", progressbar=False)
+    data = tmp_path / "data.csv"
+    FAITHFUL.to_csv(data, index=False)
+    for arguments in (
+        ["fit", str(data), "-k", "1", "--method", "em", "--out", str(read_only / "out"), "--quiet"],
+        ["select", str(data), "-k", "1", "--out", str(read_only / "out"), "--quiet"],
+    ):
+        assert main(arguments) == 1
+        said = capsys.readouterr().err
+        assert said.startswith("bayesgmm: error: ")
+        assert "ead-only" in said
+        assert said.count("\n") == 1
+
+
+def test_two_processes_that_write_to_one_folder_leave_a_whole_fit(two, tmp_path):
+    """Writers in processes of their own, both at once: whatever is read between is the one fit or the other."""
+    folder = two[0].save(tmp_path / "fit")
+    known = [fit._draws.means.tobytes() for fit in two]
+    for seed, fit in enumerate(two):
+        fit.save(tmp_path / f"own{seed}")
+    code = "import sys, bayesgmm\nfit = bayesgmm.load(sys.argv[1])\nfor _ in range(10):\n    fit.save(sys.argv[2])\n"
+    writers = [
+        subprocess.Popen([sys.executable, "-c", code, str(tmp_path / f"own{seed}"), str(folder)]) for seed in (0, 1)
+    ]
+    seen = set()
+    while any(writer.poll() is None for writer in writers):
+        seen.add(known.index(load(folder)._draws.means.tobytes()))
+    assert [writer.wait() for writer in writers] == [0, 0]
+    assert load(folder)._draws.means.tobytes() in known
+    assert sorted(p.name for p in folder.iterdir()) == ["fit.json", "posterior.nc"]

@@ -9,6 +9,8 @@ import pytest
 from bayesgmm import open_blocks, tables
 from bayesgmm.core.blocks import moments
 from bayesgmm.exceptions import DataError
+from bayesgmm.io import read_table
+from bayesgmm.sources import open_source
 
 pyarrow = pytest.importorskip("pyarrow")
 
@@ -241,6 +243,65 @@ def test_an_error_of_what_is_done_with_a_block_ends_the_reading(frame):
     with pytest.raises(KeyboardInterrupt):
         open_blocks([frame, frame]).total(fail)
     assert not [t for t in threading.enumerate() if t.name.startswith("bayesgmm-reader")]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        b",xy\nrow 1,1,2\nrow 2,3,4\n",
+        b"a b\x1cc\n1 2 3\n4  5   6\n",
+        b"a\x0cb,c\n1,2\n3,4\n",
+        b"a,b\x85c\n1,2\n3,4\n",
+        b",x,y\nr,1,2\ns,3,4\n",
+    ],
+    ids=["row names and no name", "separator of files", "form feed", "next line", "no name"],
+)
+def test_both_readers_take_the_same_columns(text, tmp_path):
+    path = tmp_path / "data.csv"
+    path.write_bytes(text)
+    np.testing.assert_array_equal(rows_of(open_blocks(path)), read_table(path).values)
+
+
+@pytest.mark.parametrize(
+    "content", [b"\n\x1c", b"\n \n\t\n", b"\xff\xfe\n\x00\n\x00"], ids=["separator", "blanks", "UTF-16"]
+)
+def test_text_without_a_row_is_empty_or_refused(content, tmp_path):
+    path = tmp_path / "data.csv"
+    path.write_bytes(content)
+    for read in (read_table, lambda path: open_blocks(path).total(moments)):
+        with pytest.raises(DataError):
+            read(path)
+
+
+def test_an_array_without_rows_is_told_so(tmp_path):
+    np.save(tmp_path / "none.npy", np.empty((0, 2)))
+    with pytest.raises(DataError, match="no rows of data"):
+        read_table(tmp_path / "none.npy")
+    with pytest.raises(DataError, match="has no rows: there is nothing to fit"):
+        open_blocks(tmp_path / "none.npy").total(moments)
+    with open_source(tmp_path / "none.npy") as source:
+        assert source.names == ["x1", "x2"]
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        b"{'descr': '<f8', 'fortran_order': True, 'shape': (4\t\x00\x00\x00\x00",
+        b"{'descr': '<f8', 'fortran_order': False, 'shape': (999999999999, 2), }",
+        b"{'descr': 3, 'fortran_order': False, 'shape': (2, 2), }",
+        b"[" * 100,
+    ],
+    ids=["cut", "huge", "no type", "nested"],
+)
+def test_whatever_numpy_breaks_with_is_one_error(header, tmp_path):
+    path = tmp_path / "data.npy"
+    padded = header.ljust(117) + b"\n"
+    path.write_bytes(b"\x93NUMPY\x01\x00" + len(padded).to_bytes(2, "little") + padded + bytes(32))
+    for read in (read_table, open_blocks):
+        with pytest.raises(DataError, match="cannot read"):
+            read(path)
+    with pytest.raises(DataError, match="cannot read"), open_source(path):
+        pass
 
 
 TEXTS = {

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
 import pytest
 
+from bayesgmm.core.parameters import factors_from_covariances
 from tests.oracles import mixture_log_density
 
 criteria = pytest.importorskip("benchmarks.validation.criteria")
@@ -112,3 +114,75 @@ def test_rows_of_the_false_alarm_study_have_the_stated_distances():
     gaps = np.linalg.norm(truth.means[:, None] - truth.means, axis=2)
     assert gaps[gaps > 0].min() == pytest.approx(study.DISTANCE)
     np.testing.assert_allclose(np.diagonal(truth.covariances, axis1=1, axis2=2), 1.0)
+
+
+sbc = pytest.importorskip("benchmarks.validation.sbc")
+coverage = pytest.importorskip("benchmarks.validation.coverage")
+
+
+def test_cells_hold_every_structure_family_and_number_of_components():
+    for K in sbc.COMPONENTS:
+        for kind in sbc.STRUCTURES:
+            assert any(cell[0] in sbc.SEPARATION and cell[1:] == (kind, K) for cell in sbc.CELLS)
+        assert {cell[0] for cell in sbc.CELLS if cell[2] == K} == set(sbc.FAMILIES)
+    assert set(sbc.CELLS) < set(sbc.FULL_CELLS)
+
+
+@pytest.mark.parametrize("n", [100, 400])
+def test_bands_hold_the_whole_distribution_of_uniform_ranks(n):
+    low, high = sbc.band(n, 0.95)
+    rng, hits = np.random.default_rng(7), 0
+    for _ in range(2000):
+        counts = np.searchsorted(np.sort(rng.integers(0, sbc.RANKS, n)), np.arange(1, sbc.RANKS), side="left")
+        hits += bool(np.all((low <= counts / n) & (counts / n <= high)))
+    # Counts are whole numbers: the band holds what is asked for or a little more; binomial error 0.005.
+    assert 0.935 <= hits / 2000 <= 0.985
+
+
+def test_faults_are_what_they_say():
+    """The log of what a fault leaves is the change of the density that it is a fault of."""
+    for family in ("lognormal", "gamma"):
+        prior = sbc.prior_of(family, 2)
+        weights, means, packed = prior.draw(np.random.default_rng(3), 6, "full")
+        factors = factors_from_covariances(packed)
+        sigma = np.sqrt(np.diagonal(packed, axis1=2, axis2=3))
+        # In log σ the density has the factor σ; without it ∏ 1/σ is left.
+        np.testing.assert_allclose(sbc.log_fault(prior, factors, "Jacobian"), -np.log(sigma).sum(axis=(1, 2)))
+        flat = replace(prior, eta=1.0)
+        left = flat.log_density(weights, means, packed) - prior.log_density(weights, means, packed)
+        # Up to the constant of the LKJ.
+        np.testing.assert_allclose(np.ptp(sbc.log_fault(prior, factors, "LKJ") - left), 0, atol=1e-9)
+    shape = sbc.faulty_prior(sbc.prior_of("gamma", 2), "shape")
+    assert shape.deviation_shape == sbc.SEPARATION["gamma"][1] + 1
+
+
+def test_entries_are_counted_where_their_interval_holds_the_truth():
+    means, covariances = coverage.truth(2)
+    sure = {"weights": coverage.WEIGHTS, "means": means, "covariances": covariances}
+    wide = {name: (value - 1.0, value + 1.0) for name, value in sure.items()}
+    beside = wide | {"means": (means + np.array([0.5, -0.5]), means + 2.0)}
+    beside["covariances"] = (covariances + 0.1 * np.eye(2), covariances + 1.0)
+    found = coverage.judged([wide, beside, wide, wide], 2)
+    assert found["weights"] == [1, 1, 1, 1, pytest.approx(np.log(2.0))]
+    assert found["means"][:2] == [1, 0.5]
+    assert (found["variances"][1], found["covariances"][1]) == (0, 1)
+
+
+def test_page_has_tables_figures_and_what_was_missed(tmp_path, monkeypatch):
+    validate = pytest.importorskip("benchmarks.validate")
+    rng = np.random.default_rng(0)
+
+    def stored_ranks(study, task, keys, settings, options):
+        n = len(sbc.QUANTITIES)
+        return {key: {"ranks": rng.integers(0, 100, n).tolist(), "content": True} for key in keys}, 0
+
+    monkeypatch.setattr(sbc, "collect", stored_ranks)
+    page = tmp_path / "new" / "page.md"
+    # Uniform ranks have no fault to be seen: five targets are missed.
+    assert validate.main(["--only", "sbc", "--markdown", str(page)]) == 1
+    text = page.read_text(encoding="utf-8")
+    assert "| [sbc](#sbc) | Simulation-based calibration" in text
+    assert "NOT SEEN" in text
+    assert "| 5 |" in text
+    assert "![Simulation-based calibration" in text
+    assert (page.parent / "page_sbc.png").stat().st_size > 10_000

@@ -11,6 +11,7 @@ import numpy as np
 from bayesgmm.core import kernel
 from bayesgmm.core.parameters import FloatArray, MixtureParameters
 from bayesgmm.core.partitions import Allocations, check_loss, losses
+from bayesgmm.core.threads import over_chunks
 
 SCREENED = 20_000_000_000
 """Words of 64 rows that are compared at most to find the best single draw."""
@@ -173,7 +174,7 @@ def best_draw(
     def task(chunk: int, start: int, stop: int) -> None:
         _summed_losses(bits, occupied, f, references, start, stop, parts[chunk])
 
-    kernel._over_chunks(S, chunk_draws, 4.0 * work * len(references), n_threads, task)
+    over_chunks(S, chunk_draws, 4.0 * work * len(references), n_threads, task)
     totals = parts.sum(axis=0)
     equal = weight is None or bool(np.all(weight == weight[0]))
     if equal and len(references) == S:

@@ -10,12 +10,16 @@ from scipy.optimize import linear_sum_assignment
 from bayesgmm.core import em
 from bayesgmm.core.covariance import structure
 from bayesgmm.core.information import FreeEntries, InformationWarning, StandardErrors
+from bayesgmm.core.intervals import Estimated, Limits, check_prob, covariance_limits
 from bayesgmm.core.parameters import FloatArray, MixtureParameters
 from bayesgmm.exceptions import warn_user
 
 BOOTSTRAP_NATS = 1e-5
 """A climb of the bootstrap ends when an iteration gains less than this in all: warm starts that stop early would all stay
 close to the fit, and the spread would come out too small."""
+
+MOST_ROWS = 2**53
+"""Counts of rows beyond this are no whole numbers of float64."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,6 +36,8 @@ class BootstrapReplicates:
         Resamples left out because a component lost its rows or its variance in them.
     covariance_type : str
         Name of the structure.
+    fit : MixtureParameters
+        What was refitted.
     n_unconverged : int
         Replicates that are used although EM ended at ``max_iter``.
     """
@@ -41,6 +47,7 @@ class BootstrapReplicates:
     covariances: FloatArray
     n_failed: int
     covariance_type: str
+    fit: MixtureParameters
     n_unconverged: int = 0
 
     @property
@@ -84,12 +91,16 @@ class BootstrapReplicates:
             notes=_bootstrap_notes(B, self.n_failed, self.n_unconverged),
         )
 
-    def interval(self, prob: float = 0.9) -> dict[str, tuple[FloatArray, FloatArray]]:
-        """Equal-tailed percentile intervals (Efron & Tibshirani 1993, section 13.3).
+    def interval(self, prob: float = 0.9, kind: str = "percentile") -> dict[str, Limits]:
+        """Equal-tailed intervals.
 
         Parameters
         ----------
         prob : float, default 0.9
+        kind : {"percentile", "pivotal"}, default "percentile"
+            "percentile" takes quantiles of the replicates (Efron & Tibshirani 1993, section 13.3): short for components of few rows, whose
+            variances every resample makes smaller once more. "pivotal" takes those of how far replicates lie from the fit: means
+            studentised (Hall 1988), variances as ratios, correlations on Fisher's scale; weights, which need none, by percentiles.
 
         Returns
         -------
@@ -99,22 +110,62 @@ class BootstrapReplicates:
         Raises
         ------
         ValueError
-            If ``prob`` lies outside (0, 1).
+            If ``prob`` lies outside (0, 1) or the kind is unknown.
+
+        References
+        ----------
+        Hall, P. (1988). Theoretical comparison of bootstrap confidence intervals. Annals of Statistics 16, 927–953.
         """
-        if not 0 < prob < 1:
-            raise ValueError(f"prob must lie between 0 and 1; got {prob}")
-        values = {
-            "weights": self.weights,
-            "means": self.means,
-            "covariances": self.covariances,
-            "standard_deviations": self.standard_deviations,
-        }
-        if self.correlations is not None:
-            values["correlations"] = self.correlations
+        check_prob(prob)
+        if kind not in ("percentile", "pivotal"):
+            raise ValueError(f"kind must be 'percentile' or 'pivotal'; got {kind!r}")
         tails = ((1 - prob) / 2, (1 + prob) / 2)
-        return {
+        values = {"weights": self.weights}
+        if kind == "percentile":
+            values |= {"means": self.means, "covariances": self.covariances}
+            values["standard_deviations"] = self.standard_deviations
+            if self.correlations is not None:
+                values["correlations"] = self.correlations
+        found = {
             name: (np.quantile(v, tails[0], axis=0), np.quantile(v, tails[1], axis=0)) for name, v in values.items()
         }
+        return found if kind == "percentile" else found | self._pivotal(*tails)
+
+    def _pivotal(self, low: float, high: float) -> dict[str, Limits]:
+        """Limits of all but the weights from quantiles of pivots."""
+        free, fit = self._free, self.fit
+        packed = free.kind.pack(fit.covariances)
+
+        def ratios(values: FloatArray, at_fit: FloatArray) -> Estimated:
+            """A variance, without the bias that resampling shows, and its limits."""
+            q_low, middle, q_high = np.quantile(values, [low, 0.5, high], axis=0)
+            return at_fit**2 / middle, at_fit**2 / q_high, at_fit**2 / q_low
+
+        entries = free.take(self.covariances).reshape(len(self.weights), free.owners, free.size)
+        variances = free.deviations(packed).reshape(free.owners, -1) ** 2
+        _, smallest, largest = ratios(entries[..., free.diagonal], variances)
+        ends = np.empty((2, free.owners, free.size))
+        ends[0][:, free.diagonal], ends[1][:, free.diagonal] = smallest, largest
+        error = np.sqrt(variances / fit.weights[:, None])
+        pivots = (self.means - fit.means) / np.sqrt(entries[..., free.diagonal] / self.weights[..., None])
+        q_low, q_high = np.quantile(pivots, [low, high], axis=0)
+        deviations = free.drop_shared(np.sqrt(smallest)), free.drop_shared(np.sqrt(largest))
+        found: dict[str, Limits] = {
+            "means": (fit.means - q_high * error, fit.means - q_low * error),
+            "standard_deviations": deviations,
+        }
+        if self.correlations is not None:
+
+            def limits(direction: FloatArray, value: FloatArray) -> Estimated:
+                return ratios(np.einsum("opq,boq->bop", direction, entries), value)
+
+            ends[0][:, ~free.diagonal], ends[1][:, ~free.diagonal] = covariance_limits(free, packed, limits)
+            rho = free.correlations(packed).reshape(self.correlations.shape[1:])
+            z_low, z_high = np.quantile(np.arctanh(self.correlations), [low, high], axis=0)
+            z = 2 * np.arctanh(rho)
+            found["correlations"] = np.tanh(z - z_high), np.tanh(z - z_low)
+        found["covariances"] = free.put(ends[0].ravel()), free.put(ends[1].ravel())
+        return found
 
 
 def _spread(values: FloatArray) -> FloatArray:
@@ -153,7 +204,7 @@ def bootstrap(
     Raises
     ------
     ValueError
-        If ``n_bootstrap`` < 2 or the weights sum to less than 2 rows.
+        If ``n_bootstrap`` < 2, or the weights sum to less than 2 rows or to more than can be drawn.
     DegenerateFitError
         If fewer than 2 resamples could be fitted.
 
@@ -173,6 +224,10 @@ def bootstrap(
         raise ValueError(f"n_bootstrap must be at least 2; got {n_bootstrap}")
     if n_rows < 2:
         raise ValueError(f"frequency weights that sum to {problem.total_weight:g} are too few rows to resample")
+    if n_rows > MOST_ROWS:
+        raise ValueError(
+            f"frequency weights that sum to {problem.total_weight:g} are more rows than can be drawn: divide them by a typical one"
+        )
     v = problem.sample_weight
     chances = np.full(len(problem.X), 1 / len(problem.X)) if v is None else v / v.sum()
     tol = min(problem.tol, max(BOOTSTRAP_NATS / problem.total_weight, 1e-13))
@@ -202,7 +257,7 @@ def bootstrap(
         for note in _bootstrap_notes(len(found), n_failed, n_unconverged):
             warn_user(note, InformationWarning)
     weights, means, covariances = (np.stack(part) for part in zip(*found, strict=True))
-    return BootstrapReplicates(weights, means, covariances, n_failed, problem.kind.name, n_unconverged)
+    return BootstrapReplicates(weights, means, covariances, n_failed, problem.kind.name, parameters, n_unconverged)
 
 
 def _bootstrap_notes(n_used: int, n_failed: int, n_unconverged: int) -> tuple[str, ...]:

@@ -447,7 +447,7 @@ def maximise_with_prior(
     Returns
     -------
     weights : ndarray of shape (K,)
-        A weight is 0 where N_k + α_k ≤ 1.
+        A weight is 0 where N_k + α_k ≤ 1; where all are, in proportion to N_k + α_k.
     means : ndarray of shape (K, D)
     covariances : ndarray
         Packed.
@@ -457,6 +457,8 @@ def maximise_with_prior(
     pooled = kind.pool(scatter) + kind.prior_scatter(prior)
     covariances = pooled / (kind.divisor(statistics.counts, D) + kind.prior_divisor(prior, K, D))
     numerator = np.maximum(statistics.counts + prior.resolved_concentration - 1, 0)
+    if not numerator.any():
+        numerator = statistics.counts + prior.resolved_concentration
     return numerator / numerator.sum(), shrunk, covariances
 
 

@@ -583,7 +583,7 @@ def fit_problem(
         found = finished
     if not found:
         raise _no_start(failures)
-    modes = [_describe(problem, run, reached, scale) for run, reached in _distinct(found, scale, problem.total_weight)]
+    modes = [describe(problem, run, reached, scale) for run, reached in _distinct(found, scale, problem.total_weight)]
     modes.sort(key=lambda mode: (mode.spurious, -mode.objective))
     return EMFit(modes[0].run, tuple(modes), tuple(failures))
 
@@ -654,7 +654,7 @@ def race(
 
     def ranked(found: list[tuple[EMRun, int]]) -> list[Mode]:
         distinct = _distinct(found, scale, problem.total_weight)
-        modes = [_describe(problem, run, reached, scale) for run, reached in distinct]
+        modes = [describe(problem, run, reached, scale) for run, reached in distinct]
         return sorted(modes, key=lambda mode: (mode.spurious, -mode.objective))
 
     if rehearsal is not None:
@@ -857,11 +857,15 @@ def _distinct(found: Sequence[tuple[EMRun, int]], scale: FloatArray, total_weigh
     return kept
 
 
+SAME_NATS, SAME_DISTANCE = 0.5, 0.02
+"""Nats in all, and shares of a feature's spread in any matched mean, within which two climbs are the same mode."""
+
+
 def same_optimum(a: EMRun, b: EMRun, scale: FloatArray, total_weight: float) -> bool:
-    """Whether two runs differ by less than 0.5 nats in all and 2 % of a feature's spread in any matched mean."""
-    if abs(a.objective - b.objective) * total_weight > 0.5:
+    """Whether two runs ended at the same mode."""
+    if abs(a.objective - b.objective) * total_weight > SAME_NATS:
         return False
-    return matched_distance(a.parameters, b.parameters, scale) < 0.02
+    return matched_distance(a.parameters, b.parameters, scale) < SAME_DISTANCE
 
 
 def matched_distance(a: MixtureParameters, b: MixtureParameters, scale: FloatArray) -> float:
@@ -875,7 +879,8 @@ def matched_distance(a: MixtureParameters, b: MixtureParameters, scale: FloatArr
     return float(distance[rows, columns].max())
 
 
-def _describe(problem: Problem, run: EMRun, reached: int, scale: FloatArray) -> Mode:
+def describe(problem: Problem, run: EMRun, reached: int, scale: FloatArray) -> Mode:
+    """An optimum with what tells whether it is near-singular; ``scale`` (D,) holds the features' standard deviations."""
     matrices = run.parameters.covariances
     relative = matrices / scale / scale[:, None]
     smallest = np.linalg.eigvalsh(relative)[:, 0]

@@ -19,7 +19,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import combinations
+from itertools import combinations, product
+from math import comb
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -43,6 +44,18 @@ SAME_DIRECTION = 1e-9
 
 ON_LINE = 1e-9
 """Distance, of features scaled to their range, up to which a row lies on a line."""
+
+LARGEST_FLAT = 3
+"""Dimension of the largest flats that are looked for across several features."""
+
+FLAT_BUDGET = 4000
+"""Bases of flats that are tried in all: some tenths of a second."""
+
+COEFFICIENTS = (1, 2, 3)
+"""Of the normals that are tried on all rows."""
+
+NORMAL_BUDGET = 5_000_000
+"""Rows × normals up to which all coefficients are tried."""
 
 OTHERS = "a prior that vanishes at every singular covariance (ConjugatePrior, HierarchicalPrior)"
 
@@ -222,8 +235,20 @@ def degeneracies(
     Notes
     -----
     Equal values and equal rows are found exactly. So are collinear rows of two features, up to ``LARGEST_SAMPLE`` distinct ones, from
-    the directions of all pairs; with more features the planes that are looked at are those across two features, and those that any
-    D rows span.
+    the directions of all pairs. With more features the flats (affine subspaces) that are looked at are
+
+    - lines across each two features, and equal values of both;
+    - lines, planes and flats of dimension three across each three features, and across all: those that any so many of the rows span
+      (two, three, four), found by projecting along all but one of these and putting equal directions together. All rows are tried
+      where they are few (:func:`rows_tried`: lines some hundred to 1500, planes 30 to 120, fewer the more features there are); of
+      more distinct rows the heaviest, then some at random, the same ones every time. Rows beyond those tried count once a flat is found;
+    - planes across each three features whose normal has coefficients 1, 2 or 3 of either sign (1 alone where rows × features would make
+      this long), in the units of the data and in steps of their rounding, whatever the number of rows: totals, differences, and the
+      planes that hold most points of a lattice;
+    - the plane through any D rows.
+
+    Not looked at: flats of dimension four or more, and those across four features or more but not all of them, unless a line or plane
+    of the above lies within. Among more rows than are tried a flat may be missed of which these hold no more rows than any flat does.
     """
     kind = structure(covariance_type).name
     kept = np.arange(len(X)) if sample_weight is None else np.flatnonzero(sample_weight > 0)
@@ -288,6 +313,8 @@ def _flat_rows(prior: SeparationPrior, X: FloatArray, v: FloatArray, K: int, nam
     members, _ = _most_frequent(X, v)
     if len(members) > 1:
         yield case(members, 1 + 2 * eta, "are the same")
+    if D > 2:
+        yield from (case(*found) for found in _flats_of_several(X, v, 2 * eta, names))
     pairs = list(combinations(range(D), 2))
     limit = int(min(LARGEST_SAMPLE, max(50, np.sqrt(SEARCH_BUDGET / len(pairs)))))
     for i, j in pairs:
@@ -302,6 +329,159 @@ def _flat_rows(prior: SeparationPrior, X: FloatArray, v: FloatArray, K: int, nam
             yield case(members, D + 2 * eta, f"lie on one line of {names[i]!r} and {names[j]!r}")
     if len(X) >= D > 2 * eta and np.all(v == 1):
         yield case(np.arange(D), D + 2 * eta, f"lie on one plane of {D} features, as any {D} rows do")
+
+
+def _flats_of_several(
+    X: FloatArray, v: FloatArray, twice_eta: float, names: Sequence[Any]
+) -> Iterator[tuple[np.ndarray, float, str]]:
+    """Rows in common flats across three features, or all: the rows, the count from which on they are too many, and what they share."""
+    D = X.shape[1]
+    triples = list(combinations(range(D), 3))
+    largest = max(COEFFICIENTS)
+    if len(X) * len(triples) * 4 * largest**3 > NORMAL_BUDGET:
+        largest = 1
+    for triple in triples:
+        members = _lattice_plane(X[:, list(triple)], v, largest, twice_eta)
+        if len(members) > 1:
+            yield members, D + twice_eta, f"lie on one plane of {', '.join(repr(names[j]) for j in triple)}"
+    tasks = [
+        (features, dimension)
+        for features in (*triples, *(() if D == 3 else (tuple(range(D)),)))
+        for dimension in range(1, min(len(features), LARGEST_FLAT + 1))
+    ]
+    for features, dimension in tasks:
+        members = _largest_flat(X[:, list(features)], v, dimension, rows_tried(dimension, len(tasks)), twice_eta)
+        if len(members) > 1:
+            # The hull of the rows is as thin as the flat, across the features that are not looked at as well.
+            hull = dimension + D - len(features)
+            across = ", ".join(repr(names[j]) for j in features) if len(features) <= SHOWN else f"{D} features"
+            what = {1: "line", 2: "plane"}.get(dimension, f"flat of dimension {dimension}")
+            yield members, hull + 1 + twice_eta, f"lie on one {what} of {across}"
+
+
+def _lattice_plane(points: FloatArray, v: FloatArray, largest: int, least: float) -> np.ndarray:
+    """Rows on the plane across three features, its normal of small whole numbers, that has the largest total weight above ``least``."""
+    first = np.array(list(product(range(1, largest + 1), repeat=3)), dtype=float)
+    normals = np.vstack([first * (1, sign, other) for sign in (1, -1) for other in (1, -1)])
+    best, found = least, np.empty(0, dtype=int)
+    points = points - points.min(axis=0)
+    spread = np.ptp(points, axis=0)
+    if np.any(spread == 0):
+        return found
+    for numbers in (points, _in_steps(points)):
+        if numbers is None:
+            continue
+        with np.errstate(over="ignore", invalid="ignore"):
+            heights = numbers @ normals.T
+        if not np.all(np.isfinite(heights)):
+            continue
+        near = ON_LINE * np.max(np.abs(heights), axis=0, initial=1e-300)
+        ordered = np.sort(heights, axis=0)
+        # As many rows as weigh more than the best at their heaviest stand at one height, or the normal is of no interest.
+        fewest = int(np.floor(best / v.max()))
+        if fewest >= len(points):
+            continue
+        for a in np.flatnonzero(np.any(ordered[fewest:] - ordered[: len(ordered) - fewest] <= near, axis=0)):
+            order = np.argsort(heights[:, a], kind="stable")
+            starts = np.flatnonzero(np.append(True, np.diff(heights[order, a]) > near[a]))
+            totals = np.add.reduceat(v[order], starts)
+            g = int(np.argmax(totals))
+            if totals[g] <= best:
+                continue
+            group = order[starts[g] : [*starts[1:], len(order)][g]]
+            # In units of their ranges: a feature of small numbers is none in a sum with large ones.
+            rows = _rows_of_flat(points / spread, points[group] / spread, 2)
+            if float(v[rows].sum()) > best:
+                best, found = float(v[rows].sum()), rows
+    return found
+
+
+def _in_steps(points: FloatArray) -> FloatArray | None:
+    """The features in steps of their rounding, whole numbers; None where one is not rounded."""
+    out = np.empty_like(points)
+    for j, x in enumerate(points.T):
+        gaps = np.diff(np.unique(x))
+        gaps = gaps[gaps > ON_LINE * np.ptp(x)]
+        n_steps = np.rint(gaps / gaps.min())
+        multiples = (x - x.min()) * (n_steps.sum() / gaps.sum())
+        out[:, j] = np.rint(multiples)
+        if np.max(np.abs(multiples - out[:, j])) > 1e-3:
+            return None
+    return out
+
+
+def rows_tried(dimension: int, n_tasks: int) -> int:
+    """Distinct rows of which any ``dimension`` are tried as a base, where there are that many flats to look for."""
+    n = dimension + 2
+    while n < LARGEST_SAMPLE and comb(n + 1, dimension) <= FLAT_BUDGET / n_tasks:
+        n += 1
+    return n
+
+
+def _largest_flat(points: FloatArray, v: FloatArray, dimension: int, n_tried: int, least: float) -> np.ndarray:
+    """Rows of the flat, across two features or more, that has the largest total weight above ``least``.
+
+    Rows become vectors (1, x), and a flat of dimension r a subspace of dimension r + 1: r of its vectors are taken as a base in turn, the
+    others projected along it, and those that then have the same direction lie in one such subspace.
+    """
+    spread = np.ptp(points, axis=0)
+    if np.any(spread == 0):
+        return np.empty(0, dtype=int)
+    scaled = (points - points.min(axis=0)) / spread
+    distinct, which = np.unique(scaled, axis=0, return_inverse=True)
+    weight = np.bincount(which.ravel(), weights=v)
+    chosen = np.arange(len(distinct))
+    if len(distinct) > n_tried:
+        # The heaviest; the same every time: whether a posterior is improper does not depend on a seed.
+        chosen = np.lexsort((np.random.default_rng(0).random(len(distinct)), -weight))[:n_tried]
+    vectors = np.column_stack([np.ones(len(chosen)), distinct[chosen]])
+    probe = np.random.default_rng(1).standard_normal(vectors.shape[1])
+    best: list[Any] = [least, np.empty(0, dtype=int)]
+
+    def search(rest: FloatArray, mass: FloatArray, places: np.ndarray, base: tuple[int, ...], own: float) -> None:
+        if len(base) < dimension:
+            for i in range(len(rest) - 1):
+                direction = rest[i] / np.linalg.norm(rest[i])
+                later = rest[i + 1 :] - np.outer(rest[i + 1 :] @ direction, direction)
+                apart = np.linalg.norm(later, axis=1) > ON_LINE
+                parallel = float(mass[i + 1 :][~apart].sum())
+                if own + parallel + mass[i:].sum() > best[0]:
+                    search(
+                        later[apart],
+                        mass[i + 1 :][apart],
+                        places[i + 1 :][apart],
+                        (*base, int(places[i])),
+                        own + mass[i] + parallel,
+                    )
+            return
+        key = rest @ probe / np.linalg.norm(rest, axis=1) if len(rest) else np.empty(0)
+        key = np.abs(key)
+        order = np.argsort(key)
+        starts = np.flatnonzero(np.append(True, np.diff(key[order]) > SAME_DIRECTION)) if len(key) else np.empty(0, int)
+        totals = own + np.add.reduceat(mass[order], starts) if len(starts) else np.empty(0)
+        stops = np.append(starts[1:], len(order))
+        for g in np.argsort(-totals):
+            if totals[g] <= best[0]:
+                break
+            group = places[order[starts[g] : stops[g]]]
+            rows = _rows_of_flat(distinct, distinct[chosen[[*base, *group]]], dimension)
+            total = float(weight[rows].sum())
+            if len(rows) and total > best[0]:
+                best[:] = total, rows
+
+    search(vectors, weight[chosen], np.arange(len(chosen)), (), 0.0)
+    return np.flatnonzero(np.isin(which.ravel(), best[1]))
+
+
+def _rows_of_flat(points: FloatArray, members: FloatArray, dimension: int) -> np.ndarray:
+    """Points in the flat that members span; none where it is no flat of the dimension, or a plane across a single feature."""
+    centre = members.mean(axis=0)
+    _, sizes, axes = np.linalg.svd(members - centre)
+    spans = np.sum(sizes > ON_LINE)
+    normals = axes[dimension:]
+    if spans != dimension or (len(normals) == 1 and np.sum(np.abs(normals[0]) > ON_LINE) < 2):
+        return np.empty(0, dtype=int)
+    return np.flatnonzero(np.all(np.abs((points - centre) @ normals.T) <= ON_LINE, axis=1))
 
 
 def _parallel_lines(

@@ -15,7 +15,7 @@ correlation of the data. A conjugate prior acts as extra observations of known l
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -25,6 +25,7 @@ from scipy.linalg import block_diag, eigh, solve_triangular
 from bayesgmm.core import em, kernel
 from bayesgmm.core.covariance import CovarianceStructure, structure
 from bayesgmm.core.parameters import Additive, FloatArray, MixtureParameters, SufficientStatistics
+from bayesgmm.core.threads import over_chunks
 from bayesgmm.exceptions import warn_user
 
 BoolArray = NDArray[np.bool_]
@@ -38,6 +39,12 @@ BOUNDARY = 1e-8
 
 SINGULAR = 1e-8
 """A direction in which less than this share of the labelled data's information is left is not determined."""
+
+HELD_UP = 0.5
+"""Share of a variance from which on it is ``reg_covar`` that holds it up, and not the data."""
+
+TOUCHED = 1e-3
+"""Share of a parameter's variance, were the labels known, in what ``reg_covar`` holds up, from which on it is not determined either."""
 
 OFF_OPTIMUM = 0.5
 """Standard errors between the parameters and the optimum from which on there is a warning."""
@@ -108,24 +115,56 @@ class StandardErrors:
         dict of str to float
             Keys such as ``means[0, waiting]`` and ``correlations[0, eruptions:waiting]``.
         """
-        kind, names = structure(self.covariance_type), list(feature_names)
-        order = range(len(self.weights)) if order is None else order
-        rows, cols = np.tril_indices(len(names), -1)
-        labels = {"feature": names, "feature_pair": [f"{names[j]}:{names[i]}" for i, j in zip(rows, cols, strict=True)]}
         arrays = {
-            "weights": (self.weights, ("component",)),
-            "means": (self.means, ("component", "feature")),
-            "standard_deviations": (self.standard_deviations, kind.deviation_dims),
+            "weights": self.weights,
+            "means": self.means,
+            "standard_deviations": self.standard_deviations,
+            "correlations": self.correlations,
         }
-        if self.correlations is not None and kind.correlation_dims is not None:
-            arrays["correlations"] = (self.correlations, kind.correlation_dims)
-        out: dict[str, float] = {}
-        for variable, (values, dims) in arrays.items():
-            values = values[list(order)] if "component" in dims else values
-            for index in np.ndindex(values.shape):
-                where = [str(i) if d == "component" else labels[d][i] for d, i in zip(dims, index, strict=True)]
-                out[f"{variable}[{', '.join(where)}]"] = float(values[index])
-        return out
+        return named_scalars(arrays, structure(self.covariance_type), feature_names, order)
+
+
+def named_scalars(
+    arrays: Mapping[str, FloatArray | None],
+    kind: CovarianceStructure,
+    feature_names: Sequence[str],
+    order: Sequence[int] | np.ndarray | None = None,
+) -> dict[str, float]:
+    """Numbers of weights, means, standard deviations and correlations by the names of a summary's rows.
+
+    Parameters
+    ----------
+    arrays : mapping of str to ndarray or None
+        ``weights``, ``means``, ``standard_deviations`` and ``correlations``, of the shapes that :class:`StandardErrors` has.
+    kind : CovarianceStructure
+    feature_names : sequence of str
+    order : sequence of int, optional
+        Which component stands first, second, …; the fit's own order when None.
+
+    Returns
+    -------
+    dict of str to float
+    """
+    names = list(feature_names)
+    rows, cols = np.tril_indices(len(names), -1)
+    labels = {"feature": names, "feature_pair": [f"{names[j]}:{names[i]}" for i, j in zip(rows, cols, strict=True)]}
+    dims_of = {
+        "weights": ("component",),
+        "means": ("component", "feature"),
+        "standard_deviations": kind.deviation_dims,
+        "correlations": kind.correlation_dims,
+    }
+    out: dict[str, float] = {}
+    for variable, dims in dims_of.items():
+        values = arrays.get(variable)
+        if values is None or dims is None:
+            continue
+        if order is not None and "component" in dims:
+            values = values[list(order)]
+        for index in np.ndindex(values.shape):
+            where = [str(i) if d == "component" else labels[d][i] for d, i in zip(dims, index, strict=True)]
+            out[f"{variable}[{', '.join(where)}]"] = float(values[index])
+    return out
 
 
 class FreeEntries:
@@ -257,6 +296,34 @@ class ScoreCoordinates:
         total[slots, W] += np.outer(block[0, 1:], w)
         total[np.ix_(slots, slots)] += block[1:, 1:]
 
+    def held_up(self, reg_covar: float) -> tuple[FloatArray | None, BoolArray]:
+        """Directions of the covariances that have their variance from ``reg_covar``.
+
+        Returns
+        -------
+        turn : ndarray of shape (P, P) or None
+            Coordinates along the principal axes of what ``reg_covar`` adds to each covariance, in units of that; None where it holds up
+            nothing.
+        held : ndarray of bool of shape (P,)
+            Those along which it does.
+        """
+        free, held = self.free, np.zeros(self.size, dtype=bool)
+        P = self.parameters.precision_factors[: free.owners]
+        shares, axes = np.linalg.eigh(reg_covar * np.swapaxes(P, 1, 2) @ P)
+        if not (shares > HELD_UP).any():
+            return None, held
+        turn = np.eye(self.size)
+        for owner in range(free.owners):
+            slots, low = self.covariance_slots(owner), shares[owner] > HELD_UP
+            if free.symmetric:
+                turned = axes[owner] @ free.basis @ axes[owner].T
+                # Entries in units in which all pairs of axes weigh the same.
+                turn[slots, slots] = turned[:, free.rows, free.cols].T / np.sqrt(free.multiplicity)
+                held[slots] = low[free.rows] | low[free.cols]
+            else:
+                held[slots] = reg_covar * np.square(np.diagonal(P[owner]))[: free.size] > HELD_UP
+        return turn, held
+
     def to_natural(self) -> tuple[FloatArray, FloatArray]:
         """Jacobian of (all K weights, means, free covariance entries) in units of ``scale``, and ``scale``."""
         free, P = self.free, self.parameters.precision_factors
@@ -325,14 +392,21 @@ def standard_errors(
     meat = sums.meat
     observed, expected, gradient, slope = _information(problem, coordinates, sums.grams, meat)
 
-    kept = np.flatnonzero(coordinates.kept)
+    jacobian, scale = coordinates.to_natural()
+    turn, held = coordinates.held_up(problem.reg_covar if problem.prior is None else 0.0)
+    if turn is not None:
+        observed, expected, meat = (turn.T @ matrix @ turn for matrix in (observed, expected, meat))
+        gradient, slope, jacobian = turn.T @ gradient, turn.T @ slope, jacobian @ turn
+    kept, fixed = np.flatnonzero(coordinates.kept & ~held), np.flatnonzero(coordinates.kept & held)
     part = np.ix_(kept, kept)
     # Where the labelled data's information is the identity, eigenvalues are the shares of it that are left.
     whiten = solve_triangular(np.linalg.cholesky(expected[part]), np.eye(len(kept)), lower=True).T
     root, null = _inverse_root(whiten.T @ observed[part] @ whiten)
-    jacobian, scale = coordinates.to_natural()
     natural = jacobian[:, kept] @ whiten
-    lost = np.sum((natural @ null) ** 2, axis=1) > 1e-6 * np.sum(natural**2, axis=1)
+    total = np.sum(natural**2, axis=1)
+    upheld = np.sum(jacobian[:, fixed] ** 2 / np.diagonal(expected)[fixed], axis=1)
+    propped = upheld > TOUCHED * (upheld + total)
+    lost = np.sum((natural @ null) ** 2, axis=1) > 1e-6 * total
     lost |= np.concatenate([~coordinates.active, ~coordinates.kept[coordinates.n_weights :]])
     natural, root = natural @ root, whiten @ root
     if method == "sandwich":
@@ -342,10 +416,10 @@ def standard_errors(
         scaled = natural @ natural.T
     # Newton's decrement: how far the optimum lies from here, at most, in standard errors of any linear function.
     distance = float(np.linalg.norm(root.T @ gradient[kept]))
-    undetermined, notes = _report(coordinates, lost, distance)
+    undetermined, notes = _report(coordinates, lost, propped, distance)
     for note in notes:
         warn_user(note, InformationWarning)
-    return _collect(coordinates.free, scaled, scale, lost, packed, method, undetermined, notes)
+    return _collect(coordinates.free, scaled, scale, lost | propped, packed, method, undetermined, notes)
 
 
 def _inverse_root(information: FloatArray) -> tuple[FloatArray, FloatArray]:
@@ -427,7 +501,7 @@ class ScoreMoments:
                 total = self._add(total, X[part], weight)
             parts[chunk] = total
 
-        kernel._over_chunks(len(X), chunk_rows, kernel.pass_cost(len(X), K, X.shape[1]) * T, self.n_threads, task)
+        over_chunks(len(X), chunk_rows, kernel.pass_cost(len(X), K, X.shape[1]) * T, self.n_threads, task)
         out = ScoreSums(0.0, 0.0, np.zeros((K, T, T)), np.zeros((size, size)))
         for done in parts:
             out = out if done is None else out + done
@@ -526,29 +600,41 @@ def _labelled(
     return out
 
 
-def _report(coordinates: ScoreCoordinates, lost: BoolArray, distance: float) -> tuple[tuple[int, ...], tuple[str, ...]]:
+def _report(
+    coordinates: ScoreCoordinates, lost: BoolArray, held: BoolArray, distance: float
+) -> tuple[tuple[int, ...], tuple[str, ...]]:
     """Components with undetermined parameters, and what is wrong in words."""
     K, D = coordinates.free.n_components, coordinates.free.n_features
-    own = lost[:K] | lost[K : K + K * D].reshape(K, D).any(axis=1)
-    own = own | lost[K + K * D :].reshape(coordinates.free.owners, -1).any(axis=1)
-    singular = list(map(int, np.flatnonzero(own & coordinates.active)))
+
+    def owners(entries: BoolArray) -> BoolArray:
+        own = entries[:K] | entries[K : K + K * D].reshape(K, D).any(axis=1)
+        return own | entries[K + K * D :].reshape(coordinates.free.owners, -1).any(axis=1)
+
+    def named(own: BoolArray) -> str:
+        which = list(map(int, np.flatnonzero(own & coordinates.active)))
+        return f"component{'s' * (len(which) > 1)} {', '.join(map(str, which))}" if which else ""
+
     notes = []
     for k in map(int, np.flatnonzero(~coordinates.active)):
         also = "; its mean and covariance are the prior's" if coordinates.kept[coordinates.mean_slots(k)].all() else ""
         notes.append(f"component {k} has no rows (its weight is at the boundary 0), so it has no standard errors{also}")
-    if len(singular):
-        which = f"component{'s' * (len(singular) > 1)} {', '.join(map(str, singular))}"
+    if which := named(owners(lost)):
         notes.append(
             f"the observed information is singular (or this is no maximum) in parameters of {which}: the data do not "
             "determine them, and their standard errors are infinite. Use fewer components, a simpler covariance_type, a "
             "prior or the bootstrap"
+        )
+    if which := named(owners(held & ~lost)):
+        notes.append(
+            f"reg_covar makes up more than half of a variance of {which}: the data do not determine what it holds up (a constant column, "
+            "or collinear ones), and its standard errors are infinite. Drop such columns, or lower reg_covar"
         )
     if distance > OFF_OPTIMUM:
         notes.append(
             f"the parameters may lie up to {distance:.2g} of their standard errors from the optimum: fit these data with a "
             "smaller tol (and a reg_covar that is small against the variances)"
         )
-    return tuple(int(k) for k in np.flatnonzero(own)), tuple(notes)
+    return tuple(int(k) for k in np.flatnonzero(owners(lost | held))), tuple(notes)
 
 
 def _collect(
@@ -563,8 +649,8 @@ def _collect(
 ) -> StandardErrors:
     """Standard errors from the covariance matrix of all weights, means and free entries in units of ``scale``."""
     K, D = free.n_components, free.n_features
-    errors = np.where(lost, np.inf, np.sqrt(np.maximum(np.diagonal(scaled), 0.0)) * scale)
     with np.errstate(over="ignore"):
+        errors = np.where(lost, np.inf, np.sqrt(np.maximum(np.diagonal(scaled), 0.0)) * scale)
         matrix = scaled * scale * scale[:, None]
     matrix[lost] = matrix[:, lost] = 0.0
     matrix[lost, lost] = np.inf

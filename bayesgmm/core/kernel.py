@@ -22,22 +22,17 @@ from __future__ import annotations
 
 import hashlib
 import math
-import os
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
-from contextvars import ContextVar
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 
 import numba as nb
 import numpy as np
 from numpy.typing import NDArray
 
-from bayesgmm.core import lanes
+from bayesgmm.core import lanes, threads
 from bayesgmm.core.lanes import BLOCK, GROUP, LANES, LN2, PITCH, STRIP
 from bayesgmm.core.parameters import FloatArray, MixtureParameters, SingleArray, SufficientStatistics
+from bayesgmm.core.threads import over_chunks, over_ranges
 
 NEGLIGIBLE = 1e-24
 """With COMPACT_FROM features or more, rows with less than this share of a component's count in the block are left out."""
@@ -55,7 +50,6 @@ SHARED_REACH = 1e5
 
 CHUNK_ROWS = 8192
 MAX_CHUNKS = 64
-PARALLEL_FLOPS = 2e6
 
 PEAK_REACH = 2.0**-100
 """Densities as far as this below the highest peak need no maximum of their own; the product of eight is still a normal number."""
@@ -572,15 +566,36 @@ def _pass_rows(X, v, start, stop, constants, shift, centres, factors, counts, fi
 
 @nb.njit(**_options)
 def _pass_chunks(
-    X, v, begin, end, rows, constants, shift, centres, factors, log_likelihood, counts, first, second, pairs
+    X,
+    v,
+    rows,
+    constants,
+    shift,
+    centres,
+    factors,
+    log_likelihood,
+    counts,
+    first,
+    second,
+    pairs,
+    taken,
+    signal,
+    number,
+    helping,
 ):
-    """The sums of each of the chunks begin … end − 1 of so many rows."""
-    for c in range(begin, end):
+    """The sums of chunks of so many rows, of those that no other thread does; see ``threads.together``."""
+    chunks = log_likelihood.shape[0]
+    threads.begin(signal, number, helping)
+    c = threads.take(taken)
+    while c < chunks:
         start, stop = c * rows, min(X.shape[0], (c + 1) * rows)
         own = None if pairs is None else pairs[c]
         log_likelihood[c] = _pass_rows(
             X, v, start, stop, constants, shift, centres, factors, counts[c], first[c], second[c], own
         )
+        threads.complete(taken)
+        c = threads.take(taken)
+    return threads.end(taken, chunks, signal, number, helping)
 
 
 @nb.njit(**_options)
@@ -950,88 +965,12 @@ def gradients(counts, first, second, precision_factors):
 
 NO_WEIGHTS = np.empty(0)
 NO_RESPONSIBILITIES = np.empty((0, 0))
-LANES_SOURCE = "4b972dfefa0bdf05"
-"""Start of the hash of ``lanes.py``. Numba compiles a cached function anew where its own file has changed, and this one has then."""
+INLINED_SOURCES = "74ec49f5ecdfee7f"
+"""Start of the hash of ``lanes.py`` and ``threads.py``. Numba compiles a cached function anew where its own file has changed, as this
+one has then."""
 
 KERNEL_VERSION = hashlib.sha256(Path(__file__).read_bytes()).hexdigest()[:16]
 """Hash of this file: part of every cache key that depends on what the kernel does."""
-
-
-_limit: ContextVar[int | None] = ContextVar("threads", default=None)
-
-
-@contextmanager
-def at_most(n_threads: int) -> Iterator[None]:
-    """Within it, passes of this thread that are not told a number of threads take no more than this."""
-    token = _limit.set(n_threads)
-    try:
-        yield
-    finally:
-        _limit.reset(token)
-
-
-def available_threads() -> int:
-    """Cores that this process may use (``BAYESGMM_NUM_THREADS`` overrides), no more than :func:`at_most` allows."""
-    cores = _cores()
-    limit = _limit.get()
-    return cores if limit is None else min(cores, limit)
-
-
-def _cores() -> int:
-    setting = os.environ.get("BAYESGMM_NUM_THREADS", "")
-    if setting.isdigit() and int(setting) > 0:
-        return int(setting)
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-@lru_cache(maxsize=4)
-def _pool(process: int, n_threads: int) -> ThreadPoolExecutor:
-    # Keyed by the process: a pool does not survive a fork.
-    return ThreadPoolExecutor(n_threads, thread_name_prefix="bayesgmm")
-
-
-def _over_chunks(
-    n_rows: int, rows: int, work: float, n_threads: int | None, task: Callable[[int, int, int], None]
-) -> None:
-    """Run ``task(chunk, start, stop)`` for every chunk of so many rows; see :func:`_over_ranges`."""
-
-    def over(first: int, last: int) -> None:
-        for chunk in range(first, last):
-            task(chunk, chunk * rows, min(n_rows, (chunk + 1) * rows))
-
-    _over_ranges(-(-n_rows // rows), work, n_threads, over)
-
-
-def _over_ranges(n_chunks: int, work: float, n_threads: int | None, task: Callable[[int, int], None]) -> None:
-    """Run ``task(first, last)`` over ranges of chunks that make up all of them, on threads where the work is worth it.
-
-    Ranges shrink towards the end and go to whoever is free: few calls, and a core that other programs use holds nobody up.
-    """
-    threads = 1
-    if work >= PARALLEL_FLOPS and n_chunks > 1:
-        threads = min(available_threads() if n_threads is None else n_threads, n_chunks)
-    if threads <= 1:
-        if n_chunks > 0:
-            task(0, n_chunks)
-        return
-    ranges, first = [], 0
-    while first < n_chunks:
-        last = first + max(1, (n_chunks - first) // (2 * threads))
-        ranges.append((first, last))
-        first = last
-    left = iter(ranges)
-
-    def run() -> None:
-        for first, last in left:
-            task(first, last)
-
-    # The caller is one of the threads.
-    others = [_pool(os.getpid(), threads - 1).submit(run) for _ in range(threads - 1)]
-    try:
-        run()
-    finally:
-        for other in others:
-            other.result()
 
 
 @nb.njit(**_options)
@@ -1118,10 +1057,13 @@ def accumulate(
     first, second = np.zeros((chunks, K, width)), np.zeros((chunks, *shape))
     pairs = np.zeros((chunks, K, K)) if pooled else None
 
-    def task(begin: int, end: int) -> None:
-        _pass_chunks(X, v, begin, end, rows, constants, shift, centres, factors, loglik, counts, first, second, pairs)
+    def work(taken: NDArray[np.int64], signal: NDArray[np.int64], number: int, helping: bool) -> bool:
+        tables = (loglik, counts, first, second, pairs)
+        return bool(
+            _pass_chunks(X, v, rows, constants, shift, centres, factors, *tables, taken, signal, number, helping)
+        )
 
-    _over_ranges(chunks, pass_cost(N, K, D), n_threads, task)
+    threads.together(chunks, pass_cost(N, K, D), n_threads, work)
     for sums in (loglik, counts, first, second, pairs) if chunks > 1 else ():
         if sums is not None:
             _add_chunks(sums.reshape(chunks, -1))
@@ -1182,7 +1124,7 @@ def log_likelihoods(
     def task(chunk: int, start: int, stop: int) -> None:
         _likelihood_rows(X, v, start, stop, *sets, sums[chunk])
 
-    _over_chunks(N, rows, S * pass_cost(N, K, D), n_threads, task)
+    over_chunks(N, rows, S * pass_cost(N, K, D), n_threads, task)
     _add_chunks(sums)
     return sums[0]
 
@@ -1201,7 +1143,7 @@ def _density(
         start, stop = first * CHUNK_ROWS, min(N, last * CHUNK_ROWS)
         _density_rows(X, start, stop, constants, shift, centres, factors, log_density, responsibilities)
 
-    _over_ranges(-(-N // CHUNK_ROWS), pass_cost(N, parameters.n_components, D), n_threads, task)
+    over_ranges(-(-N // CHUNK_ROWS), pass_cost(N, parameters.n_components, D), n_threads, task)
 
 
 def log_density(X: FloatArray, parameters: MixtureParameters, n_threads: int | None = None) -> FloatArray:
@@ -1383,7 +1325,7 @@ def predictive_averages(
     def task(chunk: int, start: int, stop: int) -> None:
         _predictive_rows(X, start, stop, *sets, *out)
 
-    _over_chunks(N, BLOCK, S * pass_cost(N, K, D), n_threads, task)
+    over_chunks(N, BLOCK, S * pass_cost(N, K, D), n_threads, task)
     if len(found.responsibilities):
         _complete_averages(X, found, weights, means, precision_factors, marked)
     return found
@@ -1454,7 +1396,7 @@ def class_probabilities(
     def task(chunk: int, start: int, stop: int) -> None:
         _class_rows(X, start, stop, constants, *sets, ends, mean, squares)
 
-    _over_chunks(N, BLOCK, S * pass_cost(N, K, D), n_threads, task)
+    over_chunks(N, BLOCK, S * pass_cost(N, K, D), n_threads, task)
     return mean, np.sqrt(squares / S)
 
 
@@ -1489,5 +1431,5 @@ def pointwise_log_likelihood(
         begin, first = part * CHUNK_ROWS, piece * draws
         _pointwise_rows(X, begin, min(N, begin + CHUNK_ROWS), first, min(S, first + draws), *sets, out)
 
-    _over_chunks(pieces * -(-N // CHUNK_ROWS), 1, S * pass_cost(N, K, D), n_threads, task)
+    over_chunks(pieces * -(-N // CHUNK_ROWS), 1, S * pass_cost(N, K, D), n_threads, task)
     return out

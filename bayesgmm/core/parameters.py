@@ -193,4 +193,11 @@ def upper_factors_from_covariances(covariances: FloatArray) -> FloatArray:
         If a matrix is not positive definite.
     """
     # The lower factor of the matrix with its features in reverse order, turned back, is the upper one.
-    return np.ascontiguousarray(factors_from_covariances(covariances[..., ::-1, ::-1])[..., ::-1, ::-1])
+    try:
+        return np.ascontiguousarray(factors_from_covariances(covariances[..., ::-1, ::-1])[..., ::-1, ::-1])
+    except np.linalg.LinAlgError:
+        # At the edge of positive definiteness rounding may let the one order pass and not the other: by QR of the lower factor.
+        factors = factors_from_covariances(covariances)
+        lower = np.swapaxes(np.linalg.qr(np.swapaxes(factors[..., ::-1, :], -1, -2), mode="r"), -1, -2)
+        lower = lower * np.sign(np.diagonal(lower, axis1=-2, axis2=-1))[..., None, :]
+        return np.ascontiguousarray(lower[..., ::-1, ::-1])

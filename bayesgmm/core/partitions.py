@@ -35,6 +35,7 @@ from numpy.typing import NDArray
 
 from bayesgmm.core import kernel
 from bayesgmm.core.parameters import FloatArray
+from bayesgmm.core.threads import over_chunks
 
 Allocations = NDArray[np.unsignedinteger[Any]]
 """Label of every row in every draw, (N, S): the draws of a row lie side by side."""
@@ -540,7 +541,7 @@ def minimise(
         found[run] = _search(problem, begin[run], max_clusters, streams[run])
 
     # Sweeps are no floating-point operations of the kernel's kind, but about as long.
-    kernel._over_chunks(len(begin), 1, 100.0 * len(begin) * N * S, n_threads, task)
+    over_chunks(len(begin), 1, 100.0 * len(begin) * N * S, n_threads, task)
     labels = min(found, key=lambda result: result[1])[0]
     if problem is whole:
         return canonical(labels, problem.weight)

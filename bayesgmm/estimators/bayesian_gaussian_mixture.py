@@ -19,6 +19,7 @@ from sklearn.utils.validation import check_is_fitted
 from bayesgmm.core import blocked, em, kernel
 from bayesgmm.core.blocks import RowBlocks
 from bayesgmm.core.covariance import STRUCTURES, structure
+from bayesgmm.core.function_prior import FunctionPrior
 from bayesgmm.core.hierarchical import HierarchicalPrior, Prior
 from bayesgmm.core.impropriety import check_posterior
 from bayesgmm.core.parameters import FloatArray
@@ -35,7 +36,7 @@ from bayesgmm.estimators.validation import (
     generator,
     refuse_degenerate,
 )
-from bayesgmm.exceptions import RowsNotHeldError, SamplingInterrupted, warn_user
+from bayesgmm.exceptions import PriorFunctionError, RowsNotHeldError, SamplingInterrupted, warn_user
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -85,10 +86,14 @@ class BayesianGaussianMixture(DensityMixin, BaseEstimator):
         Number of components K.
     covariance_type : {"full", "tied", "diag", "spherical"}, default "full"
         Structure of the covariances.
-    prior : "default", ConjugatePrior, HierarchicalPrior or SeparationPrior, default "default"
+    prior : "default", ConjugatePrior, HierarchicalPrior, SeparationPrior or callable, default "default"
         "default" is ``ConjugatePrior()``: κ₀ = 0.01, ν₀ = D + 2, Λ₀ = (D + 2) S_w, resolved from the data once and kept in
         ``prior_``. ``HierarchicalPrior()`` is the same for every K and structure: evidences are compared under it.
-        ``SeparationPrior()`` has priors of their own for standard deviations and correlations, as in PyMC and Stan.
+        ``SeparationPrior()`` has priors of their own for standard deviations and correlations, as in PyMC and Stan. A function without
+        arguments makes whatever PyMC variables it likes and returns weights, means and covariances: see :func:`build_model`. It is
+        sampled through that PyMC model, compiled once (a minute at its first use, some seconds from then on), with rows in memory;
+        the variables of the function stand in ``idata_`` too. What needs the prior's density elsewhere (the evidence, classes,
+        ``select``, rows in blocks) raises :class:`bayesgmm.exceptions.PriorFunctionError`.
     method : {"auto", "nuts", "laplace"}, default "auto"
         "auto" is "nuts" for rows in memory, and "laplace" for rows in blocks or on a cluster, where NUTS takes a pass over all of them for
         each of its steps. "laplace" draws from normal approximations of the modes and resamples with Pareto-smoothed importance weights;
@@ -106,6 +111,15 @@ class BayesianGaussianMixture(DensityMixin, BaseEstimator):
         parameter reaches this.
     max_draws : int, default 10000
         Draws per chain at which it stops all the same, and says so.
+    mode_weights : {"evidence", "stacking"} or None, default "evidence"
+        What draws of chains that stayed at different modes are combined by. "evidence": the posterior's own mass of each mode, by bridge
+        sampling. "stacking": the weights of the best leave-one-out predictive mixture, of use where the model is wrong; the draws are then
+        not those of the posterior. None: not at all; every mode has as many draws as chains stayed there. Where all chains are at one mode,
+        or go from mode to mode, it makes no difference.
+    relabelling : {"mode", "ecr", "stephens"}, default "mode"
+        How draws are put in one order of the components: by the assignment to the mode that is closest in Kullback–Leibler divergence, by
+        the rows' allocations (ECR, iterative), or by the divergence of the rows' classification probabilities.
+        ``diagnostics_.relabelling_agreement`` says how often they differ.
     n_init : int, default 10
         Starts of EM.
     init_params : {"kmeans", "k-means++", "random", "random_from_data"}, default "kmeans"
@@ -127,15 +141,19 @@ class BayesianGaussianMixture(DensityMixin, BaseEstimator):
     idata_ : DataTree
         Groups posterior (weights, means, covariances, standard_deviations, correlations; under a hierarchical prior its rate C₀ as
         ``precision_rate``), sample_stats, log_likelihood,
-        log_prior, observed_data, constant_data.
+        log_prior, observed_data, constant_data. Where chains stayed at different modes, ``mode`` in sample_stats is that of each draw;
+        where these are combined, sampled_chains has the chains as they were, with the coordinate ``mode``.
     diagnostics_ : Diagnostics
         Convergence, with a verdict in words.
     map_ : MixtureParameters
         Mode in (π, μ, Σ) found by EM under the prior; under the other priors, under their ``em_prior``.
     modes_ : tuple of Mode
         Distinct modes of EM, best first; under the other priors in the order of the mass that each has in the model itself, those
-        that have next to none, or climb to the same mode as another, last.
-    prior_ : ConjugatePrior, HierarchicalPrior or SeparationPrior
+        that have next to none, or climb to the same mode as another, last. ``n_starts`` is 0 for one that a chain led to.
+    mode_weights_ : DataFrame
+        A row for each mode of the posterior: ``weight`` with its ``error``, ``log_mass`` with its, Laplace's approximation of it, the
+        ``method`` and the ``chains`` that stayed there.
+    prior_ : ConjugatePrior, HierarchicalPrior, SeparationPrior or FunctionPrior
         The prior with its resolved values.
     weights_, means_, covariances_ : ndarray of shape (K,), (K, D), and that of GaussianMixture's
         Posterior means of the relabelled draws where the components are identified, else the mode (with a warning).
@@ -147,6 +165,9 @@ class BayesianGaussianMixture(DensityMixin, BaseEstimator):
     ----------
     Frühwirth-Schnatter (2006), Finite Mixture and Markov Switching Models, Springer, sections 3.5 and 6.3.
     Hoffman & Gelman (2014), The No-U-Turn sampler, JMLR 15, 1593–1623.
+    Papastamoulis & Iliopoulos (2010), An artificial allocations based solution to the label switching problem, JCGS 19, 313–331.
+    Stephens (2000), Dealing with label switching in mixture models, JRSS B 62, 795–809.
+    Yao, Vehtari & Gelman (2022), Stacking for non-mixing Bayesian computations, JMLR 23(79), 1–45.
 
     Examples
     --------
@@ -166,13 +187,15 @@ class BayesianGaussianMixture(DensityMixin, BaseEstimator):
     _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
         "n_components": [Interval(Integral, 1, None, closed="left")],
         "covariance_type": [StrOptions(set(STRUCTURES))],
-        "prior": [StrOptions({"default"}), ConjugatePrior, HierarchicalPrior, SeparationPrior],
+        "prior": [StrOptions({"default"}), ConjugatePrior, HierarchicalPrior, SeparationPrior, FunctionPrior, callable],
         "method": [StrOptions({"auto", "nuts", "laplace"})],
         "draws": [Interval(Integral, 4, None, closed="left")],
         "tune": [StrOptions({"auto"}), Interval(Integral, 10, None, closed="left")],
         "chains": [Interval(Integral, 1, None, closed="left")],
         "target_ess": [Interval(Real, 0, None, closed="left")],
         "max_draws": [Interval(Integral, 1, None, closed="left")],
+        "mode_weights": [StrOptions({"evidence", "stacking"}), None],
+        "relabelling": [StrOptions({"mode", "ecr", "stephens"})],
         "n_init": [Interval(Integral, 1, None, closed="left")],
         "init_params": [StrOptions({"kmeans", "random", "random_from_data", "k-means++"})],
         "tol": [Interval(Real, 0.0, None, closed="left")],
@@ -204,6 +227,8 @@ class BayesianGaussianMixture(DensityMixin, BaseEstimator):
         chains: int = 4,
         target_ess: float = 400,
         max_draws: int = 10_000,
+        mode_weights: str | None = "evidence",
+        relabelling: str = "mode",
         n_init: int = 10,
         init_params: str = "kmeans",
         tol: float = 1e-9,
@@ -221,6 +246,8 @@ class BayesianGaussianMixture(DensityMixin, BaseEstimator):
         self.chains = chains
         self.target_ess = target_ess
         self.max_draws = max_draws
+        self.mode_weights = mode_weights
+        self.relabelling = relabelling
         self.n_init = n_init
         self.init_params = init_params
         self.tol = tol
@@ -288,8 +315,10 @@ class BayesianGaussianMixture(DensityMixin, BaseEstimator):
         self._sample(sampler_rng, problem, client)
         return self
 
-    def _prior(self) -> Prior:
-        return ConjugatePrior() if isinstance(self.prior, str) else self.prior
+    def _prior(self) -> Any:
+        if isinstance(self.prior, str):
+            return ConjugatePrior()
+        return FunctionPrior.of(self.prior) if callable(self.prior) else self.prior
 
     def _refuse_improper(self, X: FloatArray, sample_weight: FloatArray | None) -> None:
         check_posterior(self.prior_, X, self.n_components, self.covariance_type, sample_weight, feature_names(self))
@@ -301,7 +330,7 @@ class BayesianGaussianMixture(DensityMixin, BaseEstimator):
         own_scale = isinstance(self.prior, ConjugatePrior) and self.prior.scale is not None
         if not own_scale:
             refuse_degenerate(table, self.n_components, feature_names(self))
-        self.prior_: Prior = self._prior().resolve(table, self.n_components, self.covariance_type, weights)
+        self.prior_: Any = self._prior().resolve(table, self.n_components, self.covariance_type, weights)
         self._refuse_improper(table, weights)
         self._X, self._sample_weight = table, weights
         return em.fit(
@@ -321,6 +350,11 @@ class BayesianGaussianMixture(DensityMixin, BaseEstimator):
         """Modes of EM for rows in blocks: from a subsample, then all of them at each step."""
         seen = blocked.survey(blocks, int(rng.integers(2**32)))
         K, kind, prior = self.n_components, self.covariance_type, self._prior()
+        if isinstance(prior, FunctionPrior):
+            raise PriorFunctionError(
+                "a prior given as a function is sampled with the rows in memory: fit a table, or take a ConjugatePrior, "
+                "HierarchicalPrior or SeparationPrior for rows in blocks"
+            )
         check_survey(seen, K, feature_names(self), 0.0, True)
         self.prior_ = prior.resolve_from(blocked.BlockSummary(blocks, seen, K, kind), K)
         # What any rows among the sample make improper, all rows do.
@@ -348,7 +382,8 @@ class BayesianGaussianMixture(DensityMixin, BaseEstimator):
             rng,
         )
         # Best first in the model itself, whose prior EM may not have had.
-        self.modes_ = tuple(self.modes_[m] for m in result.mode_order)
+        modes = (*self.modes_, *result.met)
+        self.modes_ = tuple(replace(modes[m], run=run) for m, run in zip(result.mode_order, result.modes, strict=True))
         self.map_ = self.modes_[0].run.parameters
         self._draws: PosteriorDraws = result.draws
         self.idata_: DataTree = result.idata
@@ -372,12 +407,14 @@ class BayesianGaussianMixture(DensityMixin, BaseEstimator):
             max_draws=int(max(self.max_draws, self.draws)),
             cores=self.cores,
             progressbar=bool(self.progressbar),
+            mode_weights=self.mode_weights,
+            relabelling=self.relabelling,
         )
 
     def _set_point_estimates(self) -> None:
         if not self.diagnostics_.labels_identified:
             warn_user(
-                "weights_, means_ and covariances_ are the mode's: the draws' components cannot be told apart",
+                "weights_, means_ and covariances_ are the mode's: the draws' components cannot be told apart, or differ from mode to mode",
                 ConvergenceWarning,
             )
         self._take_point_estimates(self.diagnostics_.labels_identified)
@@ -402,6 +439,14 @@ class BayesianGaussianMixture(DensityMixin, BaseEstimator):
         if self.method != "auto":
             return self.method
         return "laplace" if in_blocks else "nuts"
+
+    @property
+    def mode_weights_(self) -> pd.DataFrame:
+        """What each mode holds of the posterior, with its error and where that number comes from."""
+        check_is_fitted(self)
+        from bayesgmm.inference.modes import weights_table
+
+        return weights_table(self.diagnostics_.mode_weights, self._draws.n_chains)
 
     @property
     def pymc_model_(self) -> pm.Model:
@@ -741,7 +786,8 @@ class BayesianGaussianMixture(DensityMixin, BaseEstimator):
         Returns
         -------
         DataFrame
-            One row per weight, mean, standard deviation and correlation.
+            One row per weight, mean, standard deviation and correlation. Where the fit holds its rows and components are identified, the
+            last column is ``prior_sensitivity``, from 0.05 on a hint that the prior has a say in it: see :meth:`prior_sensitivity`.
 
         Raises
         ------
@@ -752,7 +798,10 @@ class BayesianGaussianMixture(DensityMixin, BaseEstimator):
         from bayesgmm.inference.summary import posterior_summary
 
         kind = structure(self.covariance_type)
-        return posterior_summary(self._draws, self.map_, kind, feature_names(self), self.diagnostics_, ci_prob)
+        table = posterior_summary(self._draws, self.map_, kind, feature_names(self), self.diagnostics_, ci_prob)
+        if self.diagnostics_.labels_identified and getattr(self, "_X", None) is not None:
+            table["prior_sensitivity"] = self.prior_sensitivity()["prior"]
+        return table
 
     def prior_sensitivity(self) -> pd.DataFrame:
         """What each quantity owes to the prior: prior and likelihood are raised to a power near 1, and the draws reweighted.
@@ -776,9 +825,12 @@ class BayesianGaussianMixture(DensityMixin, BaseEstimator):
         Statistics and Computing 34, 57.
         """
         check_is_fitted(self)
-        from bayesgmm.inference.power_scaling import prior_sensitivity
+        known: tuple[PosteriorDraws, pd.DataFrame] | None = getattr(self, "_sensitivity", None)
+        if known is None or known[0] is not self._draws:
+            from bayesgmm.inference.power_scaling import prior_sensitivity
 
-        return prior_sensitivity(self, feature_names(self))
+            self._sensitivity = known = (self._draws, prior_sensitivity(self, feature_names(self)))
+        return known[1].copy()
 
     def loo(
         self,

@@ -18,6 +18,7 @@ from bayesgmm.estimators.validation import (
     LARGEST_SCALE,
     check_distinct_rows,
     check_table,
+    check_total_weight,
     named_columns,
     warn_degenerate_columns,
 )
@@ -219,6 +220,7 @@ def check_survey(found: Survey, n_components: int, names: list[str], reg_covar: 
             f"X has values of size {largest:.1e}: their squares leave the range of float64. Rescale the columns "
             "(divide by a typical value) and fit again"
         )
+    check_total_weight(m.weight, largest)
     if has_prior:
         return
     warn_degenerate_columns(m.low, m.high, np.diagonal(m.scatter) / m.weight, names, reg_covar)

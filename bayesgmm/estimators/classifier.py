@@ -37,7 +37,7 @@ from bayesgmm.estimators.validation import (
     refuse_degenerate,
     warn_degenerate,
 )
-from bayesgmm.exceptions import DataWarning, SamplingInterrupted, warn_user
+from bayesgmm.exceptions import DataWarning, PriorFunctionError, SamplingInterrupted, warn_user
 
 if TYPE_CHECKING:
     from xarray import DataTree
@@ -323,6 +323,11 @@ class MixtureClassifier(ClassifierMixin, BaseEstimator):
         """Sample; the mixture of all components goes into ``template``. Where the user stopped it, what was kept comes back in words."""
         from bayesgmm.inference import sampling
 
+        if callable(template.prior):
+            raise PriorFunctionError(
+                "a prior given as a function is of one mixture, and classes share theirs: take a ConjugatePrior, HierarchicalPrior or "
+                "SeparationPrior"
+            )
         prior: Prior = ConjugatePrior() if isinstance(template.prior, str) else template.prior
         if not (isinstance(prior, ConjugatePrior) and prior.scale is not None):
             refuse_degenerate(X, self._layout.n_components, feature_names(self))
@@ -347,7 +352,8 @@ class MixtureClassifier(ClassifierMixin, BaseEstimator):
             classes=self._layout,
         )
         result = sampling.sample_posterior(task, template._settings(), sampler_rng)
-        self.modes_ = tuple(found.modes[m] for m in result.mode_order)
+        modes = (*found.modes, *result.met)
+        self.modes_ = tuple(modes[m] for m in result.mode_order)
         self.map_ = template.map_ = self.modes_[0].run.parameters
         self.idata_: DataTree = result.idata
         self.diagnostics_: Diagnostics = result.diagnostics

@@ -890,6 +890,60 @@ class GaussianMixture(DensityMixin, BaseEstimator):
         problem = em.Problem(table, kind, prior, v, self.reg_covar, max(self.tol, 1e-6), max(self.max_iter, 100))
         return bootstrap(problem, self._parameters, self.covariances_, n_bootstrap, generator(self.random_state))
 
+    def intervals(
+        self,
+        X: ArrayLike,
+        prob: float = 0.9,
+        method: str = "information",
+        sample_weight: ArrayLike | None = None,
+        n_bootstrap: int = 999,
+    ) -> dict[str, tuple[FloatArray, FloatArray]]:
+        """Confidence intervals of weights, means, covariances, standard deviations and correlations.
+
+        Parameters
+        ----------
+        X : array-like of shape (N, D)
+            The data of the fit.
+        prob : float, default 0.9
+        method : {"information", "sandwich", "bootstrap"}, default "information"
+            From standard errors by the observed information or the sandwich, with Student's t, χ² and Fisher's z in place of the normal
+            where components have few rows (:mod:`bayesgmm.core.intervals`); or from pivots of refits to resampled rows.
+        sample_weight : array-like of shape (N,), optional
+        n_bootstrap : int, default 999
+            Number of resamples for "bootstrap".
+
+        Returns
+        -------
+        dict of str to (lower, upper)
+            Arrays of the shapes of the standard errors; ``correlations`` where the structure has them.
+
+        Raises
+        ------
+        ValueError
+            If the method is unknown or ``prob`` lies outside (0, 1).
+
+        Notes
+        -----
+        On three clusters far apart, 10 to 500 rows each, 95 % intervals hold the truth in 93 to 96 of 100 cases; estimate ± 1.96 standard
+        errors of a variance of ten rows in 80 (``make validate``, study ``coverage``).
+
+        Examples
+        --------
+        >>> from bayesgmm import GaussianMixture
+        >>> from bayesgmm.datasets import load_faithful
+        >>> X = load_faithful()
+        >>> lower, upper = GaussianMixture(2, random_state=0).fit(X).intervals(X)["weights"]
+        >>> lower.round(2), upper.round(2)
+        (array([0.6 , 0.31]), array([0.69, 0.4 ]))
+        """
+        from bayesgmm.core.intervals import check_prob, intervals
+
+        check_prob(prob)
+        if method == "bootstrap":
+            return self.bootstrap(X, n_bootstrap, sample_weight).interval(prob, "pivotal")
+        errors = self.standard_errors(X, method, sample_weight)
+        return intervals(self._parameters, self.covariances_, errors, prob)
+
     def summary(self, X: ArrayLike | None = None, method: str = "information") -> pd.DataFrame:
         """Weights, means, standard deviations and correlations in one table.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,9 @@ from bayesgmm.exceptions import DataWarning, warn_user
 
 LARGEST_SCALE = 1e150
 SMALLEST_SCALE = 1e-150
+LARGEST_SUM = 1e307
+MANY_ROWS = 1e6
+"""Up to this sum of weights, squares of numbers up to ``LARGEST_SCALE`` add without leaving the range of float64."""
 
 
 def check_settings(estimator: BaseEstimator) -> None:
@@ -77,6 +81,7 @@ def check_table(
         raise TypeError(
             "this needs all rows in memory, not a Dask collection: call X.compute() first, or give a sample of the rows"
         )
+    _refuse_masked(X)
     _refuse_text(X)
     dtype = [np.float64, np.float32] if single else np.float64
     array = validate_data(
@@ -148,10 +153,24 @@ def feature_names(estimator: BaseEstimator) -> list[str]:
     return [str(n) for n in names] if names is not None else [f"x{j}" for j in range(estimator.n_features_in_)]
 
 
+def _refuse_masked(X: Any) -> None:
+    if np.ma.is_masked(X):
+        where = ", ".join(str(int(i)) for i in np.argwhere(np.ma.getmaskarray(X))[0])
+        raise ValueError(
+            f"X has {int(np.ma.count_masked(X))} masked values (the first at [{where}]): drop these rows or impute them first"
+        )
+
+
 def _refuse_text(X: Any) -> None:
     dtypes = getattr(X, "dtypes", None)
     if dtypes is None or not hasattr(X, "columns"):
         return
+    repeated = sorted(name for name, count in Counter(map(str, X.columns)).items() if count > 1)
+    if repeated:
+        raise ValueError(
+            f"{', '.join(map(repr, repeated))} is the name of several columns: rename them, or leave the names out "
+            "(X.to_numpy())"
+        )
     text = [str(name) for name, dtype in zip(X.columns, dtypes, strict=False) if not _is_numeric(X[name], str(dtype))]
     if text:
         raise ValueError(
@@ -191,7 +210,7 @@ def check_weights(sample_weight: Any, X: FloatArray) -> FloatArray | None:
     Raises
     ------
     ValueError
-        If a weight is negative or not finite, or none is positive.
+        If a weight is negative or not finite, none is positive, or sums of them leave the range of float64.
     """
     if sample_weight is None:
         return None
@@ -201,7 +220,25 @@ def check_weights(sample_weight: Any, X: FloatArray) -> FloatArray | None:
         raise ValueError(f"sample_weight must not be negative: row {row} has {weights[row]:g}")
     if not np.any(weights > 0):
         raise ValueError("sample_weight is zero for every row")
+    with np.errstate(over="ignore"):
+        total = float(weights.sum())
+    if total > MANY_ROWS:
+        check_total_weight(total, max(abs(float(X.min())), abs(float(X.max()))))
     return _of_one_type(np.ascontiguousarray(weights))
+
+
+def check_total_weight(total: float, size: float) -> None:
+    """Refuse weights whose sum, times the largest square of the data, would leave the range of float64.
+
+    Raises
+    ------
+    ValueError
+    """
+    if not (total < LARGEST_SCALE and total * max(1.0, size) ** 2 < LARGEST_SUM):
+        raise ValueError(
+            f"sample_weight sums to {total:.1e}, with values of size {size:.1e} in X: sums of squares leave the range of float64. "
+            "Divide the weights by a typical one, or rescale the columns"
+        )
 
 
 def check_classes(y: Any, n_rows: int) -> tuple[np.ndarray, Labels]:
@@ -304,6 +341,12 @@ def refuse_degenerate(X: FloatArray, n_components: int, names: list[str]) -> Non
     constant = [names[j] for j in np.flatnonzero(low == high)]
     if constant:
         raise ValueError(f"{_columns(constant)} constant: drop {'them' if len(constant) > 1 else 'it'}, {remedy}")
+    narrow = [names[j] for j in np.flatnonzero(high - low < SMALLEST_SCALE)]
+    if narrow:
+        raise ValueError(
+            f"{_columns(narrow)} narrower than {SMALLEST_SCALE:g}: squares of its differences leave the range of float64. Rescale the "
+            "columns (divide by a typical value) and fit again"
+        )
     standard = np.zeros((X.shape[1], X.shape[1]))
     center = X.mean(axis=0)
     size = np.max(np.abs(np.stack([low - center, high - center])), axis=0)

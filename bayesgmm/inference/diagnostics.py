@@ -11,6 +11,8 @@ import pandas as pd
 from bayesgmm.core.covariance import CovarianceStructure
 from bayesgmm.core.em import matched_distance
 from bayesgmm.core.parameters import FloatArray, MixtureParameters
+from bayesgmm.inference.identification import Identification, rarely_filled
+from bayesgmm.inference.modes import ModeWeight
 from bayesgmm.inference.posterior import PosteriorDraws, derived
 
 R_HAT_LIMIT = 1.01
@@ -56,9 +58,19 @@ class Diagnostics:
     chain_modes : tuple of int
         For each chain the mode of EM it stayed nearest to.
     unvisited_modes : tuple of int
-        Modes within 10 nats of the best that no chain stayed near.
+        Modes within 10 nats of the best that no chain stayed near, and next to no draws were.
     pareto_k : float or None
         Tail index of the importance ratios (method "laplace").
+    identified_components : tuple of int
+        Components that change no places, hold rows and are the same in all modes; the verdict says what the others do.
+    mode_weights : tuple of ModeWeight
+        What each mode holds of the posterior, where there are several.
+    modes_combined : bool
+        Whether the draws of different modes make one posterior by these weights: R-hat and ESS are then found within each
+        mode, R-hat is that of the worst, and 1 / Σ_m w_m² / ESS_m stands for ESS.
+    relabelling_agreement : dict of str to float
+        Share of draws that two ways to relabel give the same order: "mode, ecr", "mode, stephens" and "ecr, stephens"; empty for one
+        component. From a sample of draws and rows.
     """
 
     ok: bool
@@ -78,6 +90,10 @@ class Diagnostics:
     unvisited_modes: tuple[int, ...] = ()
     pareto_k: float | None = None
     settings: Mapping[str, float] = field(default_factory=dict)
+    identified_components: tuple[int, ...] = ()
+    mode_weights: tuple[ModeWeight, ...] = ()
+    modes_combined: bool = False
+    relabelling_agreement: Mapping[str, float] = field(default_factory=dict)
 
     def __str__(self) -> str:
         lines = [self.verdict]
@@ -106,6 +122,29 @@ def convergence_table(values: Mapping[str, FloatArray]) -> pd.DataFrame:
     # A quantity that is the same in every draw by construction (the weight at K = 1) has nothing to converge.
     table.loc[constant, :] = np.nan
     return table
+
+
+def convergence_within(values: Mapping[str, FloatArray], groups: Sequence[tuple[float, np.ndarray]]) -> pd.DataFrame:
+    """The same where groups of draws are at modes of their own: the largest R-hat, and the ESS of the weighted mean.
+
+    Parameters
+    ----------
+    values : mapping of str to ndarray of shape (chains, draws)
+    groups : sequence of (float, ndarray of shape (chains, L))
+        Weight of each mode and the places of its draws, chains joined; none: all draws are of one.
+    """
+    if not groups:
+        return convergence_table(values)
+    # The halves of a chain that was alone at its mode stand for two.
+    places = [at if len(at) > 1 else at.reshape(2, -1) for _, at in groups]
+    tables = [convergence_table({name: v.reshape(-1)[at] for name, v in values.items()}) for at in places]
+    share = np.array([weight for weight, _ in groups])
+    share = share / share.sum()
+    out = tables[0].copy()
+    out["r_hat"] = np.max([table["r_hat"] for table in tables], axis=0)
+    for column in ("ess_bulk", "ess_tail"):
+        out[column] = 1 / np.sum([w**2 / table[column] for w, table in zip(share, tables, strict=True)], axis=0)
+    return out
 
 
 def label_invariants(draws: PosteriorDraws, log_posterior: FloatArray) -> dict[str, FloatArray]:
@@ -176,6 +215,13 @@ def diagnose(
     max_draws: int | None = None,
     stopped_early: str | None = None,
     remarks: Sequence[str] = (),
+    groups: Sequence[tuple[float, np.ndarray]] = (),
+    chain_modes: Sequence[int] = (),
+    visited_modes: Sequence[int] = (),
+    doubts: Sequence[str] = (),
+    changed_places: FloatArray | None = None,
+    differing: Sequence[int] = (),
+    n_rows: float | None = None,
 ) -> Diagnostics:
     """Diagnose relabelled draws.
 
@@ -208,6 +254,20 @@ def diagnose(
         Why sampling ended before its time.
     remarks : sequence of str
         What the sampler had to note.
+    groups : sequence of (float, ndarray of shape (chains, L)), optional
+        Weight of each mode and the places of its draws, chains joined, where these make one posterior by weights.
+    chain_modes : sequence of int, optional
+        The mode of each chain, where it is known; by default the one that its average draw is nearest to.
+    visited_modes : sequence of int, optional
+        Modes that chains went to and left again, or that are known to hold next to nothing.
+    doubts : sequence of str
+        What else speaks against the draws.
+    changed_places : ndarray of shape (K,), optional
+        Share of draws in which a component changes places.
+    differing : sequence of int
+        Components that are not the same in all modes.
+    n_rows : float, optional
+        N, or the sum of the rows' weights: by it components are empty.
 
     Returns
     -------
@@ -215,18 +275,19 @@ def diagnose(
     """
     from arviz_stats.base import array_stats
 
-    invariants = convergence_table(label_invariants(draws, log_posterior))
-    parameters = convergence_table(scalar_parameters(draws, kind, names, pairs))
+    invariants = convergence_within(label_invariants(draws, log_posterior), groups)
+    parameters = convergence_within(scalar_parameters(draws, kind, names, pairs), groups)
     problems: list[str] = []
     notes: list[str] = list(remarks)
     limit = min(ESS_LIMIT, target_ess)
-    chain_modes: tuple[int, ...] = ()
     unvisited: tuple[int, ...] = ()
     e_bfmi = np.empty(0)
     n_divergent = 0
     identified = True
+    wandering = () if changed_places is None else tuple(np.flatnonzero(changed_places > SWITCHING_LIMIT).tolist())
     if stopped_early:
         problems.append(stopped_early)
+    problems += doubts
     if pareto_k is not None:
         size = float(effective_size or 0.0)
         # Draws of a poor approximation that change places are of components that overlap.
@@ -256,6 +317,8 @@ def diagnose(
         # limit the chains are short. Separated components keep their order for the length of a chain.
         wanders = switching_share > SWITCHING_LIMIT or not worst <= WANDERING_R_HAT or few < min(100, limit)
         identified = draws.weights.shape[-1] == 1 or not wanders
+        if not identified and not len(bad):
+            wandering = tuple(sorted({*wandering, *_restless(parameters, draws.weights.shape[-1], min(100, limit))}))
         judged = np.isfinite(worst)
         name = parameters["r_hat"].idxmax() if judged else ""
         if not judged:
@@ -296,9 +359,9 @@ def diagnose(
                     f"E-BFMI = {np.min(e_bfmi):.2f} (< {E_BFMI_LIMIT}): the tails are explored slowly; raise draws"
                 )
         if len(modes) and scale is not None:
-            chain_modes = nearest_modes(draws, modes, scale)
-            unvisited = tuple(m for m in range(near_modes) if m not in chain_modes)
-            if len(set(chain_modes)) > 1 and len(bad):
+            chain_modes = chain_modes or nearest_modes(draws, modes, scale)
+            unvisited = tuple(m for m in range(near_modes) if m not in {*chain_modes, *visited_modes})
+            if len(set(chain_modes)) > 1 and len(bad) and not visited_modes:
                 where = ", ".join(f"chain {c} near mode {m}" for c, m in enumerate(chain_modes))
                 problems.append(f"chains ended near different modes of EM ({where})")
             if unvisited:
@@ -308,13 +371,19 @@ def diagnose(
                 )
     if permuted_share > 0:
         notes.append(f"{permuted_share:.1%} of the draws had their components put back in order")
+    found = Identification(
+        draws.weights.shape[-1],
+        wandering,
+        tuple(differing),
+        {} if n_rows is None or draws.weights.shape[-1] == 1 else rarely_filled(draws.weights, n_rows),
+    )
     both = pd.concat([invariants, parameters])
     r_hat = _largest(both["r_hat"])
     bulk, tail = _smallest(both["ess_bulk"]), _smallest(both["ess_tail"])
     return Diagnostics(
         ok=not problems,
-        labels_identified=identified,
-        verdict=_verdict(problems, r_hat, bulk, tail, pareto_k, effective_size, identified),
+        labels_identified=identified and not differing,
+        verdict=f"{_verdict(problems, r_hat, bulk, tail, pareto_k, effective_size, identified)} {found}".rstrip(),
         problems=tuple(problems),
         notes=tuple(notes),
         invariants=invariants,
@@ -325,10 +394,22 @@ def diagnose(
         n_divergent=n_divergent,
         e_bfmi=e_bfmi,
         permuted_share=permuted_share,
-        chain_modes=chain_modes,
+        chain_modes=tuple(chain_modes),
         unvisited_modes=unvisited,
         pareto_k=pareto_k,
+        identified_components=found.identified,
+        modes_combined=bool(groups),
     )
+
+
+def _restless(parameters: pd.DataFrame, n_components: int, fewest: float) -> list[int]:
+    """Components whose weight or means have an R-hat or an effective sample size of a label that wanders."""
+    out = []
+    for k in range(n_components):
+        own = parameters[[name == f"weights[{k}]" or name.startswith(f"means[{k}, ") for name in parameters.index]]
+        if not _largest(own["r_hat"]) <= WANDERING_R_HAT or _smallest(own[["ess_bulk", "ess_tail"]]) < fewest:
+            out.append(k)
+    return out
 
 
 def _largest(values: pd.Series) -> float:

@@ -16,8 +16,9 @@ Statistica Sinica 6, 831–860.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -291,28 +292,110 @@ def _cross(
 ) -> Evidence:
     K, P = compiled.inputs.n_components, compiled.ndim
     blocks = ComponentBlocks.of(compiled.slices, K, post.covariance_type)
+    found = bridge_halves(
+        partial(_log_posterior, compiled), blocks, approximations[0], halves, rng, max_permutations, n_proposals
+    )
+    problems, notes, exact = list(found.problems), [], found.exact_permutations
+    problems += _doubts_about_draws(post)
+    if min(len(half.theta) for half in halves) < FEW_DRAWS * P:
+        notes.append(
+            f"{sum(len(half.theta) for half in halves)} draws are few for {P} parameters: more would lower the error"
+        )
+    if not exact:
+        notes.append(
+            f"orders of the components were thinned at random to {max_permutations} of {K}! for some draws; the error includes this"
+        )
+    laplace = float(logsumexp([mode.log_evidence for mode in approximations]) + gammaln(K + 1))
+    return Evidence(
+        log_evidence=found.log_integral,
+        standard_error=found.standard_error,
+        laplace=laplace,
+        method="bridge",
+        n_components=K,
+        covariance_type=post.covariance_type,
+        n_draws=int(sum(half.counts.sum() for half in halves)),
+        n_proposals=found.n_proposals,
+        n_normals=found.n_normals,
+        n_permutations=int(round(np.exp(gammaln(K + 1)))) if exact else int(max_permutations),
+        exact_permutations=bool(exact),
+        halves=found.halves,
+        converged=not problems,
+        notes=(*problems, *notes),
+    )
+
+
+@dataclass(frozen=True)
+class BridgedIntegral:
+    """Log of the integral of an unnormalised density by two bridges, each from one half of its draws to the other.
+
+    Parameters
+    ----------
+    log_integral, standard_error : float
+    halves : tuple of float
+        The two estimates that ``log_integral`` is the mean of.
+    n_proposals : int
+    n_normals : tuple of int
+    exact_permutations : bool
+    problems : tuple of str
+        What speaks against the estimate and its error.
+    """
+
+    log_integral: float
+    standard_error: float
+    halves: tuple[float, float]
+    n_proposals: int
+    n_normals: tuple[int, int]
+    exact_permutations: bool
+    problems: tuple[str, ...]
+
+
+def bridge_halves(
+    log_density: Callable[[FloatArray], FloatArray],
+    blocks: ComponentBlocks,
+    approximation: LaplaceApproximation,
+    halves: tuple[Half, Half],
+    rng: np.random.Generator,
+    max_permutations: int = 720,
+    n_proposals: int | None = None,
+) -> BridgedIntegral:
+    """Integrate a density that is the same in every order of the components, over all its K! copies, from draws in one order.
+
+    Parameters
+    ----------
+    log_density : callable
+        Of points (M, P), shape (M,); −inf where there is none.
+    blocks : ComponentBlocks
+    approximation : LaplaceApproximation
+        At a mode in the same order of the components as the draws.
+    halves : tuple of two Half
+    rng : numpy.random.Generator
+    max_permutations : int, default 720
+    n_proposals : int, optional
+        Draws of each of the two proposals; default: as many as in the half that it is bridged to.
+
+    Returns
+    -------
+    BridgedIntegral
+    """
     bridges: list[Bridge] = []
     normals: list[int] = []
-    exact, size, total = True, 0, 0
+    exact, total = True, 0
     for fitted, other in (halves, halves[::-1]):
         # As many normals for the second half as the first one asked for.
-        proposal = fit_proposal(fitted.theta, fitted.counts, blocks, approximations[0], rng, *normals[:1])
+        proposal = fit_proposal(fitted.theta, fitted.counts, blocks, approximation, rng, *normals[:1])
         size = len(other.theta) if n_proposals is None else int(n_proposals)
         total += size
         proposed = proposal.draw(rng, size)
         at_draws = proposal.log_density(other.theta, rng, max_permutations)
         at_proposed = proposal.log_density(proposed, rng, max_permutations)
         exact &= len(at_draws) == 1 and len(at_proposed) == 1
-        bridges.append(
-            bridge_over_repeats(other, other.log_posterior, at_draws, _log_posterior(compiled, proposed), at_proposed)
-        )
+        bridges.append(bridge_over_repeats(other, other.log_posterior, at_draws, log_density(proposed), at_proposed))
         normals.append(len(proposal.shares))
     values = np.array([bridge.log_ratio for bridge in bridges])
     variances = np.array([bridge.variance for bridge in bridges])
-    estimate, error = float(values.mean()), _error_of_mean(halves, bridges)
+    error = _error_of_mean(halves, bridges)
     apart = float(abs(values[0] - values[1]))
     problems: list[str] = []
-    notes: list[str] = []
     if not np.sqrt(variances.max()) < LARGEST_ERROR:
         # Where p and q hardly meet, the formula sees only the few draws that do.
         error = max(error, *(found.divergence for found in bridges))
@@ -325,31 +408,14 @@ def _cross(
         problems.append(
             f"the two halves of the draws give {values[0]:.3f} and {values[1]:.3f}, further apart than their errors allow: raise draws"
         )
-    problems += _doubts_about_draws(post)
-    if min(len(half.theta) for half in halves) < FEW_DRAWS * P:
-        notes.append(
-            f"{sum(len(half.theta) for half in halves)} draws are few for {P} parameters: more would lower the error"
-        )
-    if not exact:
-        notes.append(
-            f"orders of the components were thinned at random to {max_permutations} of {K}! for some draws; the error includes this"
-        )
-    laplace = float(logsumexp([mode.log_evidence for mode in approximations]) + gammaln(K + 1))
-    return Evidence(
-        log_evidence=estimate,
-        standard_error=error,
-        laplace=laplace,
-        method="bridge",
-        n_components=K,
-        covariance_type=post.covariance_type,
-        n_draws=int(sum(half.counts.sum() for half in halves)),
-        n_proposals=total,
-        n_normals=(normals[0], normals[1]),
-        n_permutations=int(round(np.exp(gammaln(K + 1)))) if exact else int(max_permutations),
-        exact_permutations=bool(exact),
-        halves=(float(values[0]), float(values[1])),
-        converged=not problems,
-        notes=(*problems, *notes),
+    return BridgedIntegral(
+        float(values.mean()),
+        error,
+        (float(values[0]), float(values[1])),
+        total,
+        (normals[0], normals[1]),
+        bool(exact),
+        tuple(problems),
     )
 
 

@@ -287,7 +287,12 @@ def _inverse_root(information: FloatArray, scale: FloatArray) -> tuple[FloatArra
     flat = int(np.sum(values < SMALLEST_CURVATURE))
     bounded = np.where(values < SMALLEST_CURVATURE, np.clip(np.abs(values), SMALLEST_CURVATURE, 1.0), values)
     covariance = (vectors / bounded) @ vectors.T * scale * scale[:, None]
-    return cholesky(covariance, lower=True), flat
+    try:
+        return cholesky(covariance, lower=True), flat
+    except np.linalg.LinAlgError:
+        # Curvatures so unequal that their inverse is not positive definite for rounding: the factor of its root instead.
+        upper = np.linalg.qr((scale[:, None] * vectors / np.sqrt(bounded)).T, mode="r")
+        return (upper * np.sign(np.diagonal(upper))[:, None]).T, flat
 
 
 @dataclass(frozen=True, eq=False)

@@ -12,6 +12,7 @@ from scipy.special import logsumexp
 from bayesgmm.core import kernel
 from bayesgmm.core.blocks import Moments, moments
 from bayesgmm.core.covariance import structure
+from bayesgmm.core.function_prior import FunctionPrior
 from bayesgmm.core.parameters import FloatArray
 from bayesgmm.criteria import posterior_efficiency
 from bayesgmm.inference.refit import FittedModel, refit, serious_problems
@@ -362,6 +363,8 @@ class Treatment:
 
     def _matcher(self) -> tuple[Any, str]:
         """Draws ready for moment matching, or why there are none."""
+        if isinstance(self.post.prior_, FunctionPrior):
+            return None, "the prior is a function, so draws were not moved"
         concentration = self.post.prior_.resolved_concentration
         if np.ptp(concentration) > 0:
             # The prior tells components apart, so that relabelled draws do not have the posterior's density.

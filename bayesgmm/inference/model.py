@@ -23,6 +23,7 @@ from numpy.typing import ArrayLike
 from pymc.logprob.transforms import SimplexTransform
 
 from bayesgmm.core.covariance import structure
+from bayesgmm.core.function_prior import FunctionPrior
 from bayesgmm.core.hierarchical import Prior
 from bayesgmm.core.impropriety import check_posterior
 from bayesgmm.core.parameters import FloatArray
@@ -193,7 +194,7 @@ def model_from_variables(
     variables: PriorVariables,
     sample_weight: FloatArray,
     feature_names: Sequence[Any] | None = None,
-) -> pm.Model:
+) -> tuple[pm.Model, tuple[Any, Any, Any]]:
     """Build the PyMC model whose prior is the user's own.
 
     Parameters
@@ -208,7 +209,8 @@ def model_from_variables(
 
     Returns
     -------
-    pymc.Model
+    model : pymc.Model
+    weights, means, precision_factors : TensorVariable of shape (K,), (K, D) and (K, D, D)
 
     Raises
     ------
@@ -245,7 +247,7 @@ def model_from_variables(
         if "covariances" not in model.named_vars:
             pm.Deterministic("covariances", _covariances(layout, factors), dims=structure(covariance_type).free_dims)
         _observe(rows, v, weights, means, factors)
-    return model
+    return model, (weights, means, factors)
 
 
 OF_COVARIANCES = ("covariances", "covariance_factors", "precision_factors")
@@ -334,7 +336,7 @@ def build_model(
     X: ArrayLike,
     n_components: int,
     covariance_type: str = "full",
-    prior: str | Prior | PriorVariables = "default",
+    prior: str | Prior | FunctionPrior | PriorVariables = "default",
     sample_weight: ArrayLike | None = None,
     feature_names: Sequence[Any] | None = None,
 ) -> pm.Model:
@@ -392,9 +394,11 @@ def build_model(
     """
     if feature_names is None and hasattr(X, "columns"):
         feature_names = list(X.columns)
+    if isinstance(prior, FunctionPrior):
+        prior = prior.called
     if callable(prior):
         table, given_weights = checked_rows(X, covariance_type, sample_weight)
-        return model_from_variables(table, n_components, covariance_type, prior, given_weights, feature_names)
+        return model_from_variables(table, n_components, covariance_type, prior, given_weights, feature_names)[0]
     inputs = ModelInputs.resolve(X, n_components, covariance_type, prior, sample_weight)
     if isinstance(prior, SeparationPrior):
         v = inputs.sample_weight if len(inputs.sample_weight) else None

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from bayesgmm.core.kernel import available_threads
 from bayesgmm.core.parameters import FloatArray
+from bayesgmm.core.threads import available_threads
 from bayesgmm.exceptions import SamplingError, SamplingInterrupted
 from bayesgmm.inference.density import density_function, position_function
 

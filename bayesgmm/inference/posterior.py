@@ -73,12 +73,16 @@ class PosteriorDraws:
 
     def thinned(self, n_draws: int) -> PosteriorDraws:
         """About ``n_draws`` draws in all, evenly spaced in each chain; itself where there are no more."""
-        each = -(-n_draws // self.n_chains)
-        if each >= self.n_draws:
+        keep = self.thinning(n_draws)
+        if len(keep) == self.n_draws:
             return self
-        keep = np.linspace(0, self.n_draws - 1, each).round().astype(int)
         scale = None if self.scale_factors is None else self.scale_factors[:, keep]
         return PosteriorDraws(self.weights[:, keep], self.means[:, keep], self.precision_factors[:, keep], scale)
+
+    def thinning(self, n_draws: int) -> np.ndarray:
+        """Which draws of each chain :meth:`thinned` keeps."""
+        each = min(self.n_draws, -(-n_draws // self.n_chains))
+        return np.linspace(0, self.n_draws - 1, each).round().astype(int)
 
     def batch_edges(self) -> np.ndarray:
         """Edges of batches of consecutive draws for batch means, over the draws of :meth:`flat`.
@@ -100,6 +104,14 @@ class PosteriorDraws:
             self.scale_factors,
         )
 
+    def taken(self, at: np.ndarray) -> PosteriorDraws:
+        """Draws at places (chains, draws) among those of :meth:`flat`."""
+        weights, means, factors = (part[at] for part in self.flat())
+        scale = self.scale_factors
+        return PosteriorDraws(
+            weights, means, factors, None if scale is None else scale.reshape(-1, *scale.shape[2:])[at]
+        )
+
     def unconstrained_by(self, compiled: MixturePosterior, which: ArrayLike | None = None) -> FloatArray:
         """Points of a posterior's unconstrained coordinates, one for each draw (chains joined), or for some."""
         parts = list(self.flat())
@@ -114,6 +126,37 @@ class PosteriorDraws:
         V = self.scale_factors
         inverse = np.linalg.solve(V, np.broadcast_to(np.eye(V.shape[-1]), V.shape))
         return pack_rate(0.5 * np.swapaxes(inverse, -1, -2) @ inverse, kind.name)
+
+
+@dataclass(frozen=True, eq=False)
+class OwnVariables:
+    """Variables of a user's own prior.
+
+    Parameters
+    ----------
+    values : mapping of str to ndarray of shape (S, ...)
+        Of all draws, chains joined.
+    dims : mapping of str to tuple of str or None
+        Of each variable in the user's model.
+    coords : mapping of str to sequence
+        Of these dims, but for those of every posterior.
+    permutations : ndarray of shape (S, K)
+        That put the components of each draw in order: along a dim ``component`` the variables follow.
+    """
+
+    values: Mapping[str, FloatArray]
+    dims: Mapping[str, tuple[str, ...] | None]
+    coords: Mapping[str, Sequence[Any]]
+    permutations: np.ndarray
+
+    def in_order(self, name: str) -> FloatArray:
+        """Values of a variable, the components in the order of the draws."""
+        value, dims = self.values[name], self.dims[name] or ()
+        for axis, dim in enumerate(dims, start=1):
+            if dim == "component":
+                index = self.permutations.reshape(len(value), *(-1 if a == axis else 1 for a in range(1, value.ndim)))
+                value = np.take_along_axis(value, index, axis=axis)
+        return value
 
 
 def derived(draws: PosteriorDraws, kind: CovarianceStructure) -> dict[str, tuple[FloatArray, tuple[str, ...]]]:
@@ -185,6 +228,8 @@ def data_tree(
     sample_stats: Mapping[str, FloatArray],
     attributes: Mapping[str, Any],
     classes: ClassLayout | None = None,
+    prior_density: FloatArray | None = None,
+    own: OwnVariables | None = None,
 ) -> DataTree:
     """Package a posterior with ArviZ's groups.
 
@@ -206,6 +251,10 @@ def data_tree(
     classes : ClassLayout, optional
         Of rows some of which have a known class; X is sorted by it, the result is not. The dims ``component_id`` then have a coordinate
         ``component_class``, and there are ``class_priors`` (estimated, or constant data) and the observed ``class_code``, −1 unknown.
+    prior_density : ndarray of shape (chains, draws), optional
+        Log prior density of the draws, where the prior cannot say it.
+    own : OwnVariables, optional
+        Go into the posterior beside the others.
 
     Returns
     -------
@@ -244,6 +293,13 @@ def data_tree(
     if rates is not None:
         extra["precision_rate"] = rates
         dims["precision_rate"] = ["feature", "feature_bis"][: rates.ndim - 2]
+    if own is not None:
+        coords |= dict(own.coords)
+        for name, own_dims in own.dims.items():
+            value = own.in_order(name)
+            extra[name] = value.reshape(draws.n_chains, draws.n_draws, *value.shape[1:])
+            if own_dims is not None:
+                dims[name] = [COMPONENT_DIM if dim == "component" else dim for dim in own_dims]
     if sample_weight is not None:
         constant["sample_weight"] = sample_weight if classes is None else classes.in_table_order(sample_weight)
     if X is not None and classes is not None:
@@ -257,7 +313,7 @@ def data_tree(
     groups: dict[str, dict[str, Any]] = {
         "posterior": {name: values for name, (values, _) in variables.items()} | extra,
         "sample_stats": dict(sample_stats),
-        "log_prior": {"prior": log_prior(draws, prior, kind)},
+        "log_prior": {"prior": log_prior(draws, prior, kind) if prior_density is None else prior_density},
         **({} if X is None else {"observed_data": observed}),
         "constant_data": constant,
     }
@@ -287,6 +343,38 @@ def add_log_likelihood(
             coords={"chain": posterior["chain"].values, "draw": posterior["draw"].values, "obs_id": np.arange(len(X))},
         )
     )
+
+
+def add_sampled_chains(
+    tree: DataTree, draws: PosteriorDraws, kind: CovarianceStructure, lp: FloatArray, chain_modes: Sequence[int]
+) -> None:
+    """Add the group ``sampled_chains``: chains as they were sampled, where the posterior is made of them by weights.
+
+    Parameters
+    ----------
+    tree : DataTree
+    draws : PosteriorDraws
+        In the same order of the components as the posterior.
+    kind : CovarianceStructure
+    lp : ndarray of shape (chains, draws)
+        Log posterior density.
+    chain_modes : sequence of int
+        The mode that each chain stayed at: the coordinate ``mode`` along ``chain``.
+    """
+    import xarray as xr
+
+    like = tree["posterior"].to_dataset()
+    at = {name: like.coords[name] for name in like.coords if name not in ("chain", "draw")}
+    variables: dict[str, Any] = {
+        name: (("chain", "draw", *(COMPONENT_DIM if dim == "component" else dim for dim in dims)), values)
+        for name, (values, dims) in derived(draws, kind).items()
+    }
+    coords = at | {
+        "chain": np.arange(draws.n_chains),
+        "draw": np.arange(draws.n_draws),
+        "mode": ("chain", np.asarray(chain_modes)),
+    }
+    tree["sampled_chains"] = xr.DataTree(xr.Dataset(variables | {"lp": (("chain", "draw"), lp)}, coords=coords))
 
 
 def add_posterior_predictive(tree: DataTree, draws: PosteriorDraws, n_rows: int, rng: np.random.Generator) -> None:

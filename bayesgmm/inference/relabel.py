@@ -168,18 +168,45 @@ def relabel_within(
     -------
     ndarray of shape (S, K), int64
     """
-    parts = [
-        block.start
-        + relabel(
-            weights[:, block],
-            means[:, block],
-            covariances[:, block],
-            (reference[0][block], reference[1][block], reference[2][block]),
-            covariance_type="full",
-        )
-        for block in blocks
-    ]
-    return np.concatenate(parts, axis=1)
+    return nearest_reference(blocks, weights, means, covariances, [reference])[1]
+
+
+def nearest_reference(
+    blocks: Sequence[slice],
+    weights: FloatArray,
+    means: FloatArray,
+    covariances: FloatArray,
+    references: Sequence[tuple[FloatArray, FloatArray, FloatArray]],
+) -> tuple[np.ndarray, np.ndarray]:
+    """Which of several mixtures each draw is closest to, and the order of its components that is closest to that one.
+
+    Parameters
+    ----------
+    blocks : sequence of slice
+        Components that may change places, contiguous, all in all.
+    weights : ndarray of shape (S, K)
+    means : ndarray of shape (S, K, D)
+    covariances : ndarray of shape (S, K, D, D)
+    references : sequence of tuple (weights (K,), means (K, D), covariances (K, D, D))
+
+    Returns
+    -------
+    nearest : ndarray of shape (S,), int64
+    permutations : ndarray of shape (S, K), int64
+        Within the blocks.
+    """
+    draws = _checked(weights, means, covariances, "full", "")
+    lowest = np.full(len(draws), np.inf)
+    nearest, permutations = np.zeros(len(draws), dtype=np.int64), np.empty(draws.weights.shape, dtype=np.int64)
+    for m, reference in enumerate(references):
+        weight, mean, covariance = (np.asarray(part)[None] for part in reference)
+        target = _checked(weight, mean, covariance, "full", "reference ")
+        found = [_assign(draws[:, block], target[:, block]) for block in blocks]
+        cost = np.sum([costs for _, costs in found], axis=0)
+        closer = cost < lowest
+        orders = np.concatenate([block.start + order for block, (order, _) in zip(blocks, found, strict=True)], axis=1)
+        nearest[closer], permutations[closer], lowest[closer] = m, orders[closer], cost[closer]
+    return nearest, permutations
 
 
 def permuted_share(permutations: np.ndarray) -> float:
@@ -247,13 +274,29 @@ def _assign(draws: _Draws, target: _Draws) -> tuple[np.ndarray, FloatArray]:
     costs = np.empty(S)
     for block in _blocks(draws):
         cost = component_costs(draws[block], target)
-        best = np.argmin(cost, axis=2)
-        clashes = np.any(np.sort(best, axis=1) != np.arange(K), axis=1)
-        for s in np.flatnonzero(clashes):
-            best[s] = linear_sum_assignment(cost[s])[1]
-        permutations[block] = best
+        permutations[block] = best = least_cost_orders(cost)
         costs[block] = np.take_along_axis(cost, best[:, :, None], axis=2).sum(axis=(1, 2))
     return permutations, costs
+
+
+def least_cost_orders(cost: FloatArray) -> np.ndarray:
+    """For each draw the order with the smallest sum of costs.
+
+    Parameters
+    ----------
+    cost : ndarray of shape (S, K, K)
+        Of component j in place k at [s, k, j].
+
+    Returns
+    -------
+    ndarray of shape (S, K), int64
+        The component in each place.
+    """
+    best = np.argmin(cost, axis=2)
+    clashes = np.any(np.sort(best, axis=1) != np.arange(cost.shape[1]), axis=1)
+    for s in np.flatnonzero(clashes):
+        best[s] = linear_sum_assignment(cost[s])[1]
+    return best
 
 
 def _blocks(draws: _Draws) -> Iterator[slice]:

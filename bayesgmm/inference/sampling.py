@@ -16,17 +16,38 @@ from bayesgmm.core import covariance, em
 from bayesgmm.core.blocked import BlockedProblem
 from bayesgmm.core.classes import ClassLayout, LabelledProblem
 from bayesgmm.core.covariance import CovarianceStructure
-from bayesgmm.core.hierarchical import Prior
-from bayesgmm.core.parameters import FloatArray
-from bayesgmm.exceptions import CostWarning, SamplingInterrupted, warn_user
+from bayesgmm.core.function_prior import FunctionPrior
+from bayesgmm.core.parameters import FloatArray, MixtureParameters, SufficientStatistics, covariances_from_factors
+from bayesgmm.exceptions import CostWarning, PriorFunctionError, SamplingInterrupted, warn_user
 from bayesgmm.inference import posterior
 from bayesgmm.inference.compiled import CompiledPosterior, MixturePosterior
-from bayesgmm.inference.diagnostics import Diagnostics, diagnose
+from bayesgmm.inference.diagnostics import WANDERING_R_HAT, Diagnostics, diagnose
 from bayesgmm.inference.folding import ComponentBlocks
+from bayesgmm.inference.identification import changed_places
 from bayesgmm.inference.laplace import LaplaceApproximation, importance_draws, laplace, rough_scales
+from bayesgmm.inference.modes import (
+    LARGEST_UNSEEN,
+    LARGEST_WEIGHT_ERROR,
+    NEGLIGIBLE,
+    NOTABLE,
+    VISITED,
+    ModeCells,
+    ModeWeight,
+    Visits,
+    combined_places,
+    differing_components,
+    hidden_modes,
+    in_words,
+    laplace_weights,
+    mode_masses,
+    stacked,
+    visits,
+    weights_of_draws,
+)
 from bayesgmm.inference.nuts import Chains, run_nuts
 from bayesgmm.inference.posterior import PosteriorDraws
-from bayesgmm.inference.relabel import permuted_share, relabel_within, switching_share
+from bayesgmm.inference.relabel import permuted_share, relabel, relabel_within, switching_share
+from bayesgmm.inference.relabel_rows import agreement, relabel_by
 from bayesgmm.inference.summed import SummedPosterior, TableRows
 
 if TYPE_CHECKING:
@@ -54,6 +75,12 @@ START_DEGREES_OF_FREEDOM = 4
 EFFECTIVE_SIZE = "importance_effective_size"
 """Attribute of the DataTree: what the proposals' importance weights were worth before draws were resampled by them."""
 
+CLIMB_TOL = 1e-9
+"""Change of the objective per row at which EM's climb from a chain's best draw ends."""
+
+LEAST_AGREEMENT = 0.95
+"""Share of draws that two ways to relabel must order alike for nothing to be said."""
+
 N_PASSES = "passes_over_rows"
 """Attribute of the DataTree: passes over all rows that a Laplace posterior of many rows took, beyond EM's."""
 
@@ -77,7 +104,7 @@ class Task:
     X : ndarray of shape (N, D)
     sample_weight : ndarray of shape (N,) or None
     kind : CovarianceStructure
-    prior : ConjugatePrior, HierarchicalPrior or SeparationPrior
+    prior : ConjugatePrior, HierarchicalPrior, SeparationPrior or FunctionPrior
         Resolved.
     modes : tuple of EMRun
         Distinct modes of EM in (π, μ, Σ), best first.
@@ -92,7 +119,7 @@ class Task:
     X: FloatArray
     sample_weight: FloatArray | None
     kind: CovarianceStructure
-    prior: Prior
+    prior: Any
     modes: tuple[em.EMRun, ...]
     names: tuple[str, ...]
     classes: ClassLayout | None = None
@@ -120,6 +147,8 @@ class Settings:
     max_draws: int
     cores: int | None
     progressbar: bool
+    mode_weights: str | None = "evidence"
+    relabelling: str = "mode"
     client: Client | None = None
 
 
@@ -135,11 +164,14 @@ class Result:
     diagnostics : Diagnostics
         Modes are numbered by their places in ``mode_order``.
     mode_order : tuple of int
-        The task's modes as the posterior has them: those that hold mass, best first, then the others.
+        The task's modes as the posterior has them: those that hold mass, best first, then the others. Numbers past the task's modes are
+        those of ``met``.
     modes : tuple of EMRun
         In that order.
     interrupted : str or None
         What was kept where the user stopped it.
+    met : tuple of Mode
+        Modes that EM's own starts had missed and chains led to.
     """
 
     draws: PosteriorDraws
@@ -148,6 +180,7 @@ class Result:
     mode_order: tuple[int, ...]
     modes: tuple[em.EMRun, ...]
     interrupted: str | None = None
+    met: tuple[em.Mode, ...] = ()
 
 
 def sample_posterior(task: Task, settings: Settings, rng: np.random.Generator) -> Result:
@@ -163,25 +196,34 @@ def sample_posterior(task: Task, settings: Settings, rng: np.random.Generator) -
     -------
     Result
     """
+    if isinstance(task.prior, FunctionPrior):
+        if settings.mode_weights == "stacking":
+            raise PriorFunctionError("modes under a function as prior are not weighed: leave mode_weights as it is")
+        # Nobody knows which coordinates are a component's, nor whether components may change places.
+        settings = replace(settings, mode_weights=None)
     density, around = _posteriors(task)
     # The products here are small: BLAS threads would only spin beside the chains'.
     with threadpool_limits(limits=1, user_api="blas"):
         found = approximate_modes(around, task)
-        distinct = [*found.kept, *(m for m in range(len(task.modes)) if m not in (*found.kept, *found.merged))]
-        ordered = replace(task, modes=tuple(task.modes[m] for m in distinct))
+        task = _in_order_of(around, task, found.approximations[0].center)
         if settings.method == "laplace":
-            result = _by_importance(around, ordered, settings, found.approximations, rng)
-        else:
-            if isinstance(density, SummedPosterior):
-                _say_cost(density, settings, found.approximations[0].center)
-            result = _by_nuts(density, ordered, settings, found.approximations, rng)
-        order = (*distinct, *found.merged)
-        return replace(result, mode_order=order, modes=tuple(task.modes[m] for m in order))
+            return _by_importance(around, task, settings, found, rng)
+        if isinstance(density, SummedPosterior):
+            _say_cost(density, settings, found.approximations[0].center)
+        return _by_nuts(density, around, task, settings, found, rng)
 
 
 def _posteriors(task: Task) -> tuple[MixturePosterior, MixturePosterior]:
     """The posterior as the chains see it, and as the approximations do: of many rows, in passes that do the work of many."""
     prior, kind, factors = task.prior, task.kind.name, task.modes[0].parameters.precision_factors
+    if isinstance(prior, FunctionPrior):
+        # It imports PyMC, which no other posterior needs.
+        from bayesgmm.inference.function_posterior import FunctionPosterior
+
+        own: Any = FunctionPosterior(
+            task.X, len(task.modes[0].counts), task.kind, prior, task.sample_weight, task.names
+        )
+        return own, own
     if task.blocked is not None:
         summed = SummedPosterior.from_prior(task.blocked.blocks, kind, prior).without_scale(factors)
         return summed, summed
@@ -192,6 +234,22 @@ def _posteriors(task: Task) -> tuple[MixturePosterior, MixturePosterior]:
         return compiled, compiled
     rows = TableRows(task.X, task.sample_weight)
     return compiled, SummedPosterior(rows, compiled.inputs.without_rows(), kind)
+
+
+def _in_order_of(posterior: Any, task: Task, theta: FloatArray) -> Task:
+    """The task with the components of its modes in the order that a prior of the user's gives them."""
+    if not isinstance(task.prior, FunctionPrior):
+        return task
+    here = posterior.constrain(theta)
+    reference = (here["weights"], here["means"], covariances_from_factors(here["precision_factors"]))
+    modes = []
+    for run in task.modes:
+        w, m, sigma = run.parameters.weights, run.parameters.means, run.parameters.covariances
+        order = relabel(w[None], m[None], sigma[None], reference, covariance_type="full")[0]
+        parameters = MixtureParameters(w[order], m[order], run.parameters.precision_factors[order])
+        packed = task.kind.pack(sigma[order])
+        modes.append(replace(run, parameters=parameters, covariances=packed, counts=run.counts[order], statistics=None))
+    return replace(task, modes=tuple(modes))
 
 
 def _say_cost(density: SummedPosterior, settings: Settings, point: FloatArray) -> None:
@@ -229,7 +287,7 @@ class ApproximatedModes:
 
 
 def near_modes(
-    modes: Sequence[em.EMRun], kind: CovarianceStructure, prior: Prior, sample_weight: FloatArray | None, n_rows: float
+    modes: Sequence[em.EMRun], kind: CovarianceStructure, prior: Any, sample_weight: FloatArray | None, n_rows: float
 ) -> list[int]:
     """Modes of EM that may hold posterior mass, as far as their own densities tell.
 
@@ -241,7 +299,7 @@ def near_modes(
     modes : sequence of EMRun
         Best first.
     kind : CovarianceStructure
-    prior : ConjugatePrior, HierarchicalPrior or SeparationPrior
+    prior : ConjugatePrior, HierarchicalPrior, SeparationPrior or FunctionPrior
         Resolved.
     sample_weight : ndarray of shape (N,) or None
     n_rows : float
@@ -253,8 +311,10 @@ def near_modes(
         Indices of modes.
     """
     total = float(n_rows if sample_weight is None else sample_weight.sum())
-    if prior.for_em is prior:
-        return [m for m, run in enumerate(modes) if (modes[0].objective - run.objective) * total <= NEAR_NATS]
+    if prior.for_em is prior or isinstance(prior, FunctionPrior):
+        # A function tells no density before the climb: all that it may favour stay.
+        nats = NEAR_NATS if prior.for_em is prior else SCREEN_NATS
+        return [m for m, run in enumerate(modes) if (modes[0].objective - run.objective) * total <= nats]
     densities = []
     for run in modes:
         # EM may put the weight of an empty component at 0, where no mode of the posterior lies.
@@ -281,10 +341,8 @@ def approximate_modes(compiled: MixturePosterior, task: Task) -> ApproximatedMod
     for run in (task.modes[m] for m in near):
         known = run.statistics if task.blocked is not None else None
         statistics = problem.e_step(run.parameters) if known is None else known
-        start = covariance.maximise_unconstrained(statistics, run.parameters.means, task.kind, task.prior.for_em)
-        theta = compiled.unconstrain(start.weights, start.means, start.precision_factors)
-        found.append(laplace(compiled, theta, rough_scales(compiled, theta, statistics.counts)))
-    kept = distinct = _distinct(compiled, found)
+        found.append(laplace(compiled, *_start_near(compiled, task, statistics, run.parameters.means)))
+    kept = distinct = _distinct(compiled, found, task)
     if task.prior.for_em is not task.prior:
         mass = [a.log_evidence for a in found]
         best = max(mass)
@@ -296,8 +354,22 @@ def approximate_modes(compiled: MixturePosterior, task: Task) -> ApproximatedMod
     )
 
 
-def _distinct(compiled: MixturePosterior, approximations: Sequence[LaplaceApproximation]) -> list[int]:
+def _start_near(
+    compiled: Any, task: Task, statistics: SufficientStatistics, means: FloatArray
+) -> tuple[FloatArray, FloatArray]:
+    """Where the M-step of sums about means leads, and rough posterior standard deviations there."""
+    if hasattr(compiled, "m_step"):
+        theta, scales = compiled.m_step(statistics, means)
+        return theta, scales
+    start = covariance.maximise_unconstrained(statistics, means, task.kind, task.prior.for_em)
+    theta = compiled.unconstrain(start.weights, start.means, start.precision_factors)
+    return theta, rough_scales(compiled, theta, statistics.counts)
+
+
+def _distinct(compiled: MixturePosterior, approximations: Sequence[LaplaceApproximation], task: Task) -> list[int]:
     """Indices of approximations that did not end at the mode of an earlier one, in whatever order of the components."""
+    if isinstance(task.prior, FunctionPrior):
+        return _distinct_mixtures(compiled, approximations, np.std(task.X, axis=0))
     K, name = compiled.inputs.n_components, compiled.covariance_type
     blocks = ComponentBlocks.of(compiled.slices, K, name)
     out: list[int] = []
@@ -318,44 +390,137 @@ def _distinct(compiled: MixturePosterior, approximations: Sequence[LaplaceApprox
     return out
 
 
+def _distinct_mixtures(posterior: Any, approximations: Sequence[LaplaceApproximation], scale: FloatArray) -> list[int]:
+    """The same by the mixtures, where nobody knows which coordinates are a component's: EM's own tolerances of modes."""
+    mixtures = [MixtureParameters(**posterior.constrain(mode.center)) for mode in approximations]
+    out: list[int] = []
+    for m, mode in enumerate(approximations):
+        near = [e for e in out if abs(approximations[e].log_density - mode.log_density) < em.SAME_NATS]
+        if not any(em.matched_distance(mixtures[m], mixtures[e], scale) < em.SAME_DISTANCE for e in near):
+            out.append(m)
+    return out
+
+
 def _interchangeable(classes: ClassLayout | None, n_components: int) -> tuple[slice, ...]:
     """Blocks of components that may change places."""
     return (slice(0, n_components),) if classes is None else classes.blocks
 
 
+@dataclass(frozen=True, eq=False)
+class _Setup:
+    """What is sampled, with its modes in the order that the result has them.
+
+    Parameters
+    ----------
+    task : Task
+        Its modes are those that hold mass, best first, then the others.
+    settings : Settings
+    cells : ModeCells
+        Of the modes that hold mass.
+    given : Task
+        As it came.
+    merged : tuple of EMRun
+        Modes of EM that climbed to the mode of another.
+    met : tuple of Mode
+        Modes that chains led to.
+    """
+
+    task: Task
+    settings: Settings
+    cells: ModeCells
+    given: Task
+    merged: tuple[em.EMRun, ...]
+    met: tuple[em.Mode, ...] = ()
+
+    @classmethod
+    def of(
+        cls,
+        posterior: MixturePosterior,
+        task: Task,
+        settings: Settings,
+        found: ApproximatedModes,
+        met: tuple[em.Mode, ...] = (),
+    ) -> _Setup:
+        """Order the modes; those ``met`` are the last of the task's."""
+        others = [m for m in range(len(task.modes)) if m not in (*found.kept, *found.merged)]
+        ordered = replace(task, modes=tuple(task.modes[m] for m in (*found.kept, *others)))
+        given = replace(task, modes=task.modes[: len(task.modes) - len(met)])
+        merged = tuple(task.modes[m] for m in found.merged)
+        return cls(ordered, settings, ModeCells(posterior, found.approximations), given, merged, met)
+
+    @property
+    def approximations(self) -> Sequence[LaplaceApproximation]:
+        """Of the modes that hold mass."""
+        return self.cells.approximations
+
+    @property
+    def modes(self) -> tuple[em.EMRun, ...]:
+        """All modes, in order."""
+        return (*self.task.modes, *self.merged)
+
+    @property
+    def mode_order(self) -> tuple[int, ...]:
+        """Their places among the given ones, then among those met."""
+        known = [id(run) for run in (*self.given.modes, *(mode.run for mode in self.met))]
+        return tuple(known.index(id(run)) for run in self.modes)
+
+
+@dataclass(frozen=True, eq=False)
+class _Judged:
+    """Relabelled draws, what the diagnostics say of them, and where they were.
+
+    Parameters
+    ----------
+    raw, draws : PosteriorDraws
+        As sampled, and in one order.
+    diagnostics : Diagnostics
+    permutations : ndarray of shape (chains · draws, K)
+        That put the components in that order.
+    seen : Visits or None
+        None for a single mode.
+    separate : bool
+        Whether the diagnostics are those within the modes.
+    """
+
+    raw: PosteriorDraws
+    draws: PosteriorDraws
+    diagnostics: Diagnostics
+    permutations: np.ndarray
+    seen: Visits | None
+    separate: bool
+
+
 def _by_importance(
-    compiled: MixturePosterior,
-    task: Task,
-    settings: Settings,
-    approximations: Sequence[LaplaceApproximation],
-    rng: np.random.Generator,
+    compiled: MixturePosterior, task: Task, settings: Settings, found: ApproximatedModes, rng: np.random.Generator
 ) -> Result:
+    setup = _Setup.of(compiled, task, settings, found)
     shape = (settings.chains, settings.draws)
-    resampled = importance_draws(compiled, approximations, settings.chains * settings.draws, rng, settings.target_ess)
-    chains = Chains(resampled.theta.reshape(*shape, -1), {"lp": resampled.log_density.reshape(shape)})
-    draws, diagnostics = _judge(
-        compiled,
-        task,
-        chains,
-        settings,
-        len(approximations),
-        pareto_k=resampled.pareto_k,
-        effective_size=resampled.effective_size,
+    resampled = importance_draws(
+        compiled, setup.approximations, settings.chains * settings.draws, rng, settings.target_ess
     )
-    chains, draws = _with_scales(compiled, chains, draws, rng)
-    attributes = {EFFECTIVE_SIZE: resampled.effective_size}
+    chains = Chains(resampled.theta.reshape(*shape, -1), {"lp": resampled.log_density.reshape(shape)})
+    size = resampled.effective_size
+    judged = _judge(compiled, setup, chains, pareto_k=resampled.pareto_k, effective_size=size)
+    judged = _with_agreement(setup, judged)
+    diagnostics = judged.diagnostics
+    if judged.seen is not None:
+        diagnostics = replace(diagnostics, mode_weights=tuple(weights_of_draws(setup.cells, judged.seen, size)))
+    chains, draws = _with_scales(compiled, chains, judged.draws, rng)
+    attributes = {EFFECTIVE_SIZE: size}
     if isinstance(compiled, SummedPosterior):
         attributes[N_PASSES] = float(compiled.n_passes)
-    return _package(task, chains, settings, draws, diagnostics, attributes)
+    return _package(compiled, setup, chains, draws, diagnostics, judged.permutations, attributes)
 
 
 def _by_nuts(
     compiled: MixturePosterior,
+    around: MixturePosterior,
     task: Task,
     settings: Settings,
-    approximations: Sequence[LaplaceApproximation],
+    found: ApproximatedModes,
     rng: np.random.Generator,
 ) -> Result:
+    setup = _Setup.of(around, task, settings, found)
     on_workers = None
     if settings.client is not None and isinstance(compiled, CompiledPosterior):
         from bayesgmm.inference.remote import ChainsOnWorkers
@@ -363,36 +528,151 @@ def _by_nuts(
         on_workers = ChainsOnWorkers(settings.client, compiled)
 
     def run(starts: FloatArray, owners: Sequence[int], tune: int) -> Chains:
-        whitenings = [(approximations[m].center, approximations[m].factor) for m in owners]
+        whitenings = [(setup.approximations[m].center, setup.approximations[m].factor) for m in owners]
         seed = int(rng.integers(2**31 - 1))
         if on_workers is not None:
             return on_workers.run(starts, whitenings, settings.draws, tune, seed, settings.progressbar)
         # The passes over blocks fill the cores themselves.
         cores = settings.cores or (1 if task.blocked is not None else None)
+        if isinstance(task.prior, FunctionPrior):
+            # One compiled function for all: its inputs and outputs stand in one place.
+            cores = 1
         return run_nuts(compiled, starts, whitenings, settings.draws, tune, seed, cores, settings.progressbar)
 
-    owners, starts = allot_chains(compiled, task, approximations, settings.chains, rng)
+    owners, starts = allot_chains(compiled, setup.task, setup.approximations, settings.chains, rng)
     chains = run(starts, owners, settings.tune)
     chains, notes = _replace_stranded(chains, owners, lambda at, whose: run(at, whose, settings.tune))
-    draws, diagnostics = _judge(compiled, task, chains, settings, len(approximations), notes=notes)
+    judged = _judge(compiled, setup, chains, notes=notes)
+    met = _modes_met(compiled, setup.task, chains, judged.diagnostics, rng)
+    if met:
+        widened = replace(task, modes=(*task.modes, *(mode.run for mode in met)))
+        setup = _Setup.of(around, widened, settings, approximate_modes(around, widened), met)
+        judged = _judge(compiled, setup, chains, notes=notes)
+        owners = [0] * settings.chains if judged.seen is None else list(judged.seen.owners)
     while not chains.interrupted and chains.theta.shape[1] + settings.draws <= settings.max_draws:
-        if min(diagnostics.ess_bulk, diagnostics.ess_tail) >= settings.target_ess:
+        if min(judged.diagnostics.ess_bulk, judged.diagnostics.ess_tail) >= settings.target_ess:
             break
         try:
             more = run(chains.theta[:, -1], owners, max(100, settings.tune // 2))
         except SamplingInterrupted:
             more = replace(chains, theta=chains.theta[:0], interrupted=True)
         chains = _continued(chains, more)
-        draws, diagnostics = _judge(compiled, task, chains, settings, len(approximations), notes=notes)
-    chains, draws = _with_scales(compiled, chains, draws, rng)
-    return _package(task, chains, settings, draws, diagnostics)
+        judged = _judge(compiled, setup, chains, notes=notes)
+    judged = _with_agreement(setup, judged)
+    if judged.seen is not None:
+        return _with_weights(compiled, setup, chains, judged, notes, rng)
+    chains, draws = _with_scales(compiled, chains, judged.draws, rng)
+    return _package(compiled, setup, chains, draws, judged.diagnostics, judged.permutations)
+
+
+def _modes_met(
+    compiled: MixturePosterior, task: Task, chains: Chains, diagnostics: Diagnostics, rng: np.random.Generator
+) -> tuple[em.Mode, ...]:
+    """Optima of EM that the best draws of chains which disagree lead to, and that its own starts missed."""
+    if task.blocked is not None or isinstance(task.prior, FunctionPrior):
+        return ()
+    if not diagnostics.invariants["r_hat"].max() > WANDERING_R_HAT:
+        return ()
+    problem = replace(task.problem, prior=task.prior.for_em.at_least_uniform(), tol=CLIMB_TOL)
+    scale, kind = problem.feature_scale(), task.kind
+    known, met = list(task.modes), []
+    for theta, lp in zip(chains.theta, chains.stats["lp"], strict=True):
+        parts = compiled.constrain(theta[int(np.argmax(lp))])
+        start = MixtureParameters(parts["weights"], parts["means"], parts["precision_factors"])
+        try:
+            climbed = em.climb(problem, start, kind.pack(start.covariances[None])[0], rng)
+        except em.DegenerateFitError:
+            continue
+        if not any(em.same_optimum(climbed, run, scale, problem.total_weight) for run in known):
+            known.append(climbed)
+            met.append(em.describe(problem, climbed, 0, scale))
+    return tuple(met)
+
+
+def _with_weights(
+    compiled: MixturePosterior,
+    setup: _Setup,
+    chains: Chains,
+    judged: _Judged,
+    notes: Sequence[str],
+    rng: np.random.Generator,
+) -> Result:
+    """Weigh the modes; the draws of separate ones become one posterior, where the weights allow it."""
+    task, settings, seen = setup.task, setup.settings, judged.seen
+    assert seen is not None
+    lp, by_draws = chains.stats["lp"], weights_of_draws(setup.cells, seen)
+    kept = judged.diagnostics.relabelling_agreement
+
+    def apart(judged: _Judged, weights: Sequence[ModeWeight]) -> Result:
+        diagnostics = replace(judged.diagnostics, mode_weights=tuple(weights), relabelling_agreement=kept)
+        with_scales, draws = _with_scales(compiled, chains, judged.draws, rng)
+        return _package(compiled, setup, with_scales, draws, diagnostics, judged.permutations, mode=seen.nearest)
+
+    if settings.mode_weights is None:
+        return apart(judged, by_draws)
+    if not judged.separate:
+        doubts: list[str] = []
+        remarks = [f"the draws go from mode to mode ({in_words(by_draws)} of them)"] if len(seen.visited) > 1 else []
+        if not hidden_modes(setup.cells, seen):
+            return apart(_judge(compiled, setup, chains, notes=[*notes, *remarks], separate=False), by_draws)
+        found, _ = mode_masses(setup.cells, seen, judged.raw, lp, rng)
+        unseen = [w for w in found if not w.chains]
+        said = f"no chain stayed at modes that may hold part of the posterior ({in_words(unseen, NEGLIGIBLE)})"
+        if sum(w.weight - 2 * w.error for w in unseen) > LARGEST_UNSEEN:
+            doubts.append(f"{said}: raise chains")
+        elif sum(w.weight + w.error for w in unseen) > VISITED:
+            remarks.append(said)
+        judged = _judge(compiled, setup, chains, notes=[*notes, *remarks], separate=False, weights=found, doubts=doubts)
+        return apart(judged, found if len(seen.visited) == 1 else by_draws)
+    weights, doubts = mode_masses(setup.cells, seen, judged.raw, lp, rng)
+    why = _not_combined(weights, doubts)
+    if settings.mode_weights == "stacking" and task.blocked is None:
+        weights, why = stacked(weights, seen, judged.raw, task.X, task.sample_weight, rng), None
+    said = f"chains found {len(seen.visited)} separate modes and seldom went from one to another"
+    if why is not None and seen.stayed:
+        trouble = f"{said}: these are reported apart, each with as many draws as chains had there ({why})"
+        return apart(_judge(compiled, setup, chains, notes=notes, separate=False, doubts=[trouble]), weights)
+    if why is not None:
+        remark = f"the draws go from mode to mode ({in_words(by_draws)} of them)"
+        return apart(_judge(compiled, setup, chains, notes=[*notes, remark], separate=False), by_draws)
+    by = "stacking weights" if settings.mode_weights == "stacking" else "mass, from the evidence of each"
+    remark = f"{said}; the draws are combined by their {by} ({in_words(weights)})"
+    judged = _judge(compiled, setup, chains, notes=[*notes, remark], separate=True, weights=weights)
+    diagnostics = replace(judged.diagnostics, mode_weights=tuple(weights), relabelling_agreement=kept)
+    at = combined_places(seen, weights, rng)
+    one = Chains(
+        chains.theta.reshape(-1, chains.theta.shape[2])[at],
+        {name: values.reshape(-1)[at] for name, values in chains.stats.items()},
+        chains.interrupted,
+    )
+    whole, draws = _with_scales(compiled, one, judged.draws.taken(at), rng)
+    return _package(
+        compiled,
+        setup,
+        whole,
+        draws,
+        diagnostics,
+        judged.permutations[at.ravel()],
+        mode=seen.nearest.reshape(-1)[at],
+        sampled=(judged.draws, chains),
+    )
+
+
+def _not_combined(weights: Sequence[ModeWeight], doubts: Sequence[str]) -> str | None:
+    """Why draws of separate modes cannot be combined by their weights, in words; None where they can."""
+    unseen = [w for w in weights if not w.chains]
+    if sum(w.weight for w in unseen) > LARGEST_UNSEEN:
+        return f"no chain stayed at others that hold more than {LARGEST_UNSEEN:.0%} ({in_words(unseen, 0.001)}); raise chains"
+    if max(w.error for w in weights) > LARGEST_WEIGHT_ERROR:
+        return f"their weights are not known well enough ({in_words(weights)}); raise draws"
+    return "; ".join(doubts) or None
 
 
 def _with_scales(
     compiled: MixturePosterior, chains: Chains, draws: PosteriorDraws, rng: np.random.Generator
 ) -> tuple[Chains, PosteriorDraws]:
     """Draws with a random scale drawn where it was integrated out, once for equal draws, and their log density with it."""
-    if not compiled.inputs.integrated:
+    if hasattr(compiled, "own_variables") or not compiled.inputs.integrated:
         return chains, draws
     C, S, P = chains.theta.shape
     _, first, which = np.unique(chains.theta.reshape(-1, P), axis=0, return_index=True, return_inverse=True)
@@ -530,38 +810,73 @@ def _random_start(compiled: MixturePosterior, task: Task, rng: np.random.Generat
     n_components = len(task.modes[0].counts)
     parameters, _ = em.start(problem, n_components, "random_from_data", rng)
     statistics = problem.e_step(parameters)
-    start = covariance.maximise_unconstrained(statistics, parameters.means, task.kind, task.prior.for_em)
-    theta = compiled.unconstrain(start.weights, start.means, start.precision_factors)
-    scales = rough_scales(compiled, theta, statistics.counts)
+    theta, scales = _start_near(compiled, task, statistics, parameters.means)
     return _dispersed(compiled, theta, partial(np.multiply, scales), rng)
 
 
 def _judge(
     compiled: MixturePosterior,
-    task: Task,
+    setup: _Setup,
     chains: Chains,
-    settings: Settings,
-    n_near: int,
     *,
     pareto_k: float | None = None,
     effective_size: float | None = None,
     notes: Sequence[str] = (),
-) -> tuple[PosteriorDraws, Diagnostics]:
-    """Constrain, relabel and diagnose draws."""
+    separate: bool | None = None,
+    weights: Sequence[ModeWeight] = (),
+    doubts: Sequence[str] = (),
+) -> _Judged:
+    """Constrain, relabel and diagnose draws.
+
+    ``separate`` says whether they are judged within the modes, which then have ``weights`` (Laplace's, until others are known). Unless it
+    is given they are where chains seldom went from mode to mode; if some did, only if the chains then agree.
+    """
     C, S, P = chains.theta.shape
     parts = compiled.constrain(chains.theta.reshape(-1, P))
     raw = PosteriorDraws(**{_FIELDS[name]: part.reshape(C, S, *part.shape[1:]) for name, part in parts.items()})
-    reference = task.modes[0].parameters
-    weights, means, factors = raw.flat()
-    permutations = relabel_within(
-        _interchangeable(task.classes, weights.shape[1]),
-        weights,
-        means,
-        raw.covariances.reshape(factors.shape),
-        (reference.weights, reference.means, reference.covariances),
-    )
-    draws = raw.permuted(permutations)
-    diagnostics = diagnose(
+    seen = visits(setup.cells, raw) if len(setup.cells) > 1 else None
+    try_it = seen is not None and pareto_k is None and setup.settings.mode_weights is not None and seen.apart
+    for within in (try_it, False) if separate is None else (separate,):
+        permutations = _orders(setup, raw, seen if within else None)
+        draws = raw.permuted(permutations)
+        diagnostics = _diagnosed(
+            setup, chains, draws, permutations, seen, within, weights, pareto_k, effective_size, notes, doubts
+        )
+        if (
+            seen is not None
+            and within
+            and (separate or seen.stayed or diagnostics.invariants["r_hat"].max() <= WANDERING_R_HAT)
+        ):
+            break
+    return _Judged(raw, draws, diagnostics, permutations, seen, within)
+
+
+def _diagnosed(
+    setup: _Setup,
+    chains: Chains,
+    draws: PosteriorDraws,
+    permutations: np.ndarray,
+    seen: Visits | None,
+    within: bool,
+    weights: Sequence[ModeWeight],
+    pareto_k: float | None,
+    effective_size: float | None,
+    notes: Sequence[str],
+    doubts: Sequence[str],
+) -> Diagnostics:
+    """Diagnostics of relabelled draws, within modes or of all together."""
+    task, settings, cells = setup.task, setup.settings, setup.cells
+    groups: list[tuple[float, np.ndarray]] = []
+    differing: list[int] = []
+    if seen is not None and within:
+        weights = weights or laplace_weights(cells, seen)
+        groups = [(w.weight, seen.rectangle(w.mode)) for w in weights if w.mode in seen.visited]
+    if seen is not None and (within or pareto_k is not None):
+        weights = weights or weights_of_draws(cells, seen, effective_size)
+        notable = [w.mode for w in weights if w.weight >= NOTABLE]
+        differing = differing_components(draws, np.where(np.isin(seen.nearest, notable), seen.nearest, -1))
+    ordered = permutations.reshape(draws.weights.shape)
+    return diagnose(
         draws,
         task.kind,
         task.names,
@@ -570,9 +885,9 @@ def _judge(
         diverging=chains.stats.get("diverging"),
         energy=chains.stats.get("energy"),
         permuted_share=permuted_share(permutations),
-        switching_share=switching_share(permutations.reshape(C, S, -1)),
+        switching_share=switching_share(ordered),
         modes=[run.parameters for run in task.modes],
-        near_modes=n_near,
+        near_modes=len(cells),
         scale=np.std(task.X, axis=0) if task.blocked is None else task.problem.feature_scale(),
         pareto_k=pareto_k,
         effective_size=effective_size,
@@ -580,8 +895,86 @@ def _judge(
         max_draws=settings.max_draws,
         stopped_early=_interruption(chains, settings),
         remarks=notes,
+        groups=groups,
+        chain_modes=() if seen is None else seen.owners,
+        visited_modes=_without_mention(seen, weights),
+        doubts=doubts,
+        changed_places=_unsettled(ordered, pareto_k),
+        differing=differing,
+        n_rows=task.problem.total_weight,
     )
-    return draws, diagnostics
+
+
+def _without_mention(seen: Visits | None, weights: Sequence[ModeWeight]) -> list[int]:
+    """Modes that chains went to and left again, and those that are known to hold next to nothing."""
+    if seen is None:
+        return []
+    light = [w.mode for w in weights if w.method == "importance" and w.weight + w.error < VISITED]
+    return [*light, *(() if seen.stayed else seen.visited)]
+
+
+def _unsettled(permutations: np.ndarray, pareto_k: float | None) -> FloatArray:
+    """Share of the draws in which each component changes places: from draw to draw, or from the mode's for independent ones."""
+    if pareto_k is None:
+        return changed_places(permutations)
+    return np.asarray(np.mean(permutations != np.arange(permutations.shape[2]), axis=(0, 1)))
+
+
+def _orders(setup: _Setup, raw: PosteriorDraws, seen: Visits | None) -> np.ndarray:
+    """Permutations (chains · draws, K) to the first mode's order, by way of that of the nearest mode where modes are separate."""
+    task, method = setup.task, setup.settings.relabelling
+    blocks = setup.cells.interchangeable
+    parts = (*raw.flat(), raw.covariances.reshape(-1, *raw.covariances.shape[2:]))
+
+    def by(chosen: Any, mode: int) -> np.ndarray:
+        w, m, P, sigma = (part[chosen] for part in parts)
+        reference = _reference(task, mode)
+        return relabel_by(method, task.X, (w, m, P), sigma, reference, sample_weight=task.sample_weight, blocks=blocks)
+
+    if seen is None:
+        return by(slice(None), 0)
+    out = np.empty(parts[0].shape, dtype=np.int64)
+    nearest = seen.nearest.reshape(-1)
+    for mode in np.unique(nearest).tolist():
+        weights, means, sigma = _reference(task, mode)
+        aligned = relabel_within(blocks, weights[None], means[None], sigma[None], _reference(task, 0))[0]
+        chosen = nearest == mode
+        out[chosen] = by(chosen, mode)[:, aligned]
+    return out
+
+
+def _reference(task: Task, mode: int) -> tuple[FloatArray, FloatArray, FloatArray]:
+    at = task.modes[mode].parameters
+    return at.weights, at.means, at.covariances
+
+
+def _with_agreement(setup: _Setup, judged: _Judged) -> _Judged:
+    """Say how far three ways to relabel agree; of separate modes, for each and on average."""
+    K = judged.raw.weights.shape[2]
+    if K == 1:
+        return judged
+    task, raw = setup.task, judged.raw
+    flat, nearest = raw.flat(), None
+    sigma = raw.covariances.reshape(flat[2].shape)
+    if judged.seen is not None and judged.separate:
+        nearest = judged.seen.nearest.reshape(-1)
+    found, sizes = [], []
+    for mode in (0,) if nearest is None else np.unique(nearest).tolist():
+        own = slice(None) if nearest is None else nearest == mode
+        w, m, P = (part[own] for part in flat)
+        v, blocks = task.sample_weight, setup.cells.interchangeable
+        reference = _reference(task, mode)
+        found.append(agreement(task.X, (w, m, P), sigma[own], reference, sample_weight=v, blocks=blocks))
+        sizes.append(len(w))
+    shares = {name: float(np.average([each[name] for each in found], weights=sizes)) for name in found[0]}
+    notes = judged.diagnostics.notes
+    if min(shares.values()) < LEAST_AGREEMENT:
+        said = ", ".join(f"{name.replace(', ', ' and ')} {share:.0%}" for name, share in shares.items())
+        notes = (
+            *notes,
+            f"ways to relabel agree on part of the draws ({said}): values per component hang on the choice",
+        )
+    return replace(judged, diagnostics=replace(judged.diagnostics, notes=notes, relabelling_agreement=shares))
 
 
 def _interruption(chains: Chains, settings: Settings) -> str | None:
@@ -593,14 +986,22 @@ def _interruption(chains: Chains, settings: Settings) -> str | None:
 
 
 def _package(
-    task: Task,
+    compiled: Any,
+    setup: _Setup,
     chains: Chains,
-    settings: Settings,
     draws: PosteriorDraws,
     diagnostics: Diagnostics,
+    permutations: np.ndarray,
     more: Mapping[str, float] | None = None,
+    mode: np.ndarray | None = None,
+    sampled: tuple[PosteriorDraws, Chains] | None = None,
 ) -> Result:
-    """Put everything into a DataTree with ArviZ's groups; ``more`` are attributes of its root."""
+    """Put everything into a DataTree with ArviZ's groups.
+
+    ``more`` are attributes of its root, ``mode`` (chains, draws) the modes that draws are nearest to, and ``sampled`` the chains as they
+    were where ``draws`` are made of them.
+    """
+    task, settings = setup.task, setup.settings
     attributes: dict[str, Any] = dict(more or {}) | {
         "inference_library": "bayesgmm",
         "inference_library_version": __version__,
@@ -608,6 +1009,18 @@ def _package(
         "covariance_type": task.kind.name,
     }
     X, v = (task.X, task.sample_weight) if task.blocked is None else (None, None)
-    tree = posterior.data_tree(draws, task.kind, X, v, task.names, task.prior, chains.stats, attributes, task.classes)
-    order = tuple(range(len(task.modes)))
-    return Result(draws, tree, diagnostics, order, task.modes, _interruption(chains, settings))
+    density, own = None, None
+    if hasattr(compiled, "own_variables"):
+        theta = chains.theta.reshape(-1, chains.theta.shape[-1])
+        density = compiled.log_prior(theta).reshape(chains.theta.shape[:2])
+        own = posterior.OwnVariables(
+            compiled.own_variables(theta), compiled.own_dims, compiled.own_coords, permutations
+        )
+    stats = chains.stats if mode is None else chains.stats | {"mode": mode}
+    tree = posterior.data_tree(
+        draws, task.kind, X, v, task.names, task.prior, stats, attributes, task.classes, density, own
+    )
+    if sampled is not None:
+        posterior.add_sampled_chains(tree, sampled[0], task.kind, sampled[1].stats["lp"], diagnostics.chain_modes)
+    interrupted = _interruption(chains, settings)
+    return Result(draws, tree, diagnostics, setup.mode_order, setup.modes, interrupted, setup.met)

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from bayesgmm.core.function_prior import FunctionPrior
 from bayesgmm.core.hierarchical import HierarchicalPrior
 from bayesgmm.core.priors import ConjugatePrior
 from bayesgmm.core.separation import SeparationPrior
@@ -217,7 +218,9 @@ def prior_section(facts: FitFacts) -> Section:
     origin = getattr(facts.fit, "prior", None)
     given = "It was given" if not isinstance(origin, str) and origin is not None else "It is the default"
     text = f"{type(prior).__name__}. {given}; what it took from the data was settled once, before fitting, and then held fixed."
-    if isinstance(prior, SeparationPrior):
+    if isinstance(prior, FunctionPrior):
+        rows = [["", "function", prior.name, "made its variables in PyMC; their draws are in idata_"]]
+    elif isinstance(prior, SeparationPrior):
         rows = _separation(prior)
     else:
         rows = _hierarchical(prior) if isinstance(prior, HierarchicalPrior) else _conjugate(prior)

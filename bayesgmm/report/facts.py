@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from bayesgmm.core.covariance import structure
+from bayesgmm.core.intervals import named_intervals
 from bayesgmm.core.parameters import FloatArray
 from bayesgmm.estimators.validation import check_weights, feature_names
 from bayesgmm.report.blocks import Said, percent
@@ -195,18 +196,13 @@ class FitFacts:
         table = self.fit.summary()
         if self.X is None or self.fit._n_parameters() > COMPARED_PARAMETERS:
             return table
-        from scipy.special import ndtri
-
-        from bayesgmm.comparison import em_interval
-
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             errors = self.fit.standard_errors(self.table, sample_weight=self.sample_weight)
         by_name = errors.by_name(self.names)
-        z = float(ndtri((1 + CI_PROB) / 2))
+        ends = named_intervals(self.fit._parameters, self.fit.covariances_, errors, CI_PROB, self.names)
         table["standard_error"] = [by_name[name] for name in table.index]
-        ends = [em_interval(name, row["em"], row["standard_error"], z) for name, row in table.iterrows()]
-        table["lower"], table["upper"] = zip(*ends, strict=True)
+        table["lower"], table["upper"] = zip(*(ends[name] for name in table.index), strict=True)
         table.attrs["notes"] = errors.notes
         return table
 

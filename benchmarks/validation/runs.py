@@ -6,6 +6,7 @@ import json
 import multiprocessing
 import os
 import sys
+import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
@@ -40,6 +41,19 @@ class Options:
     seed: int = 0
     workers: int | None = None
     report: bool = False
+    figures: Path | None = None
+    """A file beside which figures go, under its name and the study's; None for none."""
+
+    def draw(self, study: str, figure: Callable[[Path], None]) -> None:
+        """Have a study's figure drawn to its file, where figures are wanted."""
+        if self.figures is not None:
+            self.figures.parent.mkdir(parents=True, exist_ok=True)
+            figure(self.figure_of(study))
+
+    def figure_of(self, study: str) -> Path:
+        """Where a study's figure goes."""
+        assert self.figures is not None
+        return self.figures.with_name(f"{self.figures.stem}_{study}.png")
 
     def number_of(self, usual: int, quick: int, full: int) -> int:
         """Data sets of each cell: as many as were asked for, else what the kind of run takes."""
@@ -65,6 +79,18 @@ def stored(study: str, settings: dict[str, Any], out: Path | None) -> dict[Key, 
         if record["study"] == study and record["settings"] == settings:
             found[tuple(record["key"])] = record["result"]
     return found
+
+
+def _end_with_parent() -> None:
+    """End this worker if the process that it works for is killed: it would wait for work for ever."""
+
+    def wait() -> None:
+        parent = multiprocessing.parent_process()
+        if parent is not None:
+            parent.join()
+            os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()
 
 
 def collect(
@@ -105,7 +131,8 @@ def collect(
         options.out.parent.mkdir(parents=True, exist_ok=True)
     context = multiprocessing.get_context("spawn")
     screen = Console(stderr=True)
-    with ProcessPoolExecutor(options.workers or all_threads(), context) as pool, Progress(console=screen) as progress:
+    workers = options.workers or all_threads()
+    with ProcessPoolExecutor(workers, context, _end_with_parent) as pool, Progress(console=screen) as progress:
         bar = progress.add_task(study, total=len(keys), completed=len(results))
         try:
             running = {pool.submit(task, *key, **settings): key for key in wanted}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -331,6 +332,58 @@ def test_components_that_coincide_are_named_and_infinite():
     np.testing.assert_allclose(errors.means[2], whole.means[1], rtol=ROUNDING)
     np.testing.assert_allclose(errors.covariances[2], whole.covariances[1], rtol=ROUNDING)
     np.testing.assert_allclose(errors.weights[2], whole.weights[1], rtol=ROUNDING)
+
+
+@pytest.mark.parametrize("method", ["information", "sandwich"])
+@pytest.mark.parametrize("covariance_type", ["full", "tied", "diag"])
+def test_a_constant_column_leaves_the_errors_of_the_others(covariance_type, method):
+    """Its variance is held up by ``reg_covar`` alone; all else is determined as it is without the column."""
+    X, labels = separated(2, 2, 200)
+    reg = 1e-9
+
+    def errors_of(rows):
+        problem = em.Problem(rows, structure(covariance_type), reg_covar=reg, tol=1e-14, max_iter=20000)
+        run = em.climb(problem, *em.start_from_labels(problem, labels, 2), np.random.default_rng(0))
+        return information.standard_errors(problem, run.parameters, run.covariances, method)
+
+    whole = errors_of(X)
+    with pytest.warns(information.InformationWarning, match="reg_covar makes up more than half .* components 0, 1"):
+        errors = errors_of(np.column_stack([X[:, 0], np.full(200, 3.0), X[:, 1]]))
+    others, tolerance = [0, 2], {"rtol": ROUNDING}
+    np.testing.assert_allclose(errors.weights, whole.weights, **tolerance)
+    np.testing.assert_allclose(errors.means[:, others], whole.means, **tolerance)
+    if covariance_type == "diag":
+        np.testing.assert_allclose(errors.covariances[:, others], whole.covariances, **tolerance)
+    else:
+        np.testing.assert_allclose(errors.covariances[..., others, :][..., others], whole.covariances, **tolerance)
+        assert np.isinf(errors.covariances[..., 1, :]).all()
+        # pairs (1, 0), (2, 0), (2, 1)
+        np.testing.assert_allclose(errors.correlations[..., 1], whole.correlations[..., 0], **tolerance)
+        assert np.isinf(errors.correlations[..., [0, 2]]).all()
+    np.testing.assert_allclose(errors.standard_deviations[..., others], whole.standard_deviations, **tolerance)
+    assert np.isinf(errors.standard_deviations[..., 1]).all()
+    # The mean of the column is known as well as its floor says: √(reg_covar / N_k).
+    assert (errors.means[:, 1] < 1.1 * np.sqrt(reg / 50)).all()
+    assert not np.isnan(errors.covariance_matrix).any()
+
+
+def test_a_column_that_is_a_sum_of_others_leaves_their_errors():
+    X, labels = separated(2, 2, 200)
+    reg = 1e-9
+    found = []
+    for rows in (X, np.column_stack([X, X @ [1.0, -2.0] + 3.0])):
+        problem = em.Problem(rows, structure("full"), reg_covar=reg, tol=1e-13, max_iter=20000)
+        run = em.climb(problem, *em.start_from_labels(problem, labels, 2), np.random.default_rng(0))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", information.InformationWarning)
+            found.append(information.standard_errors(problem, run.parameters, run.covariances))
+    whole, errors = found
+    # A sum's column carries nothing of its own; reg_covar moves the responsibilities by its share of the variances, and
+    # factors of condition 1e9 in squares leave six digits.
+    np.testing.assert_allclose(errors.weights, whole.weights, rtol=1e-4)
+    np.testing.assert_allclose(errors.means[:, :2], whole.means, rtol=1e-4)
+    np.testing.assert_allclose(errors.covariances[:, :2, :2], whole.covariances, rtol=1e-4)
+    assert errors.undetermined == ()
 
 
 def with_empty_component(parameters: MixtureParameters, mean: np.ndarray, covariance: np.ndarray) -> MixtureParameters:

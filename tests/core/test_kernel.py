@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from bayesgmm.core import blocks, kernel, lanes
+from bayesgmm.core import blocks, kernel, lanes, threads
 from bayesgmm.core.covariance import structure
 from bayesgmm.core.parameters import MixtureParameters
 from tests import oracles
@@ -386,7 +386,7 @@ def test_results_do_not_depend_on_the_number_of_threads(D):
     X = mixture.sample(rng, 30_000)
     v = rng.uniform(0, 2, len(X))
     # Enough work that threads are used at all.
-    assert kernel.pass_cost(len(X), 4, D) > kernel.PARALLEL_FLOPS
+    assert kernel.pass_cost(len(X), 4, D) > threads.PARALLEL_FLOPS
     reference = kernel.accumulate(X, mixture.parameters, v, n_threads=1)
     single = kernel.fused_pass(X, v, np.log(mixture.weights), mixture.means, mixture.parameters.precision_factors)
     responsibilities, density = kernel.responsibilities(X, mixture.parameters, n_threads=1)
@@ -441,13 +441,6 @@ def test_fused_pass_takes_no_weights_as_all_ones():
     rest = (np.log(mixture.weights), mixture.means, mixture.parameters.precision_factors)
     for a, b in zip(kernel.fused_pass(X, np.empty(0), *rest), kernel.fused_pass(X, np.ones(300), *rest)):
         np.testing.assert_allclose(a, b, rtol=1e-13, atol=1e-12)
-
-
-def test_threads_from_the_environment(monkeypatch):
-    monkeypatch.setenv("BAYESGMM_NUM_THREADS", "3")
-    assert kernel.available_threads() == 3
-    monkeypatch.setenv("BAYESGMM_NUM_THREADS", "many")
-    assert kernel.available_threads() >= 1
 
 
 @pytest.mark.parametrize("D", [2, 6])
@@ -630,7 +623,7 @@ def other_lanes(tmp_path_factory):
     assert changed != text
     (folder / "other_lanes.py").write_text(changed, encoding="utf-8")
     text = Path(kernel.__file__).read_text(encoding="utf-8")
-    changed = text.replace("from bayesgmm.core import lanes", "import other_lanes as lanes")
+    changed = text.replace("import lanes, threads", "import threads\nimport other_lanes as lanes")
     changed = changed.replace("from bayesgmm.core.lanes import", "from other_lanes import")
     (folder / "other_kernel.py").write_text(changed, encoding="utf-8")
     sys.path.insert(0, str(folder))
@@ -640,12 +633,12 @@ def other_lanes(tmp_path_factory):
         sys.path.remove(str(folder))
 
 
-def test_kernel_is_compiled_anew_with_its_vector_code():
-    digest = hashlib.sha256(Path(lanes.__file__).read_bytes()).hexdigest()
-    assert digest.startswith(kernel.LANES_SOURCE), (
-        f'lanes.py has changed: say LANES_SOURCE = "{digest[:16]}" in kernel.py'
+def test_kernel_is_compiled_anew_with_what_is_inlined():
+    digest = hashlib.sha256(b"".join(Path(part.__file__).read_bytes() for part in (lanes, threads))).hexdigest()
+    assert digest.startswith(kernel.INLINED_SOURCES), (
+        f'lanes.py or threads.py has changed: say INLINED_SOURCES = "{digest[:16]}" in kernel.py'
     )
-    assert len(kernel.LANES_SOURCE) >= 12
+    assert len(kernel.INLINED_SOURCES) >= 12
 
 
 def test_kernel_version_follows_the_source():

@@ -260,6 +260,80 @@ def test_collinear_rows_of_two_features_among_three():
     assert verdict(SeparationPrior(eta=2.51), collinear(8, 3)).startswith("unbounded")
 
 
+def on_flat(m: int, normals: np.ndarray, n_rows: int = 24, seed: int = 9) -> np.ndarray:
+    """Rows in general position but for m, from the third on, on the flat with these normals through a point."""
+    rng = np.random.default_rng(seed)
+    normals = np.atleast_2d(normals)
+    X = rng.standard_normal((n_rows, normals.shape[1]))
+    offset = rng.standard_normal(len(normals))
+    rows = X[3 : 3 + m]
+    X[3 : 3 + m] = rows - (rows @ normals.T - offset) @ np.linalg.pinv(normals).T
+    return X
+
+
+@pytest.mark.parametrize(
+    ("normals", "hull", "what"),
+    [
+        ([0.7, -1.3, 0.6], 2, "plane of 'a', 'b', 'c'"),
+        ([[0.7, -1.3, 0.6], [0.2, 0.5, -1.1]], 1, "line of 'a', 'b', 'c'"),
+        ([[0.7, -1.3, 0.6, 0.4], [0.2, 0.5, -1.1, 0.9]], 2, "plane of 'a', 'b', 'c', 'd'"),
+        ([0.7, -1.3, 0.6, 0.4], 3, "flat of dimension 3 of 'a', 'b', 'c', 'd'"),
+        ([0.7, 0.0, 0.6, 0.4], 3, "plane of 'a', 'c', 'd'"),
+    ],
+)
+def test_flats_at_both_sides_of_the_bound(normals, hull, what):
+    """m rows whose hull has dimension r are improper from m = r + 1 + 2η on: the count found by hand."""
+    m = 9
+    # As many rows as are all tried: flats of dimension three have many bases.
+    X = on_flat(m, np.array(normals), 13 if what.startswith("flat") else 24)
+    D = X.shape[1]
+    bound = (m - hull - 1) / 2
+    for eta, improper in ((bound, True), (bound + 0.01, False)):
+        cases = list(degeneracies(SeparationPrior(eta=eta).resolve(X, 2), X, 2, "full", None, list("abcd")[:D]))
+        (case,) = [c for c in cases if what in str(c) and c.count == m]
+        assert case.improper == improper
+        assert case.unbounded
+        np.testing.assert_array_equal(case.rows, np.arange(3, 3 + m))
+        assert any(c.improper for c in cases) == improper
+
+
+def test_whole_numbers_are_tried_on_any_number_of_rows():
+    X = on_flat(9, np.array([2.0, -1.0, 3.0]), 3000)
+    prior = SeparationPrior(eta=2).resolve(X, 2)
+    (case,) = [c for c in degeneracies(prior, X, 2, "full", None, list("abc")) if c.improper]
+    np.testing.assert_array_equal(case.rows, np.arange(3, 12))
+    # In steps of the rounding: centimetres beside tenths of kilograms.
+    rng = np.random.default_rng(1)
+    Z = rng.integers(0, 10_000, (2000, 3))
+    Z[:10, 2] = 12_000 - Z[:10, 0] - Z[:10, 1]
+    lattice = 1e6 + Z * np.array([0.01, 100.0, 1e-4])
+    found = [
+        c for c in degeneracies(prior, lattice, 2, "full", None, list("abc")) if c.improper and "plane of" in str(c)
+    ]
+    assert set(range(10)) <= set(found[0].rows)
+    assert np.ptp(Z[found[0].rows] @ [1, 1, 1]) == 0
+
+
+def test_equal_values_of_one_feature_are_no_oblique_flat():
+    rng = np.random.default_rng(2)
+    X = rng.standard_normal((60, 3)) * np.array([1.0, 1e-7, 1e7])
+    X[:20, 2] = 5.0
+    assert verdict(SeparationPrior(eta=2), X) == "fine"
+    X[:20, 1] = 3e-8
+    # Of two features they are: any mixture of the two is constant.
+    assert verdict(SeparationPrior(eta=2), X).startswith("improper")
+
+
+def test_repeated_rows_of_a_flat_count_by_their_weights():
+    X, v = on_flat(4, np.array([0.7, -1.3, 0.6])), np.ones(24)
+    v[3:7] = 2.5
+    found = list(degeneracies(SeparationPrior(eta=3.5).resolve(X, 2), X, 2, "full", v, list("abc")))
+    assert [c.count for c in found if c.improper] == [10.0]
+    assert not any(
+        c.improper for c in degeneracies(SeparationPrior(eta=3.51).resolve(X, 2), X, 2, "full", v, list("abc"))
+    )
+
+
 def test_equal_rows_count_more_than_collinear_ones():
     X = np.random.default_rng(7).standard_normal((30, 2))
     X[:6] = X[0]

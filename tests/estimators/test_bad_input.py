@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import re
 import warnings
 
@@ -9,6 +10,8 @@ import pytest
 from scipy import sparse
 from sklearn.exceptions import ConvergenceWarning, NotFittedError
 
+from bayesgmm import open_blocks
+from bayesgmm.core.parameters import factors_from_covariances, upper_factors_from_covariances
 from bayesgmm.core.priors import ConjugatePrior
 from bayesgmm.datasets import load_faithful
 from bayesgmm.estimators.gaussian_mixture import GaussianMixture
@@ -361,3 +364,79 @@ def test_methods_before_fit(rows):
 def test_sample_of_no_rows(n, rows):
     with pytest.raises(ValueError, match="n_samples"):
         GaussianMixture(2, random_state=0).fit(rows).sample(n)
+
+
+def test_masked_values_are_refused_and_a_mask_that_hides_nothing_is_none(rows):
+    masked = np.ma.masked_array(rows, np.zeros(rows.shape, dtype=bool))
+    fit = GaussianMixture(2, random_state=0).fit(masked)
+    np.testing.assert_array_equal(fit.means_, GaussianMixture(2, random_state=0).fit(rows).means_)
+    masked.mask[4, 1] = True
+    with pytest.raises(ValueError, match=r"1 masked values \(the first at \[4, 1\]\)"):
+        GaussianMixture(2).fit(masked)
+    with pytest.raises(ValueError, match="masked"):
+        fit.predict(masked)
+    with pytest.raises(ValueError, match="masked"):
+        GaussianMixture(2).fit(open_blocks(masked))
+
+
+def test_columns_of_one_name_are_refused(rows):
+    table = pd.DataFrame(rows, columns=["a", "a"])
+    with pytest.raises(ValueError, match="'a' is the name of several columns"):
+        GaussianMixture(2).fit(table)
+
+
+@pytest.mark.parametrize("weight", [1e300, 1.7e308])
+def test_weights_whose_sums_overflow_are_refused(weight, rows):
+    with pytest.raises(ValueError, match="sums? to .*range of float64"):
+        GaussianMixture(2).fit(rows, sample_weight=np.full(60, weight))
+    table = open_blocks(pd.DataFrame({"a": rows[:, 0], "v": weight / 60}), weights="v")
+    with pytest.raises(ValueError, match="sums to"):
+        GaussianMixture(2).fit(table)
+
+
+def test_weights_count_against_the_size_of_the_data(rows):
+    large = rows * (1e149 / np.abs(rows).max())
+    with pytest.raises(ValueError, match="leave the range of float64"):
+        GaussianMixture(2).fit(large, sample_weight=np.full(60, 1e12))
+    # Weights of this size alone are no harm: only their ratios matter.
+    a = GaussianMixture(2, reg_covar=0, random_state=0).fit(rows, sample_weight=np.full(60, 2.0**40))
+    b = GaussianMixture(2, reg_covar=0, random_state=0).fit(rows)
+    np.testing.assert_allclose(a.means_, b.means_, rtol=1e-6)
+
+
+def test_more_rows_than_can_be_drawn_are_not_resampled(rows):
+    v = np.full(60, 1e20)
+    fit = GaussianMixture(2, random_state=0).fit(rows, sample_weight=v)
+    with pytest.raises(ValueError, match="more rows than can be drawn"):
+        fit.bootstrap(rows, 3, v)
+
+
+def test_numbers_too_large_to_add_are_refused_in_blocks_without_a_librarys_warning(rows):
+    X = np.where(rows > 4, np.finfo(float).max, -np.finfo(float).max)
+    with pytest.raises(ValueError, match="[Rr]escale"):
+        GaussianMixture(2).fit(open_blocks(X))
+
+
+def test_a_covariance_at_the_edge_of_positive_definiteness_has_both_factors():
+    """Rounding lets the Cholesky factor of the one order of features pass, and not that of the other."""
+    found = 0
+    for seed in range(200):
+        rng = np.random.default_rng(seed)
+        a = rng.standard_normal(2) * 10.0 ** rng.uniform(0, 7, 2)
+        matrix = np.outer(a, a)
+        matrix[[0, 1], [0, 1]] *= 1 + 2.0 ** rng.uniform(-54, -51)
+        try:
+            lower = factors_from_covariances(matrix)
+        except np.linalg.LinAlgError:
+            continue
+        upper = upper_factors_from_covariances(matrix)
+        assert np.isfinite(upper).all()
+        assert upper[1, 0] == 0
+        assert (np.diagonal(upper) > 0).all()
+        with contextlib.suppress(np.linalg.LinAlgError):
+            factors_from_covariances(matrix[::-1, ::-1])
+            continue
+        # Made of the lower one, it has the same inverse, but for rounding.
+        np.testing.assert_allclose((upper @ upper.T) * np.outer(a, a), (lower @ lower.T) * np.outer(a, a), rtol=1e-6)
+        found += 1
+    assert found > 5

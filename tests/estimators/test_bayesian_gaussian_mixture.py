@@ -14,7 +14,14 @@ from scipy import sparse, stats
 from sklearn.base import clone
 from sklearn.exceptions import ConvergenceWarning, NotFittedError
 
-from bayesgmm import BayesianGaussianMixture, ConjugatePrior, GaussianMixture, compare
+from bayesgmm import (
+    BayesianGaussianMixture,
+    ConjugatePrior,
+    GaussianMixture,
+    HierarchicalPrior,
+    SeparationPrior,
+    compare,
+)
 from bayesgmm.core.covariance import structure
 from bayesgmm.datasets import load_faithful
 from bayesgmm.exceptions import SamplingInterrupted
@@ -223,7 +230,9 @@ def test_point_estimates_are_posterior_means(faithful, flat):
 def test_summary_against_quantiles(faithful, ci_prob):
     table = faithful.summary(ci_prob)
     ends = ["5%", "95%"] if ci_prob == 0.9 else ["25%", "75%"]
-    assert list(table.columns) == ["map", "mean", "median", "sd", *ends, "ess_bulk", "ess_tail", "r_hat"]
+    shown = ["map", "mean", "median", "sd", *ends, "ess_bulk", "ess_tail", "r_hat", "prior_sensitivity"]
+    assert list(table.columns) == shown
+    pd.testing.assert_series_equal(table["prior_sensitivity"], faithful.prior_sensitivity()["prior"], check_names=False)
     group = faithful.idata_["posterior"]
     V = faithful.map_.covariances
     rows = {
@@ -737,3 +746,17 @@ def test_shapes_are_scikit_learns(covariance_type, separated):
     assert fit.weights_.shape == (2,)
     assert fit.means_.shape == (2, 2)
     assert structure(covariance_type).expand(fit.covariances_, 2, 2).shape == (2, 2, 2)
+
+
+@UNCONVERGED
+def test_weights_that_add_up_to_nothing_leave_the_prior():
+    X = np.array([[0.0, 0.0], [1.0, 3.0], [5.0, 1.0]])
+    post = laplace(1, covariance_type="diag", prior=HierarchicalPrior()).fit(X, sample_weight=np.full(3, 1e-300))
+    assert np.isfinite(post.idata_["posterior"]["means"].values).all()
+    np.testing.assert_array_equal(post.weights_, 1.0)
+
+
+@pytest.mark.parametrize("prior", ["default", HierarchicalPrior(), SeparationPrior()])
+def test_columns_too_narrow_for_their_squares_are_refused(prior, separated):
+    with pytest.raises(ValueError, match=r"column 'x1' is narrower than 1e-150.*Rescale"):
+        laplace(2, prior=prior).fit(separated * [1.0, 1e-310])

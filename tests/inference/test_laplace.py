@@ -11,6 +11,7 @@ from bayesgmm.core.covariance import structure
 from bayesgmm.inference.compiled import CompiledPosterior
 from bayesgmm.inference.laplace import (
     LaplaceApproximation,
+    _inverse_root,
     hessian,
     importance_draws,
     laplace,
@@ -110,6 +111,28 @@ def test_flat_direction_gets_a_bounded_variance():
     assert variances[0] == pytest.approx(1.0, rel=1e-6)
     assert np.isfinite(variances[1])
     assert variances[1] > 1
+
+
+def test_curvatures_too_unequal_for_a_cholesky_factor_of_their_inverse():
+    """An inverse that rounding leaves without a Cholesky factor has a root all the same."""
+    rng = np.random.default_rng(0)
+    failed = 0
+    for _ in range(30):
+        rotation = np.linalg.qr(rng.standard_normal((6, 6)))[0]
+        information = (rotation * 10.0 ** np.linspace(0, 17, 6)) @ rotation.T
+        information = 0.5 * (information + information.T)
+        factor, _ = _inverse_root(information, np.ones(6))
+        np.testing.assert_array_equal(factor, np.tril(factor))
+        assert (np.diagonal(factor) > 0).all()
+        values, vectors = np.linalg.eigh(information)
+        inverse = (vectors / np.clip(np.abs(values), 1e-2, np.where(values < 1e-2, 1.0, np.inf))) @ vectors.T
+        # Rounding, in units of the largest entry.
+        np.testing.assert_allclose(factor @ factor.T, inverse, atol=1e-12 * np.abs(inverse).max())
+        try:
+            np.linalg.cholesky(inverse)
+        except np.linalg.LinAlgError:
+            failed += 1
+    assert failed > 0
 
 
 def test_normal_posterior_needs_no_correction():

@@ -31,7 +31,17 @@ def test_sensitivities_are_arvizs(X):
         assert table["likelihood"][f"means[{k}, x0]"] == pytest.approx(
             theirs["likelihood"][f"means[{k}, x0]"], rel=1e-6
         )
-    assert list(table.index) == list(post.summary().index)
+    for name, row in az.psense_summary(
+        post.idata_, var_names=["standard_deviations", "correlations"], round_to=10
+    ).iterrows():
+        variable, where = str(name).rstrip("]").split("[")
+        ours = table.loc[f"{variable}[{', '.join(part.strip() for part in where.split(','))}]"]
+        assert tuple(ours[["prior", "likelihood"]]) == pytest.approx((row["prior"], row["likelihood"]), rel=1e-6)
+    summary = post.summary()
+    assert list(table.index) == list(summary.index)
+    assert list(summary["prior_sensitivity"]) == list(table["prior"])
+    object.__setattr__(post.diagnostics_, "labels_identified", False)
+    assert "prior_sensitivity" not in post.summary()
     assert not table["diagnosis"].any()
     assert "the data decide" in sensitivity_sentence(table)
 

@@ -89,7 +89,7 @@ def test_a_worker_that_dies_does_not_show(rows, client):
 def test_ctrl_c_keeps_what_was_drawn(rows, client):
     nuts().fit(rows, client=client)
     stopper = later(2.0, _thread.interrupt_main)
-    with pytest.raises(SamplingInterrupted, match=r"\d chains with [1-9][0-9]+ of 300000 draws were kept") as stop:
+    with pytest.raises(SamplingInterrupted, match="[123] chains? with [1-9][0-9]+ of 300000 draws were kept") as stop:
         nuts(draws=300_000, max_draws=300_000).fit(rows, client=client)
     stopper.join()
     assert stop.value.estimator._draws.n_draws > 10

@@ -243,8 +243,8 @@ def test_starts_are_overdispersed(bimodal):
     assert np.abs(y).mean() == pytest.approx(1.0, abs=4 / np.sqrt(1500))
 
 
-def test_two_modes_are_visited_by_their_chains_and_reported(bimodal):
-    result = sample_posterior(bimodal, SETTINGS, np.random.default_rng(7))
+def test_two_modes_are_visited_by_their_chains_and_left_as_they_are_where_asked(bimodal):
+    result = sample_posterior(bimodal, replace(SETTINGS, mode_weights=None), np.random.default_rng(7))
     diagnostics = result.diagnostics
     assert len(set(diagnostics.chain_modes)) > 1
     assert not diagnostics.ok

@@ -1,0 +1,189 @@
+"""Threads that share a pass: all chunks once, whoever fails or comes late; the same bits; nothing kept alive."""
+
+import gc
+import os
+import threading
+import weakref
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+
+from bayesgmm.core import kernel, threads
+from tests.mixtures import random_mixture
+
+WORTH = 10 * threads.PARALLEL_FLOPS
+
+
+@pytest.fixture
+def helpers():
+    """Two helpers of their own."""
+    return threads._Helpers(2)
+
+
+def _counting(seen, before=lambda helping: None):
+    """Work in Python that notes which chunks it does."""
+
+    def work(counters, signal, number, helping):
+        before(helping)
+        threads_begin(signal, number, helping)
+        c = threads_take(counters)
+        while c < 40:
+            seen.append((c, helping))
+            threads_complete(counters)
+            c = threads_take(counters)
+        return threads_end(counters, 40, signal, number, helping)
+
+    return work
+
+
+@threads.nb.njit(nogil=True)
+def threads_begin(signal, number, helping):
+    threads.begin(signal, number, helping)
+
+
+@threads.nb.njit(nogil=True)
+def threads_take(counters):
+    return threads.take(counters)
+
+
+@threads.nb.njit(nogil=True)
+def threads_complete(counters):
+    threads.complete(counters)
+
+
+@threads.nb.njit(nogil=True)
+def threads_end(counters, chunks, signal, number, helping):
+    return threads.end(counters, chunks, signal, number, helping)
+
+
+def test_every_chunk_is_done_once_pass_after_pass(helpers):
+    for _ in range(50):
+        seen = []
+        helpers.run(40, _counting(seen))
+        assert sorted(c for c, _ in seen) == list(range(40))
+
+
+def test_helpers_that_sleep_are_woken(helpers):
+    started = threading.Event()
+    seen = []
+
+    def wait(helping):
+        if helping:
+            started.set()
+        else:
+            assert started.wait(10)
+
+    for _ in range(3):
+        started.clear()
+        # They look out for a third of a millisecond.
+        threading.Event().wait(0.05)
+        helpers.run(40, _counting(seen, wait))
+    assert len(seen) == 3 * 40
+
+
+def test_an_error_of_a_helper_is_raised_by_the_caller_and_the_next_pass_is_whole(helpers):
+    failed = threading.Event()
+
+    def fail(helping):
+        if helping:
+            failed.set()
+            raise MemoryError("no room")
+        assert failed.wait(10)
+
+    def work(counters, signal, number, helping):
+        fail(helping)
+        # A chunk that the helper had begun stays open.
+        return False
+
+    with pytest.raises(MemoryError, match="no room"):
+        helpers.run(40, work)
+    seen = []
+    helpers.run(40, _counting(seen))
+    assert sorted(c for c, _ in seen) == list(range(40))
+
+
+def test_an_error_of_the_caller_is_raised(helpers):
+    def work(counters, signal, number, helping):
+        if not helping:
+            raise KeyboardInterrupt
+        return True
+
+    with pytest.raises(KeyboardInterrupt):
+        helpers.run(40, work)
+    seen = []
+    helpers.run(40, _counting(seen))
+    assert len(seen) == 40
+
+
+def test_passes_from_several_threads_at_once_give_the_same_bits():
+    rng = np.random.default_rng(0)
+    mixture = random_mixture(rng, 3, 2)
+    X = mixture.sample(rng, 60_000)
+    assert kernel.pass_cost(*X.shape, 3) > threads.PARALLEL_FLOPS
+    alone = kernel.accumulate(X, mixture.parameters, n_threads=1)
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda n: kernel.accumulate(X, mixture.parameters, n_threads=n), [1, 2, 3, 4] * 10))
+    for one in found:
+        assert one.log_likelihood == alone.log_likelihood
+        np.testing.assert_array_equal(one.second, alone.second)
+
+
+def test_what_a_pass_holds_is_let_go_after_it(helpers):
+    work = _counting([])
+    helpers.run(40, work)
+    kept = weakref.ref(work)
+    del work
+    # Helpers look out for the next pass meanwhile.
+    threading.Event().wait(0.1)
+    gc.collect()
+    assert kept() is None
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+@pytest.mark.filterwarnings("ignore:This process")
+def test_a_forked_process_has_helpers_of_its_own():
+    rng = np.random.default_rng(0)
+    mixture = random_mixture(rng, 2, 2)
+    X = mixture.sample(rng, 50_000)
+    expected = kernel.accumulate(X, mixture.parameters, n_threads=2).log_likelihood
+    child = os.fork()
+    if child == 0:
+        found = kernel.accumulate(X, mixture.parameters, n_threads=2).log_likelihood
+        os._exit(0 if found == expected else 1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+
+def test_ranges_are_all_of_the_chunks_once():
+    for n_threads in (1, 2, 5):
+        for n in (0, 1, 2, 17, 100):
+            seen: list[int] = []
+            threads.over_ranges(n, WORTH, n_threads, lambda a, b, seen=seen: seen.extend(range(a, b)))
+            assert sorted(seen) == list(range(n))
+
+
+def test_a_thread_moves_off_its_callers_core_and_may_go_back():
+    cores = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set()
+    if len(cores) < 2:
+        pytest.skip("one core")
+    here = threads._core_of_caller()()
+    assert here in cores
+    found = []
+
+    def other():
+        threads._move_off(here)
+        found.append((threads._core_of_caller()() != here, os.sched_getaffinity(0)))
+
+    thread = threading.Thread(target=other)
+    thread.start()
+    thread.join()
+    assert found == [(True, cores)]
+
+
+def test_threads_from_the_environment(monkeypatch):
+    monkeypatch.setenv("BAYESGMM_NUM_THREADS", "3")
+    assert threads.available_threads() == 3
+    with threads.at_most(2):
+        assert threads.available_threads() == 2
+    monkeypatch.setenv("BAYESGMM_NUM_THREADS", "many")
+    assert threads.available_threads() >= 1
