@@ -190,8 +190,8 @@ def run(quick: bool) -> Section:
             remarks.append(
                 f"{FAR_ROWS:.0e} rows on {FAR_WORKERS} workers of one core, D={D} K={K}: {duration(seconds + scheduled)} an iteration "
                 f"({1e9 * far['per_row']:.1f} ns a row, the slowest of {FAR_WORKERS} × {far['slowest']:.2f}; sums "
-                f"{duration(far['sums'])}, a network of 10 Gbit/s {duration(far['wires'])}, {far['bytes'] / 1e6:.2f} MB in all; scheduler {duration(scheduled)} for "
-                f"{FAR_PARTITIONS} partitions)"
+                f"{duration(far['sums'])}, a network of 10 Gbit/s {duration(far['wires'])}, {far['bytes'] / 1e6:.2f} MB in all; "
+                f"scheduler {duration(scheduled)} for {FAR_PARTITIONS} partitions)"
             )
     rows.append(
         Row(
