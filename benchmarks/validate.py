@@ -10,6 +10,7 @@
 - galaxies: p(K) of the galaxies beside the published values;
 - laplace: means and standard deviations by Laplace and importance resampling beside those by NUTS, at many rows.
 - relabelling: shuffled draws brought back by the assignment to the mode, ECR and Stephens' algorithm;
+- mutation: how many mutants of the core and of the criteria the tests kill;
 - sbc: simulation-based calibration of the posterior for every prior and structure, and whether it sees a fault that is sown.
 
 Each prints a table; its module in ``benchmarks/validation`` says what is measured. With ``--out`` every result is kept in a
@@ -40,6 +41,7 @@ STUDIES = (
     "degenerate",
     "fuzz",
     "endurance",
+    "mutation",
 )
 
 

@@ -151,6 +151,8 @@ def test_icl_is_mclusts():
 def test_aicc():
     # −2(−10) + 2·3 + 2·3·4/(20 − 4) = 27.5
     assert criteria.aicc(-10.0, 3, 20) == pytest.approx(27.5)
+    # One observation to spare, and none: 26 + 2 · 3 · 4 / 1.
+    assert criteria.aicc(-10.0, 3, 5) == pytest.approx(50.0)
     assert criteria.aicc(-10.0, 3, 4) == np.inf
     assert criteria.aicc(-10.0, 3, 3) == np.inf
 
@@ -289,3 +291,17 @@ def test_importing_criteria_imports_numerics_alone():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == ""
+
+
+def test_efficiency_of_the_posterior_is_that_of_arviz():
+    """With one chain it is 1, as in ``az.loo``; with none that can be judged, too."""
+    rng = np.random.default_rng(0)
+    slow = np.cumsum(rng.standard_normal((4, 300)), axis=1)
+    tree = arviz_base.from_dict({"posterior": {"a": slow, "b": rng.standard_normal((4, 300, 2))}})
+    sizes = az.ess(tree, method="mean")
+    expected = np.mean([float(sizes["a"]), *sizes["b"].values]) / 1200
+    assert criteria.posterior_efficiency(tree) == pytest.approx(expected, rel=1e-12)
+    two = arviz_base.from_dict({"posterior": {"a": slow[:2]}})
+    assert criteria.posterior_efficiency(two) == pytest.approx(float(az.ess(two, method="mean")["a"]) / 600, rel=1e-12)
+    assert criteria.posterior_efficiency(arviz_base.from_dict({"posterior": {"a": slow[:1]}})) == 1.0
+    assert criteria.posterior_efficiency(tree_of(simulated())) is None

@@ -573,6 +573,20 @@ def test_a_full_disk_at_the_command_line(full_disk, tmp_path, capsys):
     assert list(full_disk.iterdir()) == []
 
 
+@pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
+def test_a_sweep_on_a_full_disk_goes_on_when_there_is_room(full_disk):
+    sweep = {"random_state": 0, "n_init": 1, "progressbar": False}
+    with pytest.raises(OSError, match=r"No space left on device: .*sweep"):
+        bayesgmm.select(FAITHFUL, range(1, 9), out=full_disk / "sweep", **sweep)
+    kept = {file: file.read_bytes() for file in (full_disk / "sweep").rglob("em/fit.json")}
+    assert len(kept) > 2
+    subprocess.run(["mount", "-o", "remount,size=8m", str(full_disk)], check=True)
+    found = bayesgmm.select(FAITHFUL, range(1, 9), out=full_disk / "sweep", **sweep)
+    # What was finished was not fitted again, and all is as it would have been.
+    assert all(file.read_bytes() == content for file, content in kept.items())
+    pd.testing.assert_frame_equal(found.table, bayesgmm.select(FAITHFUL, range(1, 9), **sweep).table)
+
+
 def test_a_limit_on_the_size_of_files_is_one_error(em, tmp_path):
     """In a process of its own, whose files may grow to 4 KiB and no further."""
     folder = em.save(tmp_path / "fit")
@@ -624,12 +638,18 @@ def test_a_read_only_folder_is_one_error(em, post, read_only, tmp_path, capsys):
 
 
 def test_two_processes_that_write_to_one_folder_leave_a_whole_fit(two, tmp_path):
-    """Writers in processes of their own, both at once: whatever is read between is the one fit or the other."""
+    """Writers in processes of their own, both at once: whatever is read between is the one fit or the other.
+
+    One that waits too long for the other, as on a busy machine, is refused, and tries again.
+    """
     folder = two[0].save(tmp_path / "fit")
     known = [fit._draws.means.tobytes() for fit in two]
     for seed, fit in enumerate(two):
         fit.save(tmp_path / f"own{seed}")
-    code = "import sys, bayesgmm\nfit = bayesgmm.load(sys.argv[1])\nfor _ in range(10):\n    fit.save(sys.argv[2])\n"
+    code = (
+        "import sys, bayesgmm\nfit, left = bayesgmm.load(sys.argv[1]), 5\n"
+        "while left:\n    try:\n        fit.save(sys.argv[2])\n        left -= 1\n    except BlockingIOError:\n        pass\n"
+    )
     writers = [
         subprocess.Popen([sys.executable, "-c", code, str(tmp_path / f"own{seed}"), str(folder)]) for seed in (0, 1)
     ]

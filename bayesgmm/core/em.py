@@ -748,6 +748,7 @@ def accelerate(
             here, objective, statistics = jumped, gained, far
             packed = problem.kind.pack(jumped.covariances)
         passed()
+    converged = converged or (len(bounds) == len(run.lower_bounds) and _settled(run, problem.tol))
     ended = replace(
         run,
         parameters=here,
@@ -829,6 +830,11 @@ def _no_start(failures: Sequence[str]) -> DegenerateFitError:
     )
 
 
+def _settled(run: EMRun, tol: float) -> bool:
+    """Whether the last step of a climb changed the objective by less than a tolerance that may be tighter than its own."""
+    return run.converged and abs(run.lower_bounds[-1] - run.lower_bounds[-2]) < tol
+
+
 def _continued(
     problem: Problem, run: EMRun, rng: np.random.Generator, callback: Callback | None, keep_history: bool
 ) -> EMRun:
@@ -838,6 +844,7 @@ def _continued(
     return replace(
         more,
         lower_bounds=run.lower_bounds + more.lower_bounds[1:],
+        converged=more.converged or (more.n_iter == 0 and _settled(run, problem.tol)),
         n_iter=run.n_iter + more.n_iter,
         n_reseeded=run.n_reseeded + more.n_reseeded,
         history=run.history + more.history[1:],

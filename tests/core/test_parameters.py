@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 
 import numpy as np
@@ -101,3 +102,52 @@ def test_marginal_factors_are_those_of_a_part_of_the_covariance(features):
 def test_marginal_factors_of_a_nearly_singular_covariance():
     factors = factors_from_covariances(np.array([[1e-12, 0.0, 0.0], [0.0, 1.0, 0.5], [0.0, 0.5, 1.0]]))
     np.testing.assert_allclose(marginal_factors(factors, [0, 2]), [[1e6, 0], [0, 1]], rtol=1e-12, atol=1e-9)
+
+
+def test_a_covariance_at_the_edge_of_positive_definiteness_has_both_factors():
+    """Rounding lets the Cholesky factor of the one order of features pass, and not that of the other."""
+    found = 0
+    for seed in range(200):
+        rng = np.random.default_rng(seed)
+        a = rng.standard_normal(2) * 10.0 ** rng.uniform(0, 7, 2)
+        matrix = np.outer(a, a)
+        matrix[[0, 1], [0, 1]] *= 1 + 2.0 ** rng.uniform(-54, -51)
+        try:
+            lower = factors_from_covariances(matrix)
+        except np.linalg.LinAlgError:
+            continue
+        upper = upper_factors_from_covariances(matrix)
+        assert np.isfinite(upper).all()
+        assert upper[1, 0] == 0
+        assert (np.diagonal(upper) > 0).all()
+        with contextlib.suppress(np.linalg.LinAlgError):
+            factors_from_covariances(matrix[::-1, ::-1])
+            continue
+        # Made of the lower one, it has the same inverse, but for rounding.
+        np.testing.assert_allclose((upper @ upper.T) * np.outer(a, a), (lower @ lower.T) * np.outer(a, a), rtol=1e-6)
+        found += 1
+    assert found > 5
+
+
+@pytest.mark.parametrize("D", [1, 2, 4])
+def test_upper_factors_are_cholesky_factors_of_the_inverse(D):
+    rng = np.random.default_rng(D)
+    roots = rng.standard_normal((3, D, D + 2)) * 10.0 ** rng.uniform(-3, 3, (3, D, 1))
+    matrices = roots @ np.swapaxes(roots, 1, 2)
+    upper = upper_factors_from_covariances(matrices)
+    np.testing.assert_array_equal(upper, np.triu(upper))
+    assert (np.diagonal(upper, axis1=1, axis2=2) > 0).all()
+    scale = np.sqrt(np.diagonal(matrices, axis1=1, axis2=2))
+    product = (upper @ np.swapaxes(upper, 1, 2) @ matrices) * scale[:, :, None] / scale[:, None, :]
+    # Rounding times the condition of correlations, some hundred.
+    np.testing.assert_allclose(product, np.broadcast_to(np.eye(D), product.shape), atol=1e-10)
+    # Not by the way that is left for matrices at the edge: bit for bit the factor of the features in reverse order.
+    np.testing.assert_array_equal(upper[:, ::-1, ::-1], factors_from_covariances(matrices[:, ::-1, ::-1]))
+
+
+def test_the_matrix_that_is_not_positive_definite_is_named():
+    good, bad = np.eye(2), np.array([[1.0, 2.0], [2.0, 1.0]])
+    for stack, which in (([bad], 0), ([good, bad], 1), ([good, good, -good], 2), ([good * np.nan], 0)):
+        for factors in (factors_from_covariances, upper_factors_from_covariances):
+            with pytest.raises(np.linalg.LinAlgError, match=f"covariance matrix {which} is not positive definite"):
+                factors(np.array(stack))

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import contextlib
 import re
 import warnings
 
@@ -11,7 +10,6 @@ from scipy import sparse
 from sklearn.exceptions import ConvergenceWarning, NotFittedError
 
 from bayesgmm import open_blocks
-from bayesgmm.core.parameters import factors_from_covariances, upper_factors_from_covariances
 from bayesgmm.core.priors import ConjugatePrior
 from bayesgmm.datasets import load_faithful
 from bayesgmm.estimators.gaussian_mixture import GaussianMixture
@@ -415,28 +413,3 @@ def test_numbers_too_large_to_add_are_refused_in_blocks_without_a_librarys_warni
     X = np.where(rows > 4, np.finfo(float).max, -np.finfo(float).max)
     with pytest.raises(ValueError, match="[Rr]escale"):
         GaussianMixture(2).fit(open_blocks(X))
-
-
-def test_a_covariance_at_the_edge_of_positive_definiteness_has_both_factors():
-    """Rounding lets the Cholesky factor of the one order of features pass, and not that of the other."""
-    found = 0
-    for seed in range(200):
-        rng = np.random.default_rng(seed)
-        a = rng.standard_normal(2) * 10.0 ** rng.uniform(0, 7, 2)
-        matrix = np.outer(a, a)
-        matrix[[0, 1], [0, 1]] *= 1 + 2.0 ** rng.uniform(-54, -51)
-        try:
-            lower = factors_from_covariances(matrix)
-        except np.linalg.LinAlgError:
-            continue
-        upper = upper_factors_from_covariances(matrix)
-        assert np.isfinite(upper).all()
-        assert upper[1, 0] == 0
-        assert (np.diagonal(upper) > 0).all()
-        with contextlib.suppress(np.linalg.LinAlgError):
-            factors_from_covariances(matrix[::-1, ::-1])
-            continue
-        # Made of the lower one, it has the same inverse, but for rounding.
-        np.testing.assert_allclose((upper @ upper.T) * np.outer(a, a), (lower @ lower.T) * np.outer(a, a), rtol=1e-6)
-        found += 1
-    assert found > 5
