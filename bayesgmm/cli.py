@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 DONE, AT_FAULT, USAGE, NOT_CONVERGED, INTERRUPTED = 0, 1, 2, 3, 130
 
-_SAMPLING_OPTIONS = ("draws", "chains", "tune", "target_ess")
+_SAMPLING_OPTIONS = ("draws", "chains", "tune", "target_ess", "mode_weights", "relabelling")
 _STRUCTURES = ("full", "tied", "diag", "spherical")
 _EM_CRITERIA = ("aic", "aicc", "bic", "icl")
 _POSTERIOR_CRITERIA = ("waic", "loo", "evidence")
@@ -158,6 +158,16 @@ def build_parser() -> argparse.ArgumentParser:
         fit, "its workers read DATA, a file, folder or pattern; of NUTS on up to 1 GiB each runs a chain at a time"
     )
     _add_sampling_options(fit)
+    fit.add_argument(
+        "--mode-weights",
+        choices=("evidence", "stacking", "none"),
+        help="what draws of separate modes are combined by (default: evidence; none: each has as many draws as chains had there)",
+    )
+    fit.add_argument(
+        "--relabelling",
+        choices=("mode", "ecr", "stephens"),
+        help="how draws are put in one order of the components (default: mode)",
+    )
     fit.set_defaults(parser=fit, run=_fit)
 
     select = commands.add_parser(
@@ -442,10 +452,12 @@ def _fail(message: str, code: int = AT_FAULT) -> int:
 
 
 def _sampling_options(arguments: argparse.Namespace, method: str) -> dict[str, Any]:
-    options = {name: value for name in _SAMPLING_OPTIONS if (value := getattr(arguments, name)) is not None}
+    options = {name: value for name in _SAMPLING_OPTIONS if (value := getattr(arguments, name, None)) is not None}
     if method == "em" and options:
         given = ", ".join("--" + name.replace("_", "-") for name in options)
         arguments.parser.error(f"{given}: not with --method em, which draws nothing")
+    if options.get("mode_weights") == "none":
+        options["mode_weights"] = None
     return options
 
 

@@ -118,6 +118,16 @@ class Outcome:
         return tuple(dict.fromkeys(found))
 
     @property
+    def mode_weights(self) -> list[dict[str, Any]]:
+        """What each mode of the posterior holds, one record a mode; none where there is one mode."""
+        return [] if self.method == "em" else [vars(weight) for weight in self.estimator.diagnostics_.mode_weights]
+
+    @property
+    def relabelling_agreement(self) -> dict[str, float]:
+        """How often two ways to relabel give a draw the same order."""
+        return {} if self.method == "em" else dict(self.estimator.diagnostics_.relabelling_agreement)
+
+    @property
     def notes(self) -> tuple[str, ...]:
         """What is worth knowing and speaks against nothing."""
         found = [] if self.method == "em" else list(self.estimator.diagnostics_.notes)
@@ -461,6 +471,8 @@ def to_json(outcome: Outcome, path: Path, files: list[str]) -> str:
                 "verdict": outcome.verdict,
                 "problems": outcome.problems,
                 "notes": outcome.notes,
+                "mode_weights": outcome.mode_weights,
+                "relabelling_agreement": outcome.relabelling_agreement,
                 "interrupted": outcome.interrupted,
                 "warnings": outcome.messages,
                 "seconds": outcome.seconds,

@@ -9,6 +9,7 @@
 - fuzz: coverage-guided fuzzing of the table readers and of the loader;
 - galaxies: p(K) of the galaxies beside the published values;
 - laplace: means and standard deviations by Laplace and importance resampling beside those by NUTS, at many rows.
+- relabelling: shuffled draws brought back by the assignment to the mode, ECR and Stephens' algorithm;
 - mutation: how many mutants of the core and of the criteria the tests kill;
 - sbc: simulation-based calibration of the posterior for every prior and structure, and whether it sees a fault that is sown.
 
@@ -36,6 +37,7 @@ STUDIES = (
     "laplace",
     "criteria",
     "galaxies",
+    "relabelling",
     "degenerate",
     "fuzz",
     "endurance",

@@ -37,6 +37,8 @@ class MadeUpMixture:
     def fit(self, X):
         type(self).seen.X = X
         self.diagnostics_ = SimpleNamespace(
+            mode_weights=(),
+            relabelling_agreement={},
             ok=self.converges,
             verdict="all is well" if self.converges else "not to be trusted",
             problems=() if self.converges else ("R-hat is 1.8: draw more",),
@@ -47,6 +49,9 @@ class MadeUpMixture:
         if self.on_fit is not None:
             type(self).on_fit(self)
         return self
+
+    def prior_sensitivity(self):
+        return pd.DataFrame({"prior": [0.01], "likelihood": [0.1], "diagnosis": [""]}, index=["weights[0]"])
 
     def predict_proba(self, X):
         first = (np.asarray(X)[:, 0] < 0).astype(float)

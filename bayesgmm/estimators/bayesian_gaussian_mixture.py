@@ -909,9 +909,9 @@ class BayesianGaussianMixture(DensityMixin, BaseEstimator):
 
         Parameters
         ----------
-        X : path, rows in blocks, or Dask array or DataFrame, optional
+        X : path, rows in blocks, or Dask array or DataFrame of shape (N, D), optional
             The rows of the fit, where it does not hold them: some ten passes over them. Default: the rows that it holds.
-        sample_weight : Dask array or Series, optional
+        sample_weight : Dask array or Series of shape (N,), optional
             Frequency weights of a Dask collection, partitioned alike.
         max_permutations : int, default 720
             Orders of the components that the proposal is folded over at most: all of them up to K = 6.

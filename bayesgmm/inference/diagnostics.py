@@ -27,6 +27,9 @@ WANDERING_R_HAT = 1.05
 E_BFMI_LIMIT = 0.3
 PARETO_K_LIMIT = 0.7
 
+LEAST_AGREEMENT = 0.95
+"""Share of draws that two ways to relabel must order alike for nothing to be said."""
+
 
 @dataclass(frozen=True, eq=False)
 class Diagnostics:

@@ -21,7 +21,7 @@ from bayesgmm.core.parameters import FloatArray, MixtureParameters, SufficientSt
 from bayesgmm.exceptions import CostWarning, PriorFunctionError, SamplingError, SamplingInterrupted, warn_user
 from bayesgmm.inference import posterior
 from bayesgmm.inference.compiled import CompiledPosterior, MixturePosterior
-from bayesgmm.inference.diagnostics import WANDERING_R_HAT, Diagnostics, diagnose
+from bayesgmm.inference.diagnostics import LEAST_AGREEMENT, R_HAT_LIMIT, WANDERING_R_HAT, Diagnostics, diagnose
 from bayesgmm.inference.folding import ComponentBlocks
 from bayesgmm.inference.identification import changed_places
 from bayesgmm.inference.laplace import LaplaceApproximation, importance_draws, laplace, rough_scales
@@ -77,9 +77,6 @@ EFFECTIVE_SIZE = "importance_effective_size"
 
 CLIMB_TOL = 1e-9
 """Change of the objective per row at which EM's climb from a chain's best draw ends."""
-
-LEAST_AGREEMENT = 0.95
-"""Share of draws that two ways to relabel must order alike for nothing to be said."""
 
 N_PASSES = "passes_over_rows"
 """Attribute of the DataTree: passes over all rows that a Laplace posterior of many rows took, beyond EM's."""
@@ -440,15 +437,17 @@ class _Setup:
         posterior: MixturePosterior,
         task: Task,
         settings: Settings,
-        found: ApproximatedModes,
+        found: ApproximatedModes | None = None,
         met: tuple[em.Mode, ...] = (),
     ) -> _Setup:
-        """Order the modes; those ``met`` are the last of the task's."""
-        others = [m for m in range(len(task.modes)) if m not in (*found.kept, *found.merged)]
-        ordered = replace(task, modes=tuple(task.modes[m] for m in (*found.kept, *others)))
-        given = replace(task, modes=task.modes[: len(task.modes) - len(met)])
-        merged = tuple(task.modes[m] for m in found.merged)
-        return cls(ordered, settings, ModeCells(posterior, found.approximations), given, merged, met)
+        """Put the modes in order, those ``met`` among them."""
+        runs = sorted((*task.modes, *(mode.run for mode in met)), key=lambda run: -run.objective) if met else task.modes
+        whole = replace(task, modes=tuple(runs))
+        found = found or approximate_modes(posterior, whole)
+        others = [m for m in range(len(runs)) if m not in (*found.kept, *found.merged)]
+        ordered = replace(task, modes=tuple(runs[m] for m in (*found.kept, *others)))
+        merged = tuple(runs[m] for m in found.merged)
+        return cls(ordered, settings, ModeCells(posterior, found.approximations), task, merged, met)
 
     @property
     def approximations(self) -> Sequence[LaplaceApproximation]:
@@ -547,8 +546,7 @@ def _by_nuts(
     judged = _judge(compiled, setup, chains, notes=notes)
     met = _modes_met(compiled, setup.task, chains, judged.diagnostics, rng)
     if met:
-        widened = replace(task, modes=(*task.modes, *(mode.run for mode in met)))
-        setup = _Setup.of(around, widened, settings, approximate_modes(around, widened), met)
+        setup = _Setup.of(around, task, settings, met=met)
         judged = _judge(compiled, setup, chains, notes=notes)
         owners = [0] * settings.chains if judged.seen is None else list(judged.seen.owners)
     while not chains.interrupted and chains.theta.shape[1] + settings.draws <= settings.max_draws:
@@ -573,7 +571,7 @@ def _modes_met(
     """Optima of EM that the best draws of chains which disagree lead to, and that its own starts missed."""
     if task.blocked is not None or isinstance(task.prior, FunctionPrior):
         return ()
-    if not diagnostics.invariants["r_hat"].max() > WANDERING_R_HAT:
+    if not diagnostics.invariants["r_hat"].max() > R_HAT_LIMIT:
         return ()
     problem = replace(task.problem, prior=task.prior.for_em.at_least_uniform(), tol=CLIMB_TOL)
     scale, kind = problem.feature_scale(), task.kind

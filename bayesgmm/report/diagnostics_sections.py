@@ -28,6 +28,15 @@ SHOWN_WORST = 10
 
 SHOWN_MODES = 15
 
+METHODS = {
+    "bridge": "bridge sampling",
+    "importance": "importance sampling",
+    "laplace": "Laplace approximation",
+    "draws": "share of the draws",
+    "stacking": "stacking",
+}
+"""How the weight of a mode was found, in words."""
+
 LARGEST_MATRIX = 5
 """Features up to which a matrix of a prior is shown whole."""
 
@@ -43,7 +52,7 @@ def diagnostics_section(facts: FitFacts) -> Section:
                 "all that EM can say of itself: no sampler was run."
             )
         ]
-    return Section("diagnostics", "Diagnostics", [*blocks, *_modes(facts)])
+    return Section("diagnostics", "Diagnostics", [*blocks, *_modes(facts), *_weights_of_modes(facts)])
 
 
 def _of_posterior(facts: FitFacts) -> list[Block]:
@@ -124,6 +133,17 @@ def _of_posterior(facts: FitFacts) -> list[Block]:
             "whether a component is the same in every draw: if not, what is said of one component means little",
         )
     )
+    if found.relabelling_agreement:
+        lowest = min(found.relabelling_agreement.values())
+        rows.append(
+            line(
+                "ways to relabel agree",
+                f"{lowest:.0%} of the draws",
+                f"≥ {100 * limits.LEAST_AGREEMENT:.0f} %",
+                lowest >= limits.LEAST_AGREEMENT,
+                "whether the nearest mode, ECR and Stephens' algorithm name the components alike: the lowest of the three",
+            )
+        )
     blocks.append(
         Table(
             "Diagnostics",
@@ -208,6 +228,33 @@ def _modes(facts: FitFacts) -> list[Block]:
         "",
     ]
     return [Table("Optima that EM found", columns, rows, note)]
+
+
+def _weights_of_modes(facts: FitFacts) -> list[Block]:
+    """What each mode holds of the posterior; nothing where there is one."""
+    weights = facts.fit.diagnostics_.mode_weights if facts.is_posterior else ()
+    if not weights:
+        return []
+    rows = [
+        [
+            w.mode,
+            w.weight,
+            w.error,
+            None if np.isnan(w.log_mass) else w.log_mass,
+            w.laplace,
+            METHODS[w.method],
+            ", ".join(map(str, w.chains)) or "none",
+        ]
+        for w in weights
+    ]
+    combined = facts.fit.diagnostics_.modes_combined
+    note = (
+        "The draws are taken from the modes by these weights; the diagnostics above are those within the modes."
+        if combined
+        else "The draws are as they were sampled."
+    )
+    columns = ["optimum", "weight", "standard error", "log mass", "by Laplace", "found by", "chains there"]
+    return [Table("What each optimum holds of the posterior", columns, rows, note)]
 
 
 def prior_section(facts: FitFacts) -> Section:

@@ -29,8 +29,8 @@ from rich.table import Table
 
 from benchmarks.validation.runs import Options, collect, console
 
-SIZES = ((50, 2), (200, 2), (1000, 2), (100, 2), (300, 2), (100, 5), (300, 5))
-DRAWN = SIZES[:3]
+SIZES = ((50, 2), (100, 2), (200, 2), (300, 2), (1000, 2), (100, 5), (300, 5))
+DRAWN = ((50, 2), (200, 2), (1000, 2))
 """What the figure shows."""
 
 WEIGHTS = np.array([0.5, 0.3, 0.2])
@@ -50,7 +50,7 @@ SIDES = {
 JUDGED = ("nuts", "laplace", "information")
 EXACT_DRAWS = 4000
 RESAMPLES = 399
-DATA_SETS, QUICK_DATA_SETS, FULL_DATA_SETS = 100, 2, 1000
+DATA_SETS, QUICK_DATA_SETS, FULL_DATA_SETS = 200, 2, 1000
 DRAWS = 500
 MOST_BLOCKS = 4  # where the effective sample size is not reached: bounds the time of a fit that cannot reach it
 
@@ -282,6 +282,8 @@ def draw_figure(results: dict[Any, dict[str, Any]], path: Path) -> None:
     figure, axes = plt.subplots(
         len(sizes), len(QUANTITIES), figsize=(12, 1 + 2.5 * len(sizes)), sharex=True, sharey=True, squeeze=False
     )
+    for ax, name in zip(axes[0], QUANTITIES, strict=True):
+        ax.set_title(name, fontsize=11)
     for row, size in zip(axes, sizes, strict=True):
         for ax, name in zip(row, QUANTITIES, strict=True):
             ax.axhline(0, color=MUTED, linewidth=0.8)
@@ -294,13 +296,11 @@ def draw_figure(results: dict[Any, dict[str, Any]], path: Path) -> None:
                 style = {"color": COLOURS[i % len(COLOURS)], "linewidth": 1.1, "linestyle": line, "markersize": 3.5}
                 ax.errorbar(x, shares.mean(axis=0) - nominal, error, marker="o", label=SIDES[side], **style)
             ax.set_xticks(range(len(LEVELS)), [f"{100 * level:.0f} %" for level in LEVELS])
-            if row is axes[0]:
-                ax.set_title(name, fontsize=10)
-        row[0].set_ylabel(f"N = {size[0]}\ncoverage less nominal (points)", fontsize=9)
+        row[0].set_ylabel(f"N = {size[0]}\ncoverage less nominal, points", fontsize=9)
     handles, labels = axes[0, 0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="lower center", ncols=len(shown), fontsize=9, frameon=False)
-    figure.supxlabel("nominal", fontsize=9, y=0.055)
-    figure.tight_layout(rect=(0, 0.05, 1, 1))
+    figure.supxlabel("nominal; bars: two standard errors over data sets", fontsize=9, y=0.045)
+    figure.tight_layout(rect=(0, 0.04, 1, 1))
     figure.savefig(path, dpi=110)
     plt.close(figure)
 

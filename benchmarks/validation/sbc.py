@@ -62,8 +62,17 @@ FAULT_TIMES = 4
 """As many simulations, against those of a cell, are made with a fault: all are small ones."""
 
 POINTS = np.array([[0.0, 0.0, 0.0], [2.0, 1.0, -1.0], [-1.5, 2.5, 1.0]])
-OF_ALL_K = ("log-likelihood", *(f"log density at point {i}" for i in (1, 2, 3)), "log determinant", "log prior")
-QUANTITIES = (*OF_ALL_K, "largest weight", "entropy")
+QUANTITIES = (
+    "log-likelihood",
+    *(f"log density at point {i}" for i in (1, 2, 3)),
+    "log determinant",
+    "log prior",
+    "largest weight",
+    "entropy",
+    "correlations",
+)
+"""The log determinant is that of the covariances, averaged over the weights; "correlations" is that of the correlation matrices, summed."""
+
 RANKS = 100
 """Values that a rank can take: one more than the draws that are kept, far apart, of each posterior."""
 
@@ -101,17 +110,28 @@ def quantities(
     """Functions (S, Q) of parameter sets and data."""
     from bayesgmm.core import kernel
     from bayesgmm.core.parameters import MixtureParameters
+    from bayesgmm.core.separation import deviations_from_factors
 
     log_likelihood = kernel.pointwise_log_likelihood(X, weights, means, factors).sum(axis=1)
     points = np.ascontiguousarray(POINTS[:, : X.shape[1]])
     at_points = kernel.pointwise_log_likelihood(points, weights, means, factors)
-    log_det = -2 * np.sum(weights * np.log(np.diagonal(factors, axis1=2, axis2=3)).sum(axis=2), axis=1)
+    each = -2 * np.log(np.diagonal(factors, axis1=2, axis2=3)).sum(axis=2)
+    log_det = np.sum(weights * each, axis=1)
+    correlations = np.sum(each - 2 * np.log(deviations_from_factors(factors)).sum(axis=2), axis=1)
     log_prior = prior.log_density_from_factors(weights, means, factors, kind_name)
     entropy = []
     for each in zip(weights, means, factors, strict=True):
         r = kernel.responsibilities(X, MixtureParameters(*map(np.ascontiguousarray, each)))[0]
         entropy.append(-np.sum(r * np.log(np.maximum(r, 1e-300))))
-    return np.column_stack([log_likelihood, at_points, log_det, log_prior, weights.max(axis=1), entropy])
+    largest = weights.max(axis=1)
+    return np.column_stack([log_likelihood, at_points, log_det, log_prior, largest, entropy, correlations])
+
+
+def tested(kind_name: str, K: int) -> list[int]:
+    """Quantities that can vary."""
+    fixed = {"largest weight", "entropy"} if K == 1 else set()
+    fixed |= {"correlations"} if kind_name in ("diag", "spherical") else set()
+    return [q for q, name in enumerate(QUANTITIES) if name not in fixed]
 
 
 def faulty_prior(prior: Any, fault: str) -> Any:
@@ -216,8 +236,7 @@ def report(results: dict[Any, dict[str, Any]], judged: bool) -> int:
     for cell in dict.fromkeys(key[:4] for key in results):
         own = [r for key, r in results.items() if key[:4] == cell]
         ranks = np.array([r["ranks"] for r in own])
-        tested = range(len(QUANTITIES) if cell[2] > 1 else len(OF_ALL_K))
-        p = [(p_value(ranks[:, q]), QUANTITIES[q]) for q in tested]
+        p = [(p_value(ranks[:, q]), QUANTITIES[q]) for q in tested(*cell[1:3])]
         found[cell] = len(own), sum(not r["content"] for r in own), p
     tests = sum(len(p) for cell, (_, _, p) in found.items() if not cell[3])
     missed = 0
@@ -257,6 +276,7 @@ def draw_figure(results: dict[Any, dict[str, Any]], path: Path) -> None:
 
     from bayesgmm.plots.style import COLOURS
 
+    colours = (*COLOURS, "#000000")
     cells = list(dict.fromkeys(key[:4] for key in results))
     columns = [(kind, K) for kind in STRUCTURES for K in COMPONENTS]
     families = [family for family in FAMILIES if any(cell[0] == family for cell in cells)]
@@ -275,15 +295,15 @@ def draw_figure(results: dict[Any, dict[str, Any]], path: Path) -> None:
         ranks = np.array([r["ranks"] for key, r in results.items() if key[:4] == cell])
         low, high = band(len(ranks))
         ax.fill_between(places, low - places, high - places, color="0.88", linewidth=0)
-        for q in range(len(QUANTITIES) if cell[2] > 1 else len(OF_ALL_K)):
+        for q in tested(*cell[1:3]):
             counts = np.searchsorted(np.sort(ranks[:, q]), np.arange(1, RANKS), side="left")
-            ax.plot(places, counts / len(ranks) - places, linewidth=0.8, color=COLOURS[q % len(COLOURS)])
+            ax.plot(places, counts / len(ranks) - places, linewidth=0.8, color=colours[q])
         title = f"{cell[1]}, K = {cell[2]}"
         ax.set_title(f"{cell[0]}, {title}\nfault: {cell[3]}" if cell[3] else title, fontsize=7.5)
         ax.tick_params(labelsize=7)
         if not cell[3] and at[1] == min(columns.index(c[1:3]) for c in cells if c[0] == cell[0] and not c[3]):
             ax.set_ylabel(cell[0], fontsize=9)
-    handles = [plt.Line2D([], [], color=COLOURS[q % len(COLOURS)], label=name) for q, name in enumerate(QUANTITIES)]
+    handles = [plt.Line2D([], [], color=colours[q], label=name) for q, name in enumerate(QUANTITIES)]
     figure.legend(handles=handles, loc="lower right", fontsize=8, ncols=2, frameon=False)
     figure.supxlabel(
         "rank / 100; lines: empirical less uniform distribution; grey: 99 % of uniform ranks lie within, as a whole",
