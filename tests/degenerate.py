@@ -757,7 +757,7 @@ def _judge_error(error: Exception, case: Case) -> None:
     if ours:
         _need(_raises(last), f"a break, not a refusal, {place}")
     _judge_message(str(error))
-    good = case.table in SOUND and case.container in ("float64", "Fortran order", "DataFrame", "list", "strided")
+    good = case.table in SOUND and case.container in ("float64", "Fortran order", "DataFrame", "strided")
     good &= (
         case.weighting in ("none", "ones", "whole") and case.n_components <= 2 and not case.task.startswith("command")
     )

@@ -24,6 +24,9 @@ from bayesgmm.core.priors import (
 )
 from bayesgmm.core.separation import SeparationPrior
 
+NARROWEST = 1e-100
+"""Range of a feature below which squares of what scales the prior, and of precisions, are no numbers of float64."""
+
 SCALED = "mean_covariance and hyper_rate"
 """What is scaled by the range of the data."""
 
@@ -142,6 +145,12 @@ class HierarchicalPrior(EMStartedPrior, WishartPrior):
             low, high = data.range
             refuse_constant(low, high, SCALED)
             squared = (high - low) ** 2
+            if not np.all(squared > NARROWEST**2):
+                which = ", ".join(map(str, np.flatnonzero(~(squared > NARROWEST**2))))
+                raise ValueError(
+                    f"column {which} of X is narrower than {NARROWEST:g}: sums of squared precisions leave the range of float64. "
+                    "Rescale the columns (divide by a typical value) and fit again"
+                )
         defaults = {"mean_covariance": squared, "hyper_rate": 100 * g0 / c0 / squared}
         matrices = {
             name: _matrix(default if getattr(self, name) is None else getattr(self, name), name)

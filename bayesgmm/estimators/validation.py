@@ -21,9 +21,9 @@ from bayesgmm.exceptions import DataWarning, warn_user
 
 LARGEST_SCALE = 1e150
 SMALLEST_SCALE = 1e-150
-LARGEST_SUM = 1e307
+LARGEST_SUM, SMALLEST_SUM = 1e307, 1e-280
 MANY_ROWS = 1e6
-"""Up to this sum of weights, squares of numbers up to ``LARGEST_SCALE`` add without leaving the range of float64."""
+"""Between this sum of weights and its inverse, squares of numbers up to ``LARGEST_SCALE`` add without leaving the range of float64."""
 
 
 def check_settings(estimator: BaseEstimator) -> None:
@@ -222,19 +222,21 @@ def check_weights(sample_weight: Any, X: FloatArray) -> FloatArray | None:
         raise ValueError("sample_weight is zero for every row")
     with np.errstate(over="ignore"):
         total = float(weights.sum())
-    if total > MANY_ROWS:
+    if not 1 / MANY_ROWS < total < MANY_ROWS:
         check_total_weight(total, max(abs(float(X.min())), abs(float(X.max()))))
     return _of_one_type(np.ascontiguousarray(weights))
 
 
 def check_total_weight(total: float, size: float) -> None:
-    """Refuse weights whose sum, times the largest square of the data, would leave the range of float64.
+    """Refuse weights whose sum, times the largest square of the data, would leave the range of float64, at either end.
 
     Raises
     ------
     ValueError
     """
-    if not (total < LARGEST_SCALE and total * max(1.0, size) ** 2 < LARGEST_SUM):
+    large = total < LARGEST_SCALE and total * max(1.0, size) ** 2 < LARGEST_SUM
+    small = total > 1 / MANY_ROWS or total * min(1.0, size) ** 2 > SMALLEST_SUM
+    if not (large and small):
         raise ValueError(
             f"sample_weight sums to {total:.1e}, with values of size {size:.1e} in X: sums of squares leave the range of float64. "
             "Divide the weights by a typical one, or rescale the columns"

@@ -9,11 +9,13 @@ power-scaling. Statistics and Computing 34, 57.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import pandas as pd
+from scipy.special import logsumexp
 
 from bayesgmm.core.blocks import LogLikelihoods
 from bayesgmm.core.covariance import structure
@@ -90,9 +92,7 @@ def sensitivities(values: Mapping[str, FloatArray], log_density: FloatArray) -> 
     list of float
         0 for what is the same in all draws.
     """
-    from arviz_stats.base import array_stats
-
-    weights = [np.exp(array_stats.power_scale_lw(log_density, alpha=alpha, axis=(-2, -1))).ravel() for alpha in ALPHAS]
+    weights = [_scaled_weights(log_density, alpha) for alpha in ALPHAS]
     # As the power falls the distance is counted as negative.
     per_doubling = [0.5 / abs(np.log2(alpha)) for alpha in ALPHAS]
     S = log_density.size
@@ -134,3 +134,18 @@ def sensitivity_sentence(table: pd.DataFrame) -> str:
         f"Power scaling shows quantities that move with the prior: {named}{more}. Try another prior, and see whether what you conclude "
         "survives."
     )
+
+
+def _scaled_weights(log_density: FloatArray, alpha: float) -> FloatArray:
+    """Importance weights (S,) of draws for a density to the power α, Pareto-smoothed where their tail has more than one value."""
+    from arviz_stats.base import array_stats
+
+    try:
+        with warnings.catch_warnings():
+            # Of few draws in the tail: a sensitivity says nothing of its own error.
+            warnings.simplefilter("ignore", UserWarning)
+            return np.exp(array_stats.power_scale_lw(log_density, alpha=alpha, axis=(-2, -1))).ravel()
+    except ValueError:
+        # Resampled draws that are few distinct ones.
+        ratios = (alpha - 1) * log_density.ravel()
+        return np.exp(ratios - logsumexp(ratios))

@@ -18,7 +18,7 @@ from bayesgmm.core.classes import ClassLayout, LabelledProblem
 from bayesgmm.core.covariance import CovarianceStructure
 from bayesgmm.core.function_prior import FunctionPrior
 from bayesgmm.core.parameters import FloatArray, MixtureParameters, SufficientStatistics, covariances_from_factors
-from bayesgmm.exceptions import CostWarning, PriorFunctionError, SamplingInterrupted, warn_user
+from bayesgmm.exceptions import CostWarning, PriorFunctionError, SamplingError, SamplingInterrupted, warn_user
 from bayesgmm.inference import posterior
 from bayesgmm.inference.compiled import CompiledPosterior, MixturePosterior
 from bayesgmm.inference.diagnostics import R_HAT_LIMIT, Diagnostics
@@ -305,7 +305,9 @@ def near_modes(
         weights = np.maximum(run.parameters.weights, 1 / total)
         at = (weights, run.parameters.means, run.parameters.precision_factors)
         densities.append(run.log_likelihood + float(prior.log_density_from_factors(*at, kind.name)))
-    return [m for m, density in enumerate(densities) if max(densities) - density <= SCREEN_NATS]
+    if not np.isfinite(densities).any():
+        raise SamplingError("the log posterior leaves the range of float64 at every mode of EM: rescale the columns")
+    return [m for m, density in enumerate(densities) if np.nanmax(densities) - density <= SCREEN_NATS]
 
 
 def approximate_modes(compiled: MixturePosterior, task: Task) -> ApproximatedModes:

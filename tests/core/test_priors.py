@@ -7,7 +7,13 @@ import pytest
 from scipy import stats
 
 from bayesgmm.core import em
-from bayesgmm.core.priors import ConjugatePrior, weighted_covariance
+from bayesgmm.core.priors import (
+    ConjugatePrior,
+    refuse_constant,
+    weighted_covariance,
+    weighted_median,
+    weighted_range,
+)
 from tests import oracles
 from tests.mixtures import STRUCTURES, random_mixture
 
@@ -285,3 +291,27 @@ def test_weights_that_sum_to_one_observation_or_less_are_refused():
         ConjugatePrior.fraley_raftery(X, 2, np.full(50, 1 / 50))
     with pytest.raises(ValueError, match="sample_weight|weights"):
         ConjugatePrior.fraley_raftery(X, 2, np.full(50, 1 / 100))
+
+
+def test_weighted_medians_are_those_of_repeated_rows():
+    rng = np.random.default_rng(0)
+    for n in (1, 2, 5, 8, 30):
+        X, v = rng.standard_normal((n, 2)), rng.integers(0, 4, n)
+        v[0] = 1
+        repeated = np.repeat(X, v, axis=0)
+        np.testing.assert_allclose(weighted_median(X, v.astype(float)), np.median(repeated, axis=0), rtol=1e-12)
+        low, high = weighted_range(X, v.astype(float))
+        np.testing.assert_array_equal(low, repeated.min(axis=0))
+        np.testing.assert_array_equal(high, repeated.max(axis=0))
+
+
+def test_rows_that_count_for_little_are_in_the_range():
+    X = np.array([[0.0], [5.0], [9.0]])
+    low, high = weighted_range(X, np.array([0.5, 1.0, 0.0]))
+    assert (low[0], high[0]) == (0.0, 5.0)
+
+
+def test_a_constant_range_is_named():
+    refuse_constant(np.array([0.0, 1.0]), np.array([1.0, 2.0]), "scale")
+    with pytest.raises(ValueError, match="column 1 of X is constant"):
+        refuse_constant(np.array([0.0, 1.0, 2.0]), np.array([1.0, 1.0, 3.0]), "scale")

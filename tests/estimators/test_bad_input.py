@@ -402,6 +402,15 @@ def test_weights_count_against_the_size_of_the_data(rows):
     np.testing.assert_allclose(a.means_, b.means_, rtol=1e-6)
 
 
+@pytest.mark.parametrize("size", [1.0, 1e-100])
+def test_weights_whose_sums_vanish_are_refused(size, rows):
+    """Their products with small numbers would be 0, and so would the means."""
+    with pytest.raises(ValueError, match="sums to 6.0e-299"):
+        GaussianMixture(1, reg_covar=0).fit(rows * size, sample_weight=np.full(60, 1e-300))
+    a = GaussianMixture(2, reg_covar=0, random_state=0).fit(rows, sample_weight=np.full(60, 1e-100))
+    np.testing.assert_allclose(a.means_, GaussianMixture(2, reg_covar=0, random_state=0).fit(rows).means_, rtol=1e-6)
+
+
 def test_more_rows_than_can_be_drawn_are_not_resampled(rows):
     v = np.full(60, 1e20)
     fit = GaussianMixture(2, random_state=0).fit(rows, sample_weight=v)

@@ -26,6 +26,7 @@ from bayesgmm.core.covariance import structure
 from bayesgmm.datasets import load_faithful
 from bayesgmm.exceptions import SamplingInterrupted
 from bayesgmm.inference import nuts, posterior
+from bayesgmm.inference.power_scaling import sensitivities
 from tests import oracles
 from tests.mixtures import STRUCTURES, random_mixture
 
@@ -751,7 +752,7 @@ def test_shapes_are_scikit_learns(covariance_type, separated):
 @UNCONVERGED
 def test_weights_that_add_up_to_nothing_leave_the_prior():
     X = np.array([[0.0, 0.0], [1.0, 3.0], [5.0, 1.0]])
-    post = laplace(1, covariance_type="diag", prior=HierarchicalPrior()).fit(X, sample_weight=np.full(3, 1e-300))
+    post = laplace(1, covariance_type="diag", prior=HierarchicalPrior()).fit(X, sample_weight=np.full(3, 1e-20))
     assert np.isfinite(post.idata_["posterior"]["means"].values).all()
     np.testing.assert_array_equal(post.weights_, 1.0)
 
@@ -760,3 +761,17 @@ def test_weights_that_add_up_to_nothing_leave_the_prior():
 def test_columns_too_narrow_for_their_squares_are_refused(prior, separated):
     with pytest.raises(ValueError, match=r"column 'x1' is narrower than 1e-150.*Rescale"):
         laplace(2, prior=prior).fit(separated * [1.0, 1e-310])
+
+
+def test_a_random_scale_needs_room_for_squares_of_precisions(separated):
+    with pytest.raises(ValueError, match=r"column 1 of X is narrower than 1e-100.*Rescale"):
+        laplace(2, prior=HierarchicalPrior()).fit(separated * [1.0, 1e-120])
+
+
+@UNCONVERGED
+def test_a_summary_of_few_distinct_draws():
+    """Where the tail of the importance weights has one value it is not smoothed, and nothing breaks."""
+    rng = np.random.default_rng(0)
+    density = np.repeat(rng.standard_normal(3), [380, 10, 10]).reshape(2, 200)
+    found = sensitivities({"a": rng.standard_normal((2, 200))}, density)
+    assert np.isfinite(found).all()
