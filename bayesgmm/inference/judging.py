@@ -214,7 +214,7 @@ def _diagnosed(
         chain_modes=() if seen is None else seen.owners,
         visited_modes=_without_mention(seen, weights),
         doubts=doubts,
-        changed_places=_unsettled(ordered, pareto_k),
+        changed_places=_unsettled(ordered, pareto_k, seen),
         differing=differing,
         n_rows=task.problem.total_weight,
     )
@@ -228,11 +228,19 @@ def _without_mention(seen: Visits | None, weights: Sequence[ModeWeight]) -> list
     return [*light, *(() if seen.stayed else seen.visited)]
 
 
-def _unsettled(permutations: np.ndarray, pareto_k: float | None) -> FloatArray:
-    """Share of the draws in which each component changes places: from draw to draw, or from the mode's for independent ones."""
+def _unsettled(permutations: np.ndarray, pareto_k: float | None, seen: Visits | None) -> FloatArray:
+    """Share of the draws in which each component changes places: from draw to draw, or from its mode's for independent ones."""
     if pareto_k is None:
         return changed_places(permutations)
-    return np.asarray(np.mean(permutations != np.arange(permutations.shape[2]), axis=(0, 1)))
+    if seen is None:
+        return np.asarray(np.mean(permutations != np.arange(permutations.shape[2]), axis=(0, 1)))
+    # Each mode's approximation has an order of its own.
+    changed = np.zeros(seen.orders.shape, dtype=bool)
+    for mode in np.unique(seen.nearest).tolist():
+        own = seen.nearest == mode
+        orders, times = np.unique(seen.orders[own], axis=0, return_counts=True)
+        changed[own] = seen.orders[own] != orders[times.argmax()]
+    return np.asarray(changed.mean(axis=(0, 1)))
 
 
 def _orders(setup: Setup, raw: PosteriorDraws, seen: Visits | None) -> np.ndarray:

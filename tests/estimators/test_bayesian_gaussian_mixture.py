@@ -428,13 +428,13 @@ def press_ctrl_c(monkeypatch, when):
 def test_ctrl_c_keeps_the_draws_that_are_there(separated, monkeypatch):
     begun = time.monotonic()
     seen: list[int] = []
-    read = nuts._is_finished
+    read = nuts.is_finished
 
     def watched(sampler):
         seen.append(1)
         return read(sampler)
 
-    monkeypatch.setattr(nuts, "_is_finished", watched)
+    monkeypatch.setattr(nuts, "is_finished", watched)
     press_ctrl_c(monkeypatch, lambda: len(seen) > 60)
     settings = SHORT | {"draws": 1_000_000, "max_draws": 1_000_000, "tune": 60}
     with pytest.raises(SamplingInterrupted) as stopped:
@@ -463,7 +463,7 @@ def test_ctrl_c_before_there_are_draws(separated, monkeypatch):
 def test_ctrl_c_while_sampling_goes_on_keeps_the_earlier_draws(separated, monkeypatch, moment):
     """The effective size asked for takes a second round; stopping that must not lose the first."""
     rounds: list[int] = []
-    start = nuts._start_chain
+    start = nuts.start_chain
 
     def counted(*arguments):
         # As long a second round as it takes to be stopped; in its warm-up, or after one chain alone has begun to draw.
@@ -476,7 +476,7 @@ def test_ctrl_c_while_sampling_goes_on_keeps_the_earlier_draws(separated, monkey
         return start(*arguments)
 
     waits: list[int] = []
-    monkeypatch.setattr(nuts, "_start_chain", counted)
+    monkeypatch.setattr(nuts, "start_chain", counted)
 
     def second_round_is_on():
         waits.extend([1] if len(rounds) > 3 else [])

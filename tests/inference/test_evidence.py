@@ -59,7 +59,7 @@ def exact_fit(
     order = relabel(weights, means, covariances, best, covariance_type="full")
     parts = (weights, means, np.linalg.cholesky(np.linalg.inv(covariances)))
     draws = PosteriorDraws(*(part.reshape(4, -1, *part.shape[1:]) for part in parts)).permuted(order)
-    diagnostics = SimpleNamespace(pareto_k=None, invariants=pd.DataFrame({"r_hat": [1.0]}))
+    diagnostics = SimpleNamespace(pareto_k=None, modes_combined=False, invariants=pd.DataFrame({"r_hat": [1.0]}))
     fit = SimpleNamespace(
         _draws=draws,
         _X=X,

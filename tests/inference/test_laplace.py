@@ -8,6 +8,7 @@ from scipy.special import logsumexp
 from bayesgmm import BayesianGaussianMixture, ConjugatePrior
 from bayesgmm.core import covariance, em
 from bayesgmm.core.covariance import structure
+from bayesgmm.inference import judging
 from bayesgmm.inference.compiled import CompiledPosterior
 from bayesgmm.inference.laplace import (
     LaplaceApproximation,
@@ -18,6 +19,7 @@ from bayesgmm.inference.laplace import (
     polish,
     rough_scales,
 )
+from bayesgmm.inference.modes import Visits
 from tests import oracles
 from tests.mixtures import STRUCTURES, random_mixture
 
@@ -251,3 +253,16 @@ def test_a_few_draws_are_drawn_all_the_same(draws):
     ).fit(X)
     assert fit.idata_.posterior["means"].shape == (2, draws, 1, 2)
     assert np.isfinite(fit.diagnostics_.pareto_k)
+
+
+def test_each_modes_own_order_of_the_components_is_no_change_of_places():
+    orders = np.tile(np.arange(3), (2, 50, 1))
+    nearest = np.zeros((2, 50), dtype=int)
+    nearest[:, 30:], orders[:, 30:] = 1, [2, 0, 1]
+    seen = Visits(nearest, orders, 2)
+    # The second mode's approximation has its components in another order than the first's.
+    np.testing.assert_array_equal(judging._unsettled(orders, 0.3, seen), np.zeros(3))
+    orders[0, 40] = [0, 2, 1]
+    np.testing.assert_allclose(judging._unsettled(orders, 0.3, Visits(nearest, orders, 2)), [0.01, 0.01, 0.0])
+    # Of a single mode, against its own order.
+    np.testing.assert_allclose(judging._unsettled(orders, 0.3, None), [0.39, 0.4, 0.4])
