@@ -28,7 +28,7 @@ check: environment
 # What is compiled is compiled while format and types are checked, and by one process: two that compile side by side get other bits.
 test: environment
 	@$(BIN)/bayesgmm warmup --quiet & warm=$$!; $(MAKE) --no-print-directory check || { kill $$warm; exit 1; }; wait $$warm
-	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
+	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 docs: environment
 	@bash .ci/environment docs

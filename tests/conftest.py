@@ -1,4 +1,4 @@
-"""One Dask cluster for all tests that ask for it; how many tables the laws of ``test_properties.py`` are held against."""
+"""One Dask cluster for all tests that ask for it; what runs first; how many tables the laws of ``test_properties.py`` are held against."""
 
 from __future__ import annotations
 
@@ -11,6 +11,14 @@ _ALWAYS = {"deadline": None, "database": None, "suppress_health_check": list(Hea
 settings.register_profile("few", max_examples=40, derandomize=True, phases=(Phase.explicit, Phase.generate), **_ALWAYS)
 settings.register_profile("many", max_examples=400, derandomize=True, print_blob=True, **_ALWAYS)
 settings.load_profile("few")
+
+LONGEST = ("test_examples", "test_documentation", "test_together", "test_cli_cluster", "test_model", "test_sampling")
+"""Files that take long: begun first, so that no process is left with one of them at the end."""
+
+
+def pytest_collection_modifyitems(items):
+    """Put the longest files first."""
+    items.sort(key=lambda item: item.path.stem not in LONGEST)
 
 
 @pytest.fixture(scope="session")

@@ -91,6 +91,7 @@ def test_what_does_not_go_together_is_wrong_usage(more, message, tmp_path, capsy
     assert "standard input" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_chains_and_models_run_on_the_workers(client, rows, tmp_path, capfd):
     data = tmp_path / "rows.csv"
     pd.DataFrame(rows, columns=["a", "b"]).to_csv(data, index=False)

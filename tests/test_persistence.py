@@ -638,6 +638,7 @@ def test_a_read_only_folder_is_one_error(em, post, read_only, tmp_path, capsys):
         assert said.count("\n") == 1
 
 
+@pytest.mark.slow
 def test_two_processes_that_write_to_one_folder_leave_a_whole_fit(two, tmp_path):
     """Writers in processes of their own, both at once: whatever is read between is the one fit or the other.
 

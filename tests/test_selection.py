@@ -202,6 +202,7 @@ def test_another_prior_is_labelled(prior, label, depends, tmp_path):
         quick(covariance_types="full", method="laplace", criteria="evidence", draws=60, out=tmp_path)
 
 
+@pytest.mark.slow
 def test_probabilities_have_a_prior_on_the_number_of_components():
     options = {"covariance_types": ("full", "tied"), "method": "laplace", "criteria": "evidence", "draws": 400}
     options |= {"X": np.random.default_rng(0).standard_normal((40, 1)), "sensitivity": False}
@@ -269,6 +270,7 @@ def test_summary_tells_what_the_probabilities_owe_to_the_prior(varied, says):
     assert says in found.summary()
 
 
+@pytest.mark.slow
 def test_models_that_matter_are_fitted_anew_where_draws_do_not_reach_a_prior(tmp_path, monkeypatch):
     """k̂ is made high for every model and one variation: K = 1 is hundreds of nats behind, so K = 2 alone is fitted anew."""
     asked, real = [], sensitivity.evidence_change

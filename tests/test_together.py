@@ -45,6 +45,7 @@ def test_fits_in_threads_are_those_of_each_alone(alone):
     assert beside == alone * 3
 
 
+@pytest.mark.slow
 def test_fits_in_processes_are_those_of_each_alone(alone):
     with ProcessPoolExecutor(2, multiprocessing.get_context("spawn")) as pool:
         assert list(pool.map(fitted, *zip(*TASKS, strict=True))) == alone

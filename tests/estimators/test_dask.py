@@ -261,6 +261,7 @@ def test_a_selection_by_the_criteria_of_em(rows, weights, monkeypatch, tmp_path)
         select(X, **grid, y=np.zeros(len(rows)))
 
 
+@pytest.mark.slow
 def test_a_selection_by_all_criteria(rows, monkeypatch, tmp_path):
     monkeypatch.setattr("bayesgmm.distributed._client_of", lambda collection: None)
     X = da.from_array(rows, chunks=(700, 2))

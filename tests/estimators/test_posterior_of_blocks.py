@@ -71,6 +71,7 @@ def test_weights_stand_in_a_column(table, tmp_path):
     assert_same_posterior(ours, repeated, 2000)
 
 
+@pytest.mark.slow
 def test_nuts_says_its_cost_first_and_agrees(table):
     few = table[:600]
 

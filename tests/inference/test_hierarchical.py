@@ -232,6 +232,7 @@ def test_evidence_and_rate_of_one_component_are_those_of_quadrature():
     agrees(fitted(1, "spherical", "laplace"), 1)
 
 
+@pytest.mark.slow
 def test_error_of_the_evidence_is_its_scatter_over_seeds():
     exact = by_quadrature(EIGHT, 1)[0]
     found = [fitted(1, seed=seed).log_evidence(random_state=seed) for seed in range(8)]

@@ -216,6 +216,7 @@ def test_unusable_arguments_are_refused(changes, error, message):
         build_model(**arguments)
 
 
+@pytest.mark.slow
 def test_plain_pymc_sampling_gives_the_same_posterior():
     X = load_faithful().to_numpy(dtype=float)
     prior = ConjugatePrior().resolve(X, 2)

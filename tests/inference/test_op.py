@@ -75,6 +75,7 @@ def test_value_and_gradient_are_those_of_scipys_densities(value_and_gradient, K,
     assert not np.any(g_factors * (1 - np.tri(D)))
 
 
+@pytest.mark.slow
 def test_numba_gives_the_same_numbers_whatever_the_layout_of_the_arrays(value_and_gradient):
     inputs = symbolic_inputs()
     value = mixture_log_likelihood(*inputs)[0]

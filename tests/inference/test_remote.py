@@ -54,6 +54,7 @@ def test_the_draws_are_those_without_a_client(rows, expected, client):
     assert "bayesgmm-chain" in names
 
 
+@pytest.mark.slow
 def test_chains_report_how_far_they_are(rows, client, monkeypatch):
     seen = []
     from bayesgmm.inference import remote

@@ -296,6 +296,7 @@ def test_everything_a_posterior_does(separated, tmp_path):
     np.testing.assert_allclose(post.idata_["log_prior"]["prior"].values, expected, rtol=1e-9)
 
 
+@pytest.mark.slow
 def test_selection_under_the_prior(separated):
     chosen = select(
         separated, range(1, 4), prior=SeparationPrior(), method="laplace", criteria=("evidence",), random_state=0
