@@ -8,8 +8,8 @@ from hypothesis import HealthCheck, Phase, settings
 # Few tables and always the same ones, or with --hypothesis-profile=many.
 _ALWAYS = {"deadline": None, "database": None, "suppress_health_check": list(HealthCheck)}
 
-settings.register_profile("few", max_examples=40, derandomize=True, phases=(Phase.explicit, Phase.generate), **_ALWAYS)
-settings.register_profile("many", max_examples=400, derandomize=True, print_blob=True, **_ALWAYS)
+settings.register_profile("few", max_examples=20, derandomize=True, phases=(Phase.explicit, Phase.generate), **_ALWAYS)
+settings.register_profile("many", max_examples=200, derandomize=True, print_blob=True, **_ALWAYS)
 settings.load_profile("few")
 
 LONGEST = ("test_examples", "test_documentation", "test_together", "test_cli_cluster", "test_model", "test_sampling")

@@ -155,6 +155,7 @@ def test_a_fit_that_was_interrupted_goes_on(frame, pattern, tmp_path, monkeypatc
     assert "holds no saved fit" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_posteriors_are_fitted_and_compared_in_blocks(frame, pattern, tmp_path, capsys):
     few = ["--method", "laplace", "--draws", "100", "--out-of-core"]
     assert main(["fit", pattern, "-k", "2", *few, "--out", str(tmp_path / "fit"), "--json"]) == 0

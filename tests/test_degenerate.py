@@ -14,7 +14,7 @@ from bayesgmm.estimators import validation
 from tests import degenerate
 from tests.degenerate import COST, TABLES, TASKS, Case, as_code, case_of, fault_of
 
-N_CASES, N_GROUPS = 480, 6
+N_CASES, N_GROUPS = 240, 6
 N_COMMANDS = 4
 
 

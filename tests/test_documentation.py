@@ -21,7 +21,14 @@ DEAR = ("draws=4000", ".report(")
 RELATIVE, ABSOLUTE = 0.03, 0.03
 
 
-@pytest.mark.parametrize("page", [ROOT / "README.md", *PAGES], ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "page",
+    [
+        # The page on priors compiles models of PyMC.
+        pytest.param(path, id=path.stem, marks=[pytest.mark.slow] if path.stem == "priors" else [])
+        for path in (ROOT / "README.md", *PAGES)
+    ],
+)
 def test_blocks_print_what_the_page_says(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("MPLBACKEND", "Agg")

@@ -15,6 +15,7 @@ import matplotlib.pyplot as plt
 import pytest
 
 EXAMPLES = sorted((Path(__file__).parents[1] / "examples").glob("*.py"))
+LONG = ("06_heart_disease", "10_choosing_k", "13_em_and_mcmc", "14_galaxies", "15_old_faithful")
 ALONE = "01_soft_and_hard"
 """The one that is run as a user runs it; the others share a process, so that libraries are loaded once."""
 
@@ -37,7 +38,14 @@ def is_png(path):
     return path.read_bytes().startswith(b"\x89PNG")
 
 
-@pytest.mark.parametrize("script", [path for path in EXAMPLES if path.stem != ALONE], ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "script",
+    [
+        pytest.param(path, id=path.stem, marks=[pytest.mark.slow] if path.stem in LONG else [])
+        for path in EXAMPLES
+        if path.stem != ALONE
+    ],
+)
 def test_example_runs(script, tmp_path, monkeypatch, capsys, fresh_figures):
     figure = tmp_path / "figure.png"
     monkeypatch.setattr(sys, "argv", [str(script), str(figure)])

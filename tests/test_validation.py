@@ -168,6 +168,7 @@ def test_entries_are_counted_where_their_interval_holds_the_truth():
     assert (found["variances"][1], found["covariances"][1]) == (0, 1)
 
 
+@pytest.mark.slow
 def test_page_has_tables_figures_and_what_was_missed(tmp_path, monkeypatch):
     validate = pytest.importorskip("benchmarks.validate")
     rng = np.random.default_rng(0)

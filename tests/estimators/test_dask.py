@@ -59,8 +59,19 @@ def assert_same(found, expected, relative=RELATIVE):
 
 
 @pytest.mark.filterwarnings("ignore:EM did not converge")
-@pytest.mark.parametrize("covariance_type", ["full", "tied", "diag", "spherical"])
-@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize(
+    ("covariance_type", "weighted"),
+    [
+        ("full", False),
+        ("tied", True),
+        ("diag", False),
+        ("spherical", True),
+        *(
+            pytest.param(name, weighted, marks=pytest.mark.slow)
+            for name, weighted in (("full", True), ("tied", False), ("diag", True), ("spherical", False))
+        ),
+    ],
+)
 def test_em_is_that_in_memory_step_by_step(covariance_type, weighted, rows, weights, monkeypatch):
     # on threads of this process, where a pass is quick; the cluster gives the same bits
     monkeypatch.setattr("bayesgmm.distributed._client_of", lambda collection: None)

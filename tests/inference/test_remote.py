@@ -80,6 +80,7 @@ def test_chains_report_how_far_they_are(rows, client, monkeypatch):
     assert any(0 < (said or 0) < 6100 for states, _ in seen for said in states)
 
 
+@pytest.mark.slow
 def test_a_worker_that_dies_does_not_show(rows, client):
     usual = nuts(draws=4000).fit(rows)
     victim = min(client.run(os.getpid).values())
@@ -91,6 +92,7 @@ def test_a_worker_that_dies_does_not_show(rows, client):
     assert_same(found, usual)
 
 
+@pytest.mark.slow
 def test_ctrl_c_keeps_what_was_drawn(rows, client):
     nuts().fit(rows, client=client)
     stopper = later(2.0, _thread.interrupt_main)
