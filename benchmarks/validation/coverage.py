@@ -50,7 +50,7 @@ SIDES = {
 JUDGED = ("nuts", "laplace", "information")
 EXACT_DRAWS = 4000
 RESAMPLES = 399
-DATA_SETS, QUICK_DATA_SETS, FULL_DATA_SETS = 200, 2, 1000
+DATA_SETS, QUICK_DATA_SETS, FULL_DATA_SETS = 100, 2, 1000
 DRAWS = 500
 MOST_BLOCKS = 4  # where the effective sample size is not reached: bounds the time of a fit that cannot reach it
 
