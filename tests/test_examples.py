@@ -15,7 +15,16 @@ import matplotlib.pyplot as plt
 import pytest
 
 EXAMPLES = sorted((Path(__file__).parents[1] / "examples").glob("*.py"))
-LONG = ("06_heart_disease", "10_choosing_k", "13_em_and_mcmc", "14_galaxies", "15_old_faithful")
+LONG = (
+    "06_heart_disease",
+    "07_em_step_by_step",
+    "11_hyperparameters",
+    "12_strengths_and_limits",
+    "10_choosing_k",
+    "13_em_and_mcmc",
+    "14_galaxies",
+    "15_old_faithful",
+)
 ALONE = "01_soft_and_hard"
 """The one that is run as a user runs it; the others share a process, so that libraries are loaded once."""
 
