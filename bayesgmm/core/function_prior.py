@@ -27,7 +27,7 @@ class FunctionPrior(EMStartedPrior):
     name : str
         Of the function.
     em_prior : ConjugatePrior, optional
-        Under which EM looks for starts. Default: :meth:`ConjugatePrior.fraley_raftery`.
+        Under which EM looks for starts. Default: :meth:`bayesgmm.ConjugatePrior.fraley_raftery`.
     """
 
     function: Callable[[], Mapping[str, Any]] | None

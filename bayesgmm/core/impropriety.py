@@ -418,18 +418,22 @@ def rows_tried(dimension: int, n_tasks: int) -> int:
     return n
 
 
+def _scaled_rows(points: FloatArray, v: FloatArray) -> tuple[FloatArray, FloatArray, np.ndarray, FloatArray]:
+    """Rows in units of the features' ranges; the distinct ones, which of them each row is, and their total weights."""
+    scaled = (points - points.min(axis=0)) / np.ptp(points, axis=0)
+    distinct, which = np.unique(scaled, axis=0, return_inverse=True)
+    return scaled, distinct, which.ravel(), np.bincount(which.ravel(), weights=v)
+
+
 def _largest_flat(points: FloatArray, v: FloatArray, dimension: int, n_tried: int, least: float) -> np.ndarray:
     """Rows of the flat, across two features or more, that has the largest total weight above ``least``.
 
     Rows become vectors (1, x), and a flat of dimension r a subspace of dimension r + 1: r of its vectors are taken as a base in turn, the
     others projected along it, and those that then have the same direction lie in one such subspace.
     """
-    spread = np.ptp(points, axis=0)
-    if np.any(spread == 0):
+    if np.any(np.ptp(points, axis=0) == 0):
         return np.empty(0, dtype=int)
-    scaled = (points - points.min(axis=0)) / spread
-    distinct, which = np.unique(scaled, axis=0, return_inverse=True)
-    weight = np.bincount(which.ravel(), weights=v)
+    _, distinct, which, weight = _scaled_rows(points, v)
     chosen = np.arange(len(distinct))
     if len(distinct) > n_tried:
         # The heaviest; the same every time: whether a posterior is improper does not depend on a seed.
@@ -470,7 +474,7 @@ def _largest_flat(points: FloatArray, v: FloatArray, dimension: int, n_tried: in
                 best[:] = total, rows
 
     search(vectors, weight[chosen], np.arange(len(chosen)), (), 0.0)
-    return np.flatnonzero(np.isin(which.ravel(), best[1]))
+    return np.flatnonzero(np.isin(which, best[1]))
 
 
 def _rows_of_flat(points: FloatArray, members: FloatArray, dimension: int) -> np.ndarray:
@@ -516,12 +520,9 @@ def _most_frequent(X: FloatArray, v: FloatArray) -> tuple[np.ndarray, float]:
 
 def _largest_oblique_line(points: FloatArray, v: FloatArray, limit: int) -> np.ndarray:
     """Rows on the line, across both features, that has the largest total weight."""
-    spread = np.ptp(points, axis=0)
-    if np.any(spread == 0):
+    if np.any(np.ptp(points, axis=0) == 0):
         return np.empty(0, dtype=int)
-    scaled = (points - points.min(axis=0)) / spread
-    distinct, which = np.unique(scaled, axis=0, return_inverse=True)
-    weight = np.bincount(which.ravel(), weights=v)
+    scaled, distinct, _, weight = _scaled_rows(points, v)
     chosen = np.arange(len(distinct))
     if len(distinct) > limit:
         # The same rows every time: whether a posterior is improper does not depend on a seed.

@@ -82,7 +82,9 @@ def _core_of_caller() -> Callable[[], int]:
 
 
 def _move_off(core: int) -> None:
-    """Put this thread on any other core; it may go where it likes later."""
+    """Put this thread on any other core if it is on this one; it may go where it likes later."""
+    if core < 0 or _core_of_caller()() != core:
+        return
     with suppress(OSError):
         cores = os.sched_getaffinity(0)
         if len(cores) > 1 and core in cores:
@@ -130,8 +132,7 @@ def over_ranges(n_chunks: int, work: float, n_threads: int | None, task: Callabl
             task(first, last)
 
     def help_out() -> None:
-        if core >= 0 and _core_of_caller()() == core:
-            _move_off(core)
+        _move_off(core)
         run()
 
     # The caller is one of the threads.
@@ -247,8 +248,7 @@ class _Helpers:
             if idle:
                 self._bell.acquire()
             seen, work, counters, core = self._job
-            if core >= 0 and _core_of_caller()() == core:
-                _move_off(core)
+            _move_off(core)
             try:
                 if work is not None:
                     work(counters, self._signal, seen, True)

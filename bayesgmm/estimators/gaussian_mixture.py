@@ -907,7 +907,7 @@ class GaussianMixture(DensityMixin, BaseEstimator):
         prob : float, default 0.9
         method : {"information", "sandwich", "bootstrap"}, default "information"
             From standard errors by the observed information or the sandwich, with Student's t, χ² and Fisher's z in place of the normal
-            where components have few rows (:mod:`bayesgmm.core.intervals`); or from pivots of refits to resampled rows.
+            where components have few rows (``bayesgmm.core.intervals``); or from pivots of refits to resampled rows.
         sample_weight : array-like of shape (N,), optional
         n_bootstrap : int, default 999
             Number of resamples for "bootstrap".

@@ -62,7 +62,9 @@ def ours(monkeypatch):
 for name, function in list(vars(theirs).items()):
     if name.startswith("test_") and name not in PRIVATE:
         reason = DIFFERENT.get(name)
-        globals()[name] = function if reason is None else pytest.mark.xfail(reason=reason, strict=False)(function)
+        # From two of its three seeds the test of warm starts takes more than five iterations here too.
+        mark = pytest.mark.xfail(reason=reason, strict=name != "test_warm_start")
+        globals()[name] = function if reason is None else mark(function)
 
 
 def test_every_test_that_is_left_out_or_differs_is_one_of_theirs():
