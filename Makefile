@@ -43,8 +43,8 @@ peers: environment
 	.peers/bin/python -m pip install --quiet --disable-pip-version-check --requirement benchmarks/programs/requirements.txt
 
 validate: environment
-	$(BIN)/python -m pytest -m slow
-	$(BIN)/python -m pytest --hypothesis-profile=many tests/test_properties.py
+	$(BIN)/python -m pytest -m slow -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+	$(BIN)/python -m pytest --hypothesis-profile=many tests/test_properties.py -n auto --maxprocesses 4
 	$(BIN)/python -m benchmarks.validate --out build/validation.jsonl --markdown tests/reference/validation.md
 
 validate-full: environment

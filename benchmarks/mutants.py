@@ -1,7 +1,8 @@
 """Mutants of a module: one operator, number, condition or statement of a function changed at a time, in a process that has it loaded.
 
-A mutant's code takes the place of the function's own in a forked child, so that nothing is imported anew; the child runs tests and ends
-with what they end with. What Numba compiles is left alone, and so are messages, annotations and defaults.
+A mutant's code takes the place of the function's own in a forked child, so that nothing is imported anew; the child runs the tests that
+reach the changed statement, as an earlier run of all tests has recorded, the quick ones first. What Numba compiles is left alone, and so
+are messages, annotations and defaults.
 """
 
 from __future__ import annotations
@@ -10,13 +11,17 @@ import ast
 import copy
 import importlib
 import inspect
+import json
 import os
 import signal
+import sys
 import time
 import types
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 SWAPS: dict[type[ast.AST], Callable[[], ast.AST]] = {
@@ -42,13 +47,14 @@ NAMES = dict(_PAIRS) | {b: a for a, b in _PAIRS}
 
 @dataclass(frozen=True)
 class Mutant:
-    """What is changed where."""
+    """What is changed where; ``lines``: first and last of the statement, or of the head of a compound one."""
 
     module: str
     function: str
     line: int
     change: str
     place: int
+    lines: tuple[int, int]
 
 
 def _changes(node: ast.AST) -> Iterator[tuple[str, Callable[[Any], ast.AST]]]:
@@ -105,8 +111,12 @@ def _functions(tree: ast.Module) -> Iterator[tuple[str, ast.FunctionDef]]:
         for owner, inner in (
             [("", node)] if not isinstance(node, ast.ClassDef) else [(f"{node.name}.", n) for n in node.body]
         ):
-            if isinstance(inner, ast.FunctionDef) and "njit" not in ast.unparse(inner.decorator_list or []):  # type: ignore[arg-type]
+            if isinstance(inner, ast.FunctionDef) and not _compiled(inner):
                 yield f"{owner}{inner.name}", inner
+
+
+def _compiled(function: ast.FunctionDef) -> bool:
+    return any(name in ast.unparse(each) for each in function.decorator_list for name in ("njit", "intrinsic"))
 
 
 def mutants(module: str) -> list[Mutant]:
@@ -114,10 +124,25 @@ def mutants(module: str) -> list[Mutant]:
     found = []
     for name, function in _functions(_tree(module)):
         place = 0
+        lines = _lines(function)
         for _, _, _, child in _parts(function):
             for words, _ in _changes(child):
-                found.append(Mutant(module, name, getattr(child, "lineno", function.lineno), words, place))
+                line = getattr(child, "lineno", function.lineno)
+                found.append(Mutant(module, name, line, words, place, lines.get(child, (line, line))))
                 place += 1
+    return found
+
+
+def _lines(function: ast.FunctionDef) -> dict[ast.AST, tuple[int, int]]:
+    """Of every node of a function, the lines of the innermost statement that holds it, without the body of a compound one."""
+    found = {}
+    for statement in ast.walk(function):
+        if isinstance(statement, ast.stmt):
+            body = getattr(statement, "body", None)
+            end = body[0].lineno - 1 if body else statement.end_lineno or statement.lineno
+            span = (statement.lineno, max(statement.lineno, end))
+            # Statements come before those that they hold: the innermost is written last.
+            found |= dict.fromkeys(ast.walk(statement), span)
     return found
 
 
@@ -152,8 +177,103 @@ def _put(mutant: Mutant) -> None:
     found.__code__ = _code(mutant)
 
 
+class _Recorder:
+    """Plugin for pytest: which lines of some files each test reaches, and for how long it runs."""
+
+    TOOL = 4
+
+    def __init__(self, files: Sequence[str]) -> None:
+        self.files = set(files)
+        self.lines: set[tuple[str, int]] = set()
+        self.shared: dict[str, set[tuple[str, int]]] = defaultdict(set)
+        self.tests: dict[str, dict[str, Any]] = {}
+        monitor = sys.monitoring
+        monitor.use_tool_id(self.TOOL, "mutants")
+        monitor.register_callback(self.TOOL, monitor.events.LINE, self._line)
+        monitor.set_events(self.TOOL, monitor.events.LINE)
+
+    def _line(self, code: types.CodeType, line: int) -> Any:
+        if code.co_filename in self.files:
+            self.lines.add((code.co_filename, line))
+        # Once a test is enough; what is no file of ours is reported once more a test at most.
+        return sys.monitoring.DISABLE
+
+    def pytest_runtest_logreport(self, report: Any) -> None:
+        file = report.nodeid.partition("::")[0]
+        if report.when == "setup":
+            # What a fixture of the file has run was run for all its tests.
+            self.shared[file] |= self.lines
+        elif report.when == "call":
+            self.tests[report.nodeid] = {"seconds": report.duration, "passed": report.passed, "lines": self.lines}
+        self.lines = set()
+        sys.monitoring.restart_events()
+
+    def found(self) -> dict[str, Any]:
+        """By test, its seconds and its lines by file; only tests that passed."""
+        result = {}
+        for name, test in self.tests.items():
+            lines = defaultdict(list)
+            for file, line in sorted(test["lines"] | self.shared[name.partition("::")[0]]):
+                lines[file].append(line)
+            if test["passed"]:
+                result[name] = {"seconds": test["seconds"], "lines": dict(lines)}
+        return result
+
+
+PYTEST = ("-q", "-p", "no:cacheprovider", "-p", "no:xdist")
+
+
+def record(tests: str, modules: Sequence[str], to: Path) -> None:
+    """Run a file of tests in a forked child and write which lines of the modules each of them reaches."""
+    names = {str(importlib.import_module(module).__file__): module for module in modules}
+
+    def run() -> int:
+        import pytest
+
+        recorder = _Recorder(list(names))
+        pytest.main([*PYTEST, tests], plugins=[recorder])
+        found = recorder.found()
+        for test in found.values():
+            test["lines"] = {names[file]: lines for file, lines in test["lines"].items()}
+        to.write_text(json.dumps(found), encoding="utf-8")
+        return 0
+
+    _in_child(run, 1800.0)
+
+
+def reaching(mutant: Mutant, recorded: dict[str, Any], seconds: float) -> list[str]:
+    """Tests that reach a mutant, the quickest of each function first, for so many seconds in all."""
+    first, last = mutant.lines
+    by_function: dict[str, list[tuple[float, str]]] = defaultdict(list)
+    for name, test in recorded.items():
+        if any(first <= line <= last for line in test["lines"].get(mutant.module, ())):
+            by_function[name.partition("[")[0]].append((test["seconds"], name))
+    ranked = sorted((rank, *each) for tests in by_function.values() for rank, each in enumerate(sorted(tests)))
+    chosen, spent = [], 0.0
+    for _, needs, name in ranked:
+        spent += needs + 0.01
+        if spent < seconds or not chosen:
+            chosen.append(name)
+    return chosen
+
+
 def verdict(mutant: Mutant | None, tests: Sequence[str], seconds: float) -> str:
     """Whether tests kill a mutant: "killed", "survived" or "never ends". None is the module as it is."""
+
+    def run() -> int:
+        if mutant is not None:
+            _put(mutant)
+        import pytest
+
+        return int(pytest.main(["-x", *PYTEST, *tests]))
+
+    if not tests:
+        return "survived"
+    return {0: "survived", None: "never ends"}.get(_in_child(run, seconds), "killed")
+
+
+def _in_child(run: Callable[[], int], seconds: float) -> int | None:
+    """Run something in a forked, silent process; its exit code, None where it had to be stopped."""
     child = os.fork()
     if child == 0:
         code = 70
@@ -161,19 +281,15 @@ def verdict(mutant: Mutant | None, tests: Sequence[str], seconds: float) -> str:
             nowhere = os.open(os.devnull, os.O_RDWR)
             for stream in (0, 1, 2):
                 os.dup2(nowhere, stream)
-            if mutant is not None:
-                _put(mutant)
-            import pytest
-
-            code = int(pytest.main(["-x", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", *tests]))
+            code = run()
         finally:
             os._exit(code)
     until = time.monotonic() + seconds
     while time.monotonic() < until:
         done, status = os.waitpid(child, os.WNOHANG)
         if done:
-            return "survived" if os.waitstatus_to_exitcode(status) == 0 else "killed"
-        time.sleep(0.05)
+            return os.waitstatus_to_exitcode(status)
+        time.sleep(0.02)
     os.kill(child, signal.SIGKILL)
     os.waitpid(child, 0)
-    return "never ends"
+    return None

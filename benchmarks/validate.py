@@ -23,6 +23,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import resource
 import sys
 import time
 from collections.abc import Sequence
@@ -90,13 +91,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = Options(**given, figures=parsed.markdown or parsed.out)
     done = []
     for name in parsed.only:
-        begin = time.perf_counter()
+        begin, busy = time.perf_counter(), _cpu_seconds()
         study = importlib.import_module(f"benchmarks.validation.{name}")
         missed = study.run(options)
-        seconds = time.perf_counter() - begin
+        seconds, busy = time.perf_counter() - begin, _cpu_seconds() - busy
         what = study.__doc__.partition("\n")[0]
-        done.append(Done(name, what, seconds, missed, console().export_text().rstrip()))
-        console().print(f"{name}: {seconds:.0f} s\n")
+        done.append(Done(name, what, seconds, busy, missed, console().export_text().rstrip()))
+        console().print(f"{name}: {seconds:.0f} s, {busy:.0f} s of CPU\n")
         console().export_text()
         if parsed.markdown is not None:
             _write(parsed.markdown, done, options)
@@ -109,8 +110,15 @@ class Done(NamedTuple):
     name: str
     what: str
     seconds: float
+    cpu_seconds: float
     missed: int
     printed: str
+
+
+def _cpu_seconds() -> float:
+    """CPU seconds of this process and of those that it has waited for."""
+    both = (resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    return sum(each.ru_utime + each.ru_stime for each in both)
 
 
 def _write(path: Path, done: Sequence[Done], options: Any) -> None:
@@ -120,19 +128,22 @@ def _write(path: Path, done: Sequence[Done], options: Any) -> None:
     from bayesgmm.io import write_text
     from benchmarks.machine import as_text, describe
 
-    seconds = sum(study.seconds for study in done)
+    seconds, busy = sum(study.seconds for study in done), sum(study.cpu_seconds for study in done)
     arguments = " ".join(name for name in ("--quick", "--full") if getattr(options, name[2:]))
     lines = [
         "# What `make validate` found",
         "",
-        f"{date.today():%d %B %Y}; {seconds / 60:.0f} minutes, less those of results that were kept from an earlier run.",
+        f"{date.today():%d %B %Y}; {seconds / 60:.0f} minutes ({busy / 60:.0f} of CPU), less those of results that were kept from an earlier run.",
         f"Written by `python -m benchmarks.validate {arguments}{' ' * bool(arguments)}--markdown FILE`.",
         "",
         *(f"- {line}" for line in as_text(describe())),
         "",
-        "| study | what it looks at | minutes | targets missed, with data sets that failed |",
-        "|---|---|---|---|",
-        *(f"| [{s.name}](#{s.name}) | {s.what} | {s.seconds / 60:.1f} | {s.missed} |" for s in done),
+        "| study | what it looks at | minutes | of CPU | targets missed, with data sets that failed |",
+        "|---|---|---|---|---|",
+        *(
+            f"| [{s.name}](#{s.name}) | {s.what} | {s.seconds / 60:.1f} | {s.cpu_seconds / 60:.1f} | {s.missed} |"
+            for s in done
+        ),
     ]
     for study in done:
         lines += ["", f"## {study.name}", "", "```text", study.printed, "```"]
