@@ -6,11 +6,15 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from bayesgmm import HierarchicalPrior, SeparationPrior
 from bayesgmm.core import em
 from bayesgmm.core.priors import (
     ConjugatePrior,
+    TableSummary,
     refuse_constant,
+    refuse_singular,
     weighted_covariance,
+    weighted_mean,
     weighted_median,
     weighted_range,
 )
@@ -315,3 +319,115 @@ def test_a_constant_range_is_named():
     refuse_constant(np.array([0.0, 1.0]), np.array([1.0, 2.0]), "scale")
     with pytest.raises(ValueError, match="column 1 of X is constant"):
         refuse_constant(np.array([0.0, 1.0, 2.0]), np.array([1.0, 1.0, 3.0]), "scale")
+
+
+@pytest.mark.parametrize("N", [65536, 65537, 140_000])
+def test_moments_of_many_rows_are_summed_in_blocks(N):
+    rng = np.random.default_rng(N)
+    X, v = rng.normal(3.0, 2.0, (N, 2)), rng.uniform(0, 2, N)
+    X[:, 1] += X[:, 0]
+    for weights in (None, v):
+        w = np.ones(N) if weights is None else weights
+        mean = w @ X / w.sum()
+        # Sums of 1e5 numbers in another order.
+        np.testing.assert_allclose(weighted_mean(X, weights), mean, rtol=1e-12)
+        found = weighted_covariance(X, weights)
+        np.testing.assert_allclose(found[0], mean, rtol=1e-12)
+        np.testing.assert_allclose(found[1], ((X - mean) * w[:, None]).T @ (X - mean) / (w.sum() - 1), rtol=1e-11)
+    np.testing.assert_array_equal(weighted_mean(X), X.sum(axis=0) / N)
+    single = X.astype(np.float32)
+    np.testing.assert_array_equal(weighted_mean(single, v), weighted_mean(single.astype(float), v))
+
+
+def test_one_row_has_a_covariance_of_zero():
+    mean, covariance = weighted_covariance(np.array([[1.0, 2.0]]))
+    np.testing.assert_array_equal(mean, [1.0, 2.0])
+    np.testing.assert_array_equal(covariance, np.zeros((2, 2)))
+
+
+def test_collinear_is_an_eigenvalue_of_the_correlation_below_a_trillionth():
+    scale = np.array([1e-30, 1.0, 1e30])
+
+    def with_smallest(eigenvalue: float) -> np.ndarray:
+        # Correlations r of two features have eigenvalues 1 ± r.
+        correlation = np.eye(3)
+        correlation[0, 1] = correlation[1, 0] = 1 - eigenvalue
+        return correlation * scale * scale[:, None]
+
+    refuse_singular(with_smallest(3e-12), "these rows")
+    with pytest.raises(ValueError, match="these rows have a constant column"):
+        refuse_singular(with_smallest(3e-13), "these rows")
+
+
+@pytest.mark.parametrize("prior", [HierarchicalPrior, SeparationPrior])
+def test_em_starts_under_a_conjugate_prior_alone(prior):
+    X = np.random.default_rng(0).standard_normal((40, 2))
+    with pytest.raises(ValueError, match="em_prior must be a ConjugatePrior; got dict"):
+        prior(em_prior={})
+    with pytest.raises(ValueError, match="resolve"):
+        _ = prior().for_em
+    with pytest.raises(ValueError, match="resolve"):
+        _ = prior(em_prior=ConjugatePrior()).for_em
+    own = ConjugatePrior(mean_precision=0.7)
+    resolved = prior(em_prior=own).resolve(X, 2)
+    assert resolved.for_em.mean_precision == 0.7
+    assert resolved.for_em.is_resolved
+
+
+def test_constants_are_the_values_and_their_dims():
+    prior = resolved_prior(3, 2)
+    constants = prior.constants()
+    dims = {name: dims for name, (_, dims) in constants.items()}
+    assert dims == {
+        "weight_concentration": ("component",),
+        "mean_prior": ("feature",),
+        "mean_precision": (),
+        "degrees_of_freedom": (),
+        "scale": ("feature", "feature_bis"),
+    }
+    for name, (value, of) in constants.items():
+        assert np.shape(value) == tuple({"component": 3, "feature": 2, "feature_bis": 2}[dim] for dim in of)
+        np.testing.assert_array_equal(value, getattr(prior, name))
+    with pytest.raises(ValueError, match="resolve"):
+        ConjugatePrior().constants()
+
+
+def test_a_prior_is_resolved_once_every_value_is_known():
+    whole = {"weight_concentration": [1.0], "mean_prior": [0.0], "degrees_of_freedom": 3.0, "scale": [[1.0]]}
+    assert ConjugatePrior(**whole).is_resolved
+    for name in ("mean_prior", "degrees_of_freedom", "scale"):
+        assert not ConjugatePrior(**(whole | {name: None})).is_resolved
+    assert not ConjugatePrior(**(whole | {"weight_concentration": 1.0})).is_resolved
+    assert ConjugatePrior(**whole).marginal_degrees_of_freedom == 3.0
+    three = ConjugatePrior([1.0], [0.0, 0.0, 0.0], 1.0, 6.5, np.eye(3))
+    assert three.marginal_degrees_of_freedom == 4.5
+
+
+def test_a_summary_of_a_table_knows_what_priors_ask_of_it():
+    rng = np.random.default_rng(0)
+    X, v = rng.standard_normal((30, 3)), rng.integers(0, 3, 30).astype(float)
+    repeated = np.repeat(X, v.astype(int), axis=0)
+    for summary, rows in ((TableSummary(X, 2), X), (TableSummary(X, 2, "diag", v), repeated)):
+        assert summary.n_features == 3
+        np.testing.assert_allclose(summary.mean, rows.mean(axis=0), rtol=1e-12)
+        np.testing.assert_allclose(summary.covariance, np.cov(rows.T), rtol=1e-11)
+        np.testing.assert_allclose(summary.median, np.median(rows, axis=0), rtol=1e-12)
+        np.testing.assert_array_equal(summary.range[0], rows.min(axis=0))
+        np.testing.assert_array_equal(summary.range[1], rows.max(axis=0))
+    assert TableSummary(X.astype(np.float32), 2).X.dtype == np.float32
+
+
+@pytest.mark.parametrize("value", [[[np.inf, 0.0], [0.0, 1.0]], [[np.nan, 0.0], [0.0, 1.0]]])
+def test_rows_that_are_not_finite_have_no_range(value):
+    with pytest.raises(ValueError, match="finite rows"):
+        weighted_range(np.array(value), None)
+    with pytest.raises(ValueError, match="finite rows"):
+        weighted_range(np.zeros((2, 1)), np.zeros(2))
+
+
+def test_a_half_that_is_reached_exactly_lies_between_two_rows():
+    X = np.array([[0.0], [1.0], [2.0], [10.0]])
+    assert weighted_median(X, np.array([1.0, 1.0, 1.0, 1.0]))[0] == 1.5
+    assert weighted_median(X, np.array([1.0, 1.0, 0.5, 1.0]))[0] == 1.0
+    assert weighted_median(X, np.array([3.0, 0.0, 0.0, 3.0]))[0] == 5.0
+    assert weighted_median(X, np.array([0.0, 0.0, 0.0, 0.7]))[0] == 10.0
