@@ -52,10 +52,67 @@ from bayesgmm import GaussianMixture
 X = np.random.default_rng(0).normal(size=(50, 2))
 GaussianMixture(2, n_init=2, random_state=0).fit(X).predict_proba(X)
 """
-    loaded = imported_by(code)
+    loaded = imported_by(code + "\nimport sys; assert 'scipy.stats' not in sys.modules")
     assert "sklearn" in loaded
-    # pandas is scikit-learn's own import.
-    assert not loaded & ((HEAVY | {"rich"}) - {"pandas", "sklearn"})
+    assert not loaded & ((HEAVY | {"rich"}) - {"sklearn"})
+
+
+DEFERRED = {
+    "first asked for by scikit-learn": """
+import sklearn.utils.fixes as fixes
+assert fixes.pd.DataFrame({"a": [1]}).shape == (1, 1)
+assert fixes._mode([1, 1, 2])[0] == 1
+import pandas, scipy.stats
+assert fixes.pd.DataFrame is pandas.DataFrame
+assert abs(scipy.stats.norm.cdf(0.0) - 0.5) < 1e-15
+""",
+    "first asked for by the user": """
+import pandas as pd
+from scipy.stats import norm
+X = pd.DataFrame(norm.rvs(size=(30, 2), random_state=0), columns=["a", "b"])
+fit = GaussianMixture(1).fit(X)
+assert list(fit.feature_names_in_) == ["a", "b"]
+""",
+}
+
+
+@pytest.mark.parametrize("name", DEFERRED)
+def test_what_scikit_learn_does_not_need_for_a_base_class_is_there_when_it_is_needed(name):
+    code = """
+import sys
+from bayesgmm import GaussianMixture
+GaussianMixture(1).fit([[0.0], [1.0], [3.0]])
+assert not {"pandas", "scipy.stats"} & set(sys.modules)
+"""
+    assert "pandas" in imported_by(code + DEFERRED[name])
+
+
+def test_modules_that_are_loaded_stay():
+    code = """
+import pandas, scipy.stats
+from bayesgmm import GaussianMixture
+import sys, sklearn.utils.fixes as fixes
+assert fixes.pd is pandas is sys.modules["pandas"]
+assert sys.modules["scipy.stats"] is scipy.stats
+"""
+    imported_by(code)
+
+
+@pytest.mark.parametrize(
+    "first", ["from pandas import DataFrame", "import pandas.api.types", "import pandas; pandas.Series"]
+)
+def test_another_thread_that_imports_meanwhile_gets_the_module(first):
+    """As if it came while ``sklearn.base`` is imported: the stand-in is where the import system looks."""
+    code = f"""
+import sys
+from bayesgmm.estimators import deferred
+with deferred.stood_in_for():
+    {first}
+    assert sys.modules["pandas"].DataFrame([1]).shape == (1, 1)
+assert type(sys.modules["pandas"]).__name__ == "module"
+assert "scipy.stats" not in sys.modules
+"""
+    assert "pandas" in imported_by(code)
 
 
 def test_sampling_imports_neither_pymc_nor_pytensor():

@@ -361,20 +361,24 @@ def test_killed_at_any_moment_a_save_leaves_the_old_fit_or_the_new_one(two, tmp_
     first, second = two
     folder = first.save(tmp_path / "fit")
     begun = time.perf_counter()
-    second.save(folder)
-    takes = time.perf_counter() - begun
+    for fit in (second, first, second):
+        fit.save(folder)
+    takes = (time.perf_counter() - begun) / 3
     known = [fit._draws.means.tobytes() for fit in two]
     chance, seen = random.Random(0), []
+    hears, tells = os.pipe()
     for turn in range(100):
         child = os.fork()
         if child == 0:
             try:
+                os.write(tells, b".")
                 # The other one first: a kill after about one save comes while its files take their names.
                 for fit in (two if turn % 2 else two[::-1]) * 100:
                     fit.save(folder)
             finally:
                 os._exit(1)
-        time.sleep(chance.uniform(0, 1.3 * takes))
+        os.read(hears, 1)
+        time.sleep(chance.uniform(0, 2 * takes))
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)
         # What load checks before it reads the draws, which takes longer: they are read every tenth time.

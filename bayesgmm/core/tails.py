@@ -12,7 +12,7 @@ from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import chi2
+from scipy.special import chdtri
 
 from bayesgmm.core import kernel
 from bayesgmm.core.parameters import FloatArray, MixtureParameters
@@ -32,7 +32,7 @@ SOLVED_ROWS = 65536
 
 def inflation(n_features: int) -> float:
     """Factor of a component's spread that brings the typical row out to where one in 1/``REACH`` lies."""
-    return float(max(1.5, np.sqrt(chi2.isf(REACH, n_features) / n_features)))
+    return float(max(1.5, np.sqrt(chdtri(n_features, REACH) / n_features)))
 
 
 def _noise(rng: np.random.Generator, n_rows: int, n_features: int) -> tuple[FloatArray, FloatArray]:

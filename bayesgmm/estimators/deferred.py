@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import importlib
 import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from importlib.util import find_spec
 from types import ModuleType
 from typing import Any
@@ -19,7 +21,8 @@ class _StandIn(ModuleType):
     """A module that is loaded when something of it is asked for."""
 
     def __getattr__(self, name: str) -> Any:
-        if name == "__spec__":
+        if name == "__spec__" and sys.modules.get(self.__name__) is self:
+            # The import system takes a module without a specification for one that is loaded.
             raise AttributeError(name)
         return getattr(_load(self), name)
 
@@ -31,21 +34,22 @@ def _load(stand_in: ModuleType) -> ModuleType:
 
 
 def import_sklearn_base() -> None:
-    """Import ``sklearn.base``; nothing where it is imported already, or one of the others is."""
-    if "sklearn.base" in sys.modules:
-        return
-    stand_ins = [_StandIn(name) for name in DEFERRED if name not in sys.modules and _is_installed(name)]
+    """Import ``sklearn.base``; nothing where it is imported already."""
+    if "sklearn.base" not in sys.modules:
+        with stood_in_for():
+            importlib.import_module("sklearn.base")
+
+
+@contextmanager
+def stood_in_for(names: Sequence[str] = DEFERRED) -> Iterator[None]:
+    """Have modules that are installed and not loaded stood in for; one that is used meanwhile is loaded, and stays."""
+    stand_ins = [_StandIn(name) for name in names if name not in sys.modules and find_spec(name) is not None]
     for stand_in in stand_ins:
-        # The import system takes a module without a specification for one that is loaded.
         del stand_in.__spec__
         sys.modules[stand_in.__name__] = stand_in
     try:
-        importlib.import_module("sklearn.base")
+        yield
     finally:
         for stand_in in stand_ins:
             if sys.modules.get(stand_in.__name__) is stand_in:
                 del sys.modules[stand_in.__name__]
-
-
-def _is_installed(name: str) -> bool:
-    return find_spec(name) is not None

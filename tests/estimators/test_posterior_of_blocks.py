@@ -77,10 +77,10 @@ def test_nuts_says_its_cost_first_and_agrees(table):
 
     def nuts(X):
         return BayesianGaussianMixture(
-            2, method="nuts", draws=400, tune=100, chains=2, target_ess=0, n_init=2, random_state=0, progressbar=False
+            2, method="nuts", draws=1500, tune=100, chains=2, target_ess=0, n_init=2, random_state=0, progressbar=False
         ).fit(X)
 
-    with pytest.warns(CostWarning, match=r"about 8,000 passes .* s a pass"):
+    with pytest.warns(CostWarning, match=r"about 25,600 passes .* s a pass"):
         ours = nuts(blocks_of(few, 250))
     theirs = nuts(few)
     assert ours.diagnostics_.ok

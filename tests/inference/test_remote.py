@@ -94,6 +94,8 @@ def test_a_worker_that_dies_does_not_show(rows, client):
 
 @pytest.mark.slow
 def test_ctrl_c_keeps_what_was_drawn(rows, client):
+    # As in a program: pytest's workers do not listen.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     nuts().fit(rows, client=client)
     stopper = later(2.0, _thread.interrupt_main)
     with pytest.raises(SamplingInterrupted, match="[123] chains? with [1-9][0-9]+ of 300000 draws were kept") as stop:
