@@ -20,6 +20,7 @@ from sklearn.cluster import KMeans
 from sklearn.metrics import adjusted_rand_score
 from threadpoolctl import threadpool_limits
 
+from bayesgmm.convergence import effective_size
 from bayesgmm.core import kernel
 from bayesgmm.core.allocations import RESCORED, best_draw, draw_allocations
 from bayesgmm.core.parameters import FloatArray, MixtureParameters
@@ -328,11 +329,9 @@ def _kmeans(X: FloatArray, K: int, sample_weight: FloatArray | None, rng: np.ran
 
 def _standard_error(values: FloatArray) -> float:
     """Standard error of the mean of draws (chains, draws) by their effective sample size."""
-    from arviz_stats.base import array_stats
-
     if np.ptp(values) <= CLOSE:
         return 0.0
-    size = float(array_stats.ess(values, method="mean")) if values.shape[1] >= 4 else float(values.size)
+    size = float(effective_size(values[None])[0]) if values.shape[1] >= 4 else float(values.size)
     return float(values.std(ddof=1) / np.sqrt(size))
 
 

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.special import logsumexp
 
+from bayesgmm.convergence import effective_size
 from bayesgmm.core.parameters import FloatArray
 from bayesgmm.exceptions import CriterionWarning, warn_user
 
@@ -105,8 +106,6 @@ def relative_efficiency(log_likelihood: FloatArray) -> float:
     -----
     R's ``loo::relative_eff`` does this row by row, on exp of the log-likelihood; it takes no account of the labels.
     """
-    from arviz_stats.base import array_stats
-
     if log_likelihood.shape[0] == 1:
         return 1.0
     n = log_likelihood.shape[2]
@@ -117,8 +116,9 @@ def relative_efficiency(log_likelihood: FloatArray) -> float:
     if not moving.any() or log_likelihood.shape[1] < 4:
         return 1.0
     values = np.moveaxis(likelihood[:, :, moving], 2, 0)
-    sizes = array_stats.ess(values, chain_axis=-2, draw_axis=-1, method="mean", relative=True)
-    return float(np.nanmean(sizes))
+    # Of the halves of chains: the middle draw of an odd number is not counted.
+    counted = values.shape[1] * 2 * (values.shape[2] // 2)
+    return float(np.nanmean(effective_size(values)) / counted)
 
 
 class PointwiseCriteria:

@@ -16,6 +16,7 @@ import numpy as np
 from scipy.optimize import brentq
 from scipy.special import log_expit, logsumexp
 
+from bayesgmm.convergence import effective_size
 from bayesgmm.core.parameters import FloatArray
 
 
@@ -91,9 +92,7 @@ class Half:
         spread = float(np.var(values))
         if spread <= (1e-14 * abs(mean)) ** 2:
             return mean, 0.0
-        from arviz_stats.base import array_stats
-
-        size = float(array_stats.ess(values.reshape(self.n_chains, -1), method="mean"))
+        size = float(effective_size(values.reshape(1, self.n_chains, -1))[0])
         return mean, spread / size if np.isfinite(size) and size > 0 else np.inf
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import pandas as pd
 
+from bayesgmm.convergence import convergence
 from bayesgmm.core.covariance import CovarianceStructure
 from bayesgmm.core.em import matched_distance
 from bayesgmm.core.parameters import FloatArray, MixtureParameters
@@ -107,23 +108,12 @@ class Diagnostics:
 
 def convergence_table(values: Mapping[str, FloatArray]) -> pd.DataFrame:
     """R-hat, bulk and tail ESS (Vehtari et al. 2021) of named arrays (chains, draws)."""
-    from arviz_stats.base import array_stats
-
     if not values:
         return pd.DataFrame(columns=["ess_bulk", "ess_tail", "r_hat"], dtype=float)
     stacked = np.stack(list(values.values()))
-    constant = np.ptp(stacked, axis=(1, 2)) == 0
-    jitterless = np.where(constant[:, None, None], np.arange(stacked.shape[2]) * 1.0, stacked)
-    # Chains that do not move have no variance within: R-hat is then a number over zero.
-    with np.errstate(divide="ignore", invalid="ignore"):
-        columns = {
-            "ess_bulk": array_stats.ess(jitterless, method="bulk"),
-            "ess_tail": array_stats.ess(jitterless, method="tail", prob=(0.05, 0.95)),
-            "r_hat": array_stats.rhat(jitterless) if stacked.shape[2] > 3 else np.nan,
-        }
-    table = pd.DataFrame(columns, index=pd.Index(list(values), name="quantity"))
+    table = pd.DataFrame(convergence(stacked)._asdict(), index=pd.Index(list(values), name="quantity"))
     # A quantity that is the same in every draw by construction (the weight at K = 1) has nothing to converge.
-    table.loc[constant, :] = np.nan
+    table.loc[np.ptp(stacked, axis=(1, 2)) == 0, :] = np.nan
     return table
 
 
@@ -276,8 +266,6 @@ def diagnose(
     -------
     Diagnostics
     """
-    from arviz_stats.base import array_stats
-
     invariants = convergence_within(label_invariants(draws, log_posterior), groups)
     parameters = convergence_within(scalar_parameters(draws, kind, names, pairs), groups)
     problems: list[str] = []
@@ -356,7 +344,7 @@ def diagnose(
                     "use a stronger prior"
                 )
         if energy is not None and energy.shape[1] > 3:
-            e_bfmi = np.atleast_1d(np.asarray(array_stats.bfmi(energy)))
+            e_bfmi = np.square(np.diff(energy, axis=1)).mean(axis=1) / energy.var(axis=1, ddof=1)
             if np.min(e_bfmi) < E_BFMI_LIMIT:
                 problems.append(
                     f"E-BFMI = {np.min(e_bfmi):.2f} (< {E_BFMI_LIMIT}): the tails are explored slowly; raise draws"
