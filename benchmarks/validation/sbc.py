@@ -58,7 +58,7 @@ FAULTS = (
     ("gamma", "full", 2, "shape"),
     ("lognormal", "full", 2, "LKJ"),
 )
-FAULT_TIMES = 4
+FAULT_TIMES = 2
 """As many simulations, against those of a cell, are made with a fault: all are small ones."""
 
 POINTS = np.array([[0.0, 0.0, 0.0], [2.0, 1.0, -1.0], [-1.5, 2.5, 1.0]])
@@ -182,6 +182,7 @@ def one_simulation(
         prior=prior,
         draws=draws,
         chains=2,
+        n_init=3,
         target_ess=RANKS,
         max_draws=8 * draws,
         random_state=index,
