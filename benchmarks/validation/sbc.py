@@ -58,8 +58,6 @@ FAULTS = (
     ("gamma", "full", 2, "shape"),
     ("lognormal", "full", 2, "LKJ"),
 )
-FAULT_TIMES = 2
-"""As many simulations, against those of a cell, are made with a fault: all are small ones."""
 
 POINTS = np.array([[0.0, 0.0, 0.0], [2.0, 1.0, -1.0], [-1.5, 2.5, 1.0]])
 QUANTITIES = (
@@ -320,7 +318,7 @@ def run(options: Options) -> int:
     n = options.number_of(DATA_SETS, QUICK_DATA_SETS, FULL_DATA_SETS)
     settings = {"draws": options.draws or DRAWS, "seed": options.seed, "quantities_": len(QUANTITIES)}
     cells = [(*cell, "") for cell in (FULL_CELLS if options.full else CELLS)] + list(FAULTS)
-    keys = [(*cell, index) for index in range(FAULT_TIMES * n) for cell in cells if index < n or cell[-1]]
+    keys = [(*cell, index) for index in range(n) for cell in cells]
     results, failed = collect("sbc", one_simulation, keys, settings, options)
     if results:
         options.draw("sbc", lambda path: draw_figure(results, path))
