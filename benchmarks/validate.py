@@ -133,7 +133,8 @@ def _write(path: Path, done: Sequence[Done], options: Any) -> None:
     lines = [
         "# What `make validate` found",
         "",
-        f"{date.today():%d %B %Y}; {seconds / 60:.0f} minutes ({busy / 60:.0f} of CPU), less those of results that were kept from an earlier run.",
+        f"{date.today():%d %B %Y}; {seconds / 60:.0f} minutes ({busy / 60:.0f} of CPU), less those of results that were kept from an "
+        "earlier run.",
         f"Written by `python -m benchmarks.validate {arguments}{' ' * bool(arguments)}--markdown FILE`.",
         "",
         *(f"- {line}" for line in as_text(describe())),
