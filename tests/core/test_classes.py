@@ -11,6 +11,7 @@ from bayesgmm.core import em
 from bayesgmm.core.classes import (
     ClassLayout,
     LabelledProblem,
+    _regularising_scale,
     class_counts,
     fit_classes,
     fraley_raftery,
@@ -260,3 +261,14 @@ def test_accelerated_steps_hold_given_priors_too():
         np.testing.assert_allclose(layout.totals(parameters.weights), GIVEN, rtol=1e-12)
     assert np.diff(run.lower_bounds).min() >= -1e-13
     assert run.objective > plain.objective - 1e-7
+
+
+@pytest.mark.parametrize("weight", [1.0, 0.5, 3.0])
+def test_the_regularising_scale_is_the_unbiased_covariance_within_the_classes(weight):
+    """Divided by Σ v less one for each class, and by 1 where that is less."""
+    X = np.array([[0.0], [1.0], [5.0], [10.0], [12.0]])
+    layout = ClassLayout(("a", "b"), (1, 1), (3, 2), 0, None)
+    squares = 4.0 + 1.0 + 9.0 + 1.0 + 1.0
+    expected = weight * squares / max(5 * weight - 2, 1.0)
+    assert _regularising_scale(X, layout, np.full(5, weight))[0, 0] == pytest.approx(expected, rel=1e-12)
+    assert within_class_covariance(X, layout, np.full(5, weight))[0, 0] == pytest.approx(squares / 5, rel=1e-12)

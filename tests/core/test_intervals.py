@@ -162,3 +162,49 @@ def test_methods_of_the_estimator():
         np.testing.assert_allclose((high - low) / (2 * stats.norm.ppf(0.75) * errors.means), 1.0, atol=0.35)
     with pytest.raises(ValueError, match="prob must lie between 0 and 1; got 95"):
         fit.intervals(X, 95)
+
+
+@pytest.mark.parametrize("name", STRUCTURES)
+def test_units_of_the_features_are_those_of_the_limits(name):
+    """Three correlated features in other units (spherical: in one): every limit is in its own."""
+    rng = np.random.default_rng(3)
+    labels = np.repeat([0, 1], [25, 40])
+    root = np.array([[1.0, 0.6, -0.4], [0.0, 0.8, 0.5], [0.0, 0.0, 0.7]])
+    X = 50 * labels[:, None] + rng.standard_normal((65, 3)) @ root
+    units = np.array([0.2, 3.0, 10.0]) if name != "spherical" else np.full(3, 7.0)
+    found = []
+    for rows in (X, X * units):
+        problem, parameters, packed = sample_moments(rows, labels, name)
+        found.append(intervals(parameters, packed, information.standard_errors(problem, parameters, packed), 0.9))
+    squares = {
+        "full": units * units[:, None],
+        "tied": units * units[:, None],
+        "diag": units**2,
+        "spherical": units[0] ** 2,
+    }
+    deviations = units if name != "spherical" else units[0]
+    factors = {"means": units, "covariances": squares[name], "standard_deviations": deviations}
+    for quantity, limits in found[0].items():
+        for one, other in zip(limits, found[1][quantity]):
+            # Responsibilities of clusters 50 sd apart are 0 and 1, and what is left is rounding.
+            np.testing.assert_allclose(other, one * factors.get(quantity, 1.0), rtol=1e-7, atol=1e-9, err_msg=quantity)
+
+
+def test_limits_of_a_covariance_are_movers():
+    """σ_ij = s_i s_j (u − v) / 4, u and v the variances of the sum and the difference of standardised features (Zou & Donner 2008)."""
+    rng = np.random.default_rng(4)
+    labels = np.repeat([0, 1], [30, 20])
+    X = 60 * labels[:, None] + rng.standard_normal((50, 2)) @ np.array([[1.0, 0.5], [0.0, 2.0]])
+    problem, parameters, packed = sample_moments(X, labels, "full")
+    found = intervals(parameters, packed, information.standard_errors(problem, parameters, packed), 0.9)
+    own = X[labels == 0]
+    s = own.std(axis=0)
+    z = (own - own.mean(axis=0)) / s
+    df = len(own) - 1
+    parts = []
+    for sums in (np.sum((z[:, 0] + z[:, 1]) ** 2), np.sum((z[:, 0] - z[:, 1]) ** 2)):
+        parts.append((sums / df, *(sums / stats.chi2.ppf([0.95, 0.05], df))))
+    (u, u_low, u_high), (v, v_low, v_high) = parts
+    scale = s[0] * s[1] / 4
+    expected = scale * (u - v - np.hypot(u - u_low, v_high - v)), scale * (u - v + np.hypot(u_high - u, v - v_low))
+    np.testing.assert_allclose([end[0, 0, 1] for end in found["covariances"]], expected, rtol=1e-7)

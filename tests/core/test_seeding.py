@@ -296,3 +296,21 @@ def test_bad_requests_are_named():
         seeding.initial_assignment("k-mean", X, 2, None, rng)
     with pytest.raises(ValueError, match="sample_weight must be positive for at least one row"):
         initial_labels("kmeans", X, 2, np.zeros(4), rng)
+
+
+def test_scales_of_the_starts():
+    rows = np.array([[0.0, -5.0, 7.0], [2.0, 15.0, 7.0], [1.0, 0.0, 7.0]])
+    centre, factors = seeding._common_scale(rows)
+    np.testing.assert_array_equal(centre, [1.0, 5.0, 7.0])
+    # Half of the widest range, 10, is 1.
+    np.testing.assert_array_equal(factors, [0.1, 0.1, 0.1])
+    np.testing.assert_array_equal(seeding._common_scale(np.ones((2, 2)))[1], [1.0, 1.0])
+    weight = np.array([1.0, 2.0, 3.0])
+    mean, factors = seeding._unit_scale(rows, weight)
+    np.testing.assert_allclose(mean, np.average(rows, axis=0, weights=weight), rtol=1e-14)
+    spread = np.sqrt(np.average((rows - mean) ** 2, axis=0, weights=weight))
+    np.testing.assert_allclose(factors[:2], 1 / spread[:2], rtol=1e-14)
+    assert factors[2] == 0.0
+    for scale in (1e-200, 1e200):
+        np.testing.assert_allclose(seeding._unit_scale(rows * scale, weight)[1][:2], factors[:2] / scale, rtol=1e-12)
+        np.testing.assert_allclose(seeding._common_scale(rows * scale)[1], 0.1 / scale, rtol=1e-12)

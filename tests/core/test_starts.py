@@ -351,6 +351,11 @@ def test_matched_distance_is_the_largest_difference_after_the_best_matching():
     assert em.matched_distance(base, two((0.3, 4.1), (1.0, 1.0), (0.4, 0.6)), scale) == pytest.approx(0.15)
 
 
+def test_half_a_nat_is_the_same_optimum():
+    assert em.same_optimum(run_at(two(), 0.0), run_at(two(), 0.5), np.array([2.0]), 1.0)
+    assert not em.same_optimum(run_at(two(), 0.0), run_at(two(), 0.5000001), np.array([2.0]), 1.0)
+
+
 @pytest.mark.parametrize(
     ("nats", "shift", "same"),
     [(0.4, 0.0, True), (0.6, 0.0, False), (-0.6, 0.0, False), (0.0, 0.03, True), (0.0, 0.05, False)],
