@@ -41,6 +41,9 @@ SWAPS: dict[type[ast.AST], Callable[[], ast.AST]] = {
     ast.Is: ast.IsNot,
     ast.IsNot: ast.Is,
 }
+UNSEEN = ("strict", "copy")
+"""Arguments that check, or that spare memory, and do not change what is returned."""
+
 _PAIRS = (("minimum", "maximum"), ("min", "max"), ("any", "all"), ("argmin", "argmax"))
 NAMES = dict(_PAIRS) | {b: a for a, b in _PAIRS}
 
@@ -95,6 +98,8 @@ def _parts(node: ast.AST) -> Iterator[tuple[ast.AST, str, int | None, ast.AST]]:
             continue
         for place, child in enumerate(value) if isinstance(value, list) else [(None, value)]:
             if isinstance(child, ast.Raise | ast.JoinedStr) or not isinstance(child, ast.AST):
+                continue
+            if isinstance(child, ast.keyword) and child.arg in UNSEEN:
                 continue
             yield node, name, place, child
             yield from _parts(child)
