@@ -162,3 +162,65 @@ def test_averages_over_draws_against_one_draw_at_a_time(draws):
     np.testing.assert_allclose(found.squares, (r**2).mean(axis=0), atol=1e-12)
     np.testing.assert_allclose(found.marked_mass, np.einsum("snk,sk->n", r, marked) / 30, atol=1e-12)
     assert np.isfinite(found.responsibilities).all()
+
+
+@pytest.mark.parametrize("n_features", [1, 3, 10, 500])
+def test_the_inflated_row_lies_where_one_in_a_million_does(n_features):
+    # Half of a component's rows are typical ones at √D; inflated, at the radius that chance REACH lies beyond.
+    expected = max(1.5, np.sqrt(stats.chi2.isf(1e-6, n_features) / n_features))
+    assert inflation(n_features) == pytest.approx(expected, rel=1e-12)
+
+
+def test_resolution_and_error_of_a_curve_are_their_formulas():
+    rng = np.random.default_rng(0)
+    log_density, importance = rng.normal(size=300), rng.uniform(0, 2, 300)
+    curve = TailCurve.of(log_density, importance)
+    order = np.argsort(log_density)
+    shares = importance[order] / importance.sum()
+    mass = np.cumsum(shares)
+    np.testing.assert_allclose(curve.mass, mass, rtol=1e-12)
+    np.testing.assert_allclose(curve.squares, np.cumsum(shares**2), rtol=1e-12)
+    enough = [i for i in range(300) if mass[i] ** 2 >= 10 * np.sum(shares[: i + 1] ** 2)]
+    assert curve.resolution == pytest.approx(mass[enough[0]], rel=1e-12)
+    for i in (5, 100, 250, 299):
+        p = max(mass[i], curve.resolution)
+        below = np.arange(300) <= i
+        # Of a ratio of weighted sums: each row's share times its indicator less p.
+        exact = np.sqrt(np.sum((shares * (below - p)) ** 2))
+        assert curve.error(log_density[order][[i]])[0] == pytest.approx(exact, rel=1e-9)
+        assert curve.probability(log_density[order][[i]])[0] == pytest.approx(p, rel=1e-12)
+    assert curve.probability(np.array([log_density.min() - 1e-9]))[0] == curve.resolution
+    few = TailCurve.of(np.arange(5.0), np.ones(5))
+    assert few.resolution == 1.0
+
+
+def test_error_of_a_predictive_tail_joins_rows_and_draws(draws):
+    edges = np.array([0, 10, 20, 30])
+    tail = PredictiveTail.simulate(*draws, 3000, np.random.default_rng(0), edges)
+    at = np.quantile(tail.log_density, [0.05, 0.4])
+    by_batch = np.stack([at - 0.1, at, at + 0.2], axis=1)
+    each = np.stack([curve.probability(by_batch[:, b]) for b, curve in enumerate(tail.batches)], axis=1)
+    for factor in (1.0, 4.0):
+        expected = np.hypot(tail.curve.error(at), each.std(axis=1, ddof=1) * np.sqrt(factor / 3))
+        np.testing.assert_allclose(tail.error(at, by_batch, factor), expected, rtol=1e-12)
+    alone = PredictiveTail.simulate(*draws, 3000, np.random.default_rng(0))
+    assert alone.batches == ()
+    np.testing.assert_array_equal(alone.error(at, by_batch), alone.curve.error(at))
+    # A batch's curve has the same rows under its own density.
+    np.testing.assert_allclose(tail.log_density, alone.log_density, rtol=1e-10)
+
+
+def test_fewer_rows_than_draws_are_of_different_draws():
+    weights, means, factors = (np.repeat(each, 50, axis=0) for each in one_normal(1))
+    means[:, 0, 0] = 1000.0 * np.arange(50)
+    rows, _ = simulate(weights, means, factors, 20, np.random.default_rng(0))
+    assert len(set(np.rint(rows[:, 0] / 1000).astype(int).tolist())) == 20
+
+
+def test_components_of_simulated_rows_have_their_weights():
+    weights = np.array([[0.2, 0.5, 0.3], [0.6, 0.1, 0.3]])
+    means = 1000.0 * np.arange(6).reshape(2, 3, 1)
+    rows, _ = simulate(weights, means, np.ones((2, 3, 1, 1)), 40_000, np.random.default_rng(1))
+    share = np.bincount(np.rint(rows[:, 0] / 1000).astype(int), minlength=6).reshape(2, 3) / 20_000
+    # Binomial errors of 0.0035.
+    np.testing.assert_allclose(share, weights, atol=0.015)
