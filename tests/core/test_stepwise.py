@@ -1,0 +1,169 @@
+"""A batch's step against Cappé and Moulines' formula in raw moments, which need no centring."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from bayesgmm.core import em, stepwise
+from bayesgmm.core.covariance import structure
+from bayesgmm.core.parameters import MixtureParameters
+from bayesgmm.core.priors import ConjugatePrior
+from tests import oracles
+from tests.mixtures import STRUCTURES, random_mixture
+
+
+def a_mixture(name: str, seed: int = 0, D: int = 2):
+    truth = random_mixture(np.random.default_rng(seed), 2, D, name)
+    kind = structure(name)
+    return MixtureParameters(truth.weights, truth.means, kind.factors(truth.packed, 2, D)), truth.packed, truth
+
+
+def raw(X, v, parameters):
+    """Σ r, Σ r x and Σ r x xᵀ per unit of weight, by scipy's densities."""
+    r = oracles.responsibilities(X, parameters.weights, parameters.means, parameters.covariances) * v[:, None] / v.sum()
+    return r.sum(axis=0), r.T @ X, np.einsum("nk,ni,nj->kij", r, X, X)
+
+
+def maximum(sums, name):
+    s0, s1, s2 = sums
+    K, D = s1.shape
+    means = s1 / s0[:, None]
+    scatter = s2 - s0[:, None, None] * means[:, :, None] * means[:, None, :]
+    packed = {
+        "full": scatter / s0[:, None, None],
+        "tied": scatter.sum(axis=0),
+        "diag": np.diagonal(scatter, axis1=1, axis2=2) / s0[:, None],
+        "spherical": np.trace(scatter, axis1=1, axis2=2) / s0 / D,
+    }[name]
+    return s0, means, packed
+
+
+def batches(seed: int, sizes=(300, 200, 260), weighted: bool = False):
+    rng = np.random.default_rng(seed)
+    truth = random_mixture(rng, 2, 2, spread=3.0)
+    return [(truth.sample(rng, n), rng.uniform(0.5, 2, n) if weighted else np.ones(n)) for n in sizes]
+
+
+@pytest.mark.parametrize("name", STRUCTURES)
+@pytest.mark.parametrize("weighted", [False, True])
+def test_a_step_is_a_moving_average_of_raw_moments(name, weighted):
+    kind, decay, offset = structure(name), 0.7, 2.0
+    parts = batches(1, weighted=weighted)
+    X, v = parts[0]
+    problem = em.Problem(X, kind, None, v)
+    run = em.climb(problem, *em.start_from_labels(problem, np.arange(len(X)) % 2, 2), np.random.default_rng(0))
+    state = stepwise.begin(run, problem.e_step(run.parameters))
+    assert (state.n_steps, state.restarted) == (1, False)
+    assert state.weight == pytest.approx(v.sum())
+    average = raw(X, v, run.parameters)
+    # The state's own: what its parameters are the M-step of, after one more pass.
+    weight = v.sum()
+    for t, (rows, w) in enumerate(parts[1:], start=2):
+        batch_problem = em.Problem(rows, kind, None, w)
+        here = state.parameters
+        usual = weight / (t - 1)
+        gamma = (t - 1 + offset) ** -decay * min(1.0, w.sum() / usual)
+        new = raw(rows, w, here)
+        average = tuple((1 - gamma) * a + gamma * b for a, b in zip(average, new, strict=True))
+        state = stepwise.step(state, batch_problem, batch_problem.e_step(here), decay, offset, np.random.default_rng(0))
+        weight += w.sum()
+        weights, means, packed = maximum(average, name)
+        assert state.n_steps == t
+        assert state.weight == pytest.approx(weight)
+        assert not state.restarted
+        # Raw moments lose a digit or two to cancellation.
+        np.testing.assert_allclose(state.parameters.weights, weights, rtol=1e-10)
+        np.testing.assert_allclose(state.parameters.means, means, rtol=1e-8, atol=1e-9)
+        np.testing.assert_allclose(state.covariances, packed, rtol=1e-7, atol=1e-9)
+        # Sums are centred at the new means, per unit of weight.
+        np.testing.assert_allclose(state.average.counts, average[0], rtol=1e-10)
+        np.testing.assert_allclose(state.average.first, 0.0, atol=1e-9)
+        assert state.average.total_weight == pytest.approx(1.0)
+
+
+def test_the_log_likelihood_is_averaged_over_batches():
+    kind = structure("full")
+    parts = batches(2, sizes=(300, 300))
+    problem = em.Problem(parts[0][0], kind)
+    run = em.climb(problem, *em.start_from_labels(problem, np.arange(300) % 2, 2), np.random.default_rng(0))
+    first = problem.e_step(run.parameters)
+    state = stepwise.begin(run, first)
+    assert state.average.log_likelihood == pytest.approx(first.log_likelihood / 300)
+    second = em.Problem(parts[1][0], kind)
+    batch = second.e_step(run.parameters)
+    after = stepwise.step(state, second, batch, 0.6, 0.0, np.random.default_rng(0))
+    # γ₂ = (2 − 1 + 0)^−0.6 = 1: the second batch alone.
+    assert after.average.log_likelihood == pytest.approx(batch.log_likelihood / 300)
+    half = stepwise.step(state, second, batch, 1.0, 1.0, np.random.default_rng(0))
+    assert half.average.log_likelihood == pytest.approx((first.log_likelihood + batch.log_likelihood) / 600)
+
+
+@pytest.mark.parametrize("name", STRUCTURES)
+def test_what_is_resumed_is_the_m_step_of_its_own_sums(name):
+    parameters, packed, _ = a_mixture(name)
+    state = stepwise.resume(structure(name), parameters, packed, 500.0, 7)
+    assert (state.weight, state.n_steps) == (500.0, 7)
+    problem = em.Problem(np.zeros((3, 2)), structure(name))
+    there, again = problem.m_step(state.average, parameters.means)
+    np.testing.assert_allclose(there.weights, parameters.weights, rtol=1e-13)
+    np.testing.assert_allclose(there.means, parameters.means, rtol=1e-13)
+    np.testing.assert_allclose(again, packed, rtol=1e-12, atol=1e-14)
+
+
+def test_a_small_batch_weighs_less():
+    kind = structure("diag")
+    parameters, packed, truth = a_mixture("diag")
+    state = stepwise.resume(kind, parameters, packed, 1000.0, 1)
+    rows = truth.sample(np.random.default_rng(3), 100) + 3.0
+    problem = em.Problem(rows, kind)
+    moved = stepwise.step(state, problem, problem.e_step(parameters), 0.5, 3.0, np.random.default_rng(0))
+    # γ = 4^−½ = ½, of which a batch of a tenth of the usual weight has a tenth.
+    own = raw(rows, np.ones(100), parameters)
+    np.testing.assert_allclose(moved.parameters.weights, 0.95 * parameters.weights + 0.05 * own[0], rtol=1e-10)
+
+
+def test_the_prior_counts_once_against_all_rows_so_far():
+    kind = structure("full")
+    parameters, packed, truth = a_mixture("full")
+    X = truth.sample(np.random.default_rng(4), 400)
+    prior = ConjugatePrior(2.0, [0.0, 0.0], 5.0, 10.0, 3 * np.eye(2)).resolve(X, 2)
+    problem = em.Problem(X, kind, prior)
+    state = stepwise.resume(kind, parameters, packed, 600.0, 1)
+    batch = problem.e_step(parameters)
+    moved = stepwise.step(state, problem, batch, 1.0, 1.0, np.random.default_rng(0))
+    gamma = 0.5 * 400 / 600
+    s0, s1, s2 = (
+        1000 * ((1 - gamma) * a + gamma * b)
+        for a, b in zip(
+            (
+                parameters.weights,
+                parameters.weights[:, None] * parameters.means,
+                parameters.weights[:, None, None]
+                * (parameters.covariances + parameters.means[:, :, None] * parameters.means[:, None, :]),
+            ),
+            raw(X, np.ones(400), parameters),
+            strict=True,
+        )
+    )
+    np.testing.assert_allclose(moved.parameters.weights, (s0 + 1) / (s0.sum() + 2), rtol=1e-10)
+    np.testing.assert_allclose(moved.parameters.means, s1 / (s0 + 5.0)[:, None], rtol=1e-9)
+    average = s1 / s0[:, None]
+    scatter = s2 - s0[:, None, None] * average[:, :, None] * average[:, None, :]
+    shrink = (5.0 * s0 / (5.0 + s0))[:, None, None] * average[:, :, None] * average[:, None, :]
+    expected = (3 * np.eye(2) + scatter + shrink) / (s0 + 10.0 + 2 + 2)[:, None, None]
+    np.testing.assert_allclose(moved.covariances, expected, rtol=1e-7)
+
+
+def test_a_component_without_rows_is_started_anew_and_it_is_said():
+    kind = structure("full")
+    rng = np.random.default_rng(5)
+    X = rng.standard_normal((200, 2))
+    parameters = MixtureParameters(np.array([0.5, 0.5]), np.array([[0.0, 0.0], [1e4, 1e4]]), np.stack([np.eye(2)] * 2))
+    state = stepwise.resume(kind, parameters, np.stack([np.eye(2)] * 2), 200.0, 1)
+    problem = em.Problem(X, kind)
+    # γ = 1: nothing is left of what was.
+    moved = stepwise.step(state, problem, problem.e_step(parameters), 0.7, 0.0, rng)
+    assert moved.restarted
+    assert (moved.n_steps, moved.weight) == (2, 400.0)
+    assert np.abs(moved.parameters.means).max() < 10
