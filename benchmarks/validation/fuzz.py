@@ -19,7 +19,7 @@ from rich.table import Table
 from benchmarks.validation.runs import Options, collect, console
 
 TARGETS = ("table", "fit", "manifest", "draws")
-SECONDS, QUICK_SECONDS, FULL_SECONDS = 60, 5, 600
+SECONDS, QUICK_SECONDS, FULL_SECONDS = 150, 5, 600
 LIMITS = ("-timeout=60", "-rss_limit_mb=4000", "-len_control=0", "-print_final_stats=1")
 
 
