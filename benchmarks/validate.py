@@ -85,7 +85,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     parsed = _parse(arguments)
     # Loads the numerical libraries: not before the arguments are known to be right.
-    from benchmarks.validation.runs import Options, console
+    from benchmarks.validation.runs import Options, console, times
 
     given = {name: value for name, value in vars(parsed).items() if name not in ("only", "markdown")}
     options = Options(**given, figures=parsed.markdown or parsed.out)
@@ -96,9 +96,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         missed = study.run(options)
         seconds, busy = time.perf_counter() - begin, _cpu_seconds() - busy
         what = study.__doc__.partition("\n")[0]
-        done.append(Done(name, what, seconds, busy, missed, console().export_text().rstrip()))
         console().print(f"{name}: {seconds:.0f} s, {busy:.0f} s of CPU\n")
-        console().export_text()
+        printed = console().export_text().rpartition(f"{name}: ")[0].rstrip()
+        done.append(Done(name, what, *times(name, seconds, busy, options), missed, printed))
         if parsed.markdown is not None:
             _write(parsed.markdown, done, options)
     return int(any(study.missed for study in done))
@@ -133,8 +133,7 @@ def _write(path: Path, done: Sequence[Done], options: Any) -> None:
     lines = [
         "# What `make validate` found",
         "",
-        f"{date.today():%d %B %Y}; {seconds / 60:.0f} minutes ({busy / 60:.0f} of CPU), less those of results that were kept from an "
-        "earlier run.",
+        f"{date.today():%d %B %Y}; {seconds / 60:.0f} minutes ({busy / 60:.0f} of CPU), with those of runs that this one went on from.",
         f"Written by `python -m benchmarks.validate {arguments}{' ' * bool(arguments)}--markdown FILE`.",
         "",
         *(f"- {line}" for line in as_text(describe())),

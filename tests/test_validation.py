@@ -187,3 +187,14 @@ def test_page_has_tables_figures_and_what_was_missed(tmp_path, monkeypatch):
     assert "| 5 |" in text
     assert "![Simulation-based calibration" in text
     assert (page.parent / "page_sbc.png").stat().st_size > 10_000
+
+
+def test_the_time_of_a_study_is_that_of_all_runs_that_it_goes_on_from(tmp_path):
+    options = runs.Options(out=tmp_path / "results.jsonl")
+    assert runs.times("sbc", 5.0, 8.0, options) == (5.0, 8.0)
+    options.out.write_text("")
+    assert runs.times("sbc", 5.0, 8.0, options) == (5.0, 8.0)
+    assert runs.times("sbc", 1.5, 2.0, options) == (6.5, 10.0)
+    assert runs.times("coverage", 3.0, 4.0, options) == (3.0, 4.0)
+    # What is only printed takes no time of its own.
+    assert runs.times("sbc", 0.1, 0.1, runs.Options(out=options.out, report=True)) == (6.5, 10.0)

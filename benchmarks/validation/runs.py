@@ -81,6 +81,25 @@ def stored(study: str, settings: dict[str, Any], out: Path | None) -> dict[Key, 
     return found
 
 
+def times(study: str, seconds: float, cpu_seconds: float, options: Options) -> tuple[float, float]:
+    """Seconds and CPU seconds of a study, with those of earlier runs with the same file of results; this run's are added there."""
+    if options.out is None or not options.out.exists():
+        return seconds, cpu_seconds
+    kept = stored(f"{study}-seconds", {"version": bayesgmm.__version__}, options.out)
+    both = [each["seconds"] for each in kept.values()]
+    if not options.report:
+        both.append([seconds, cpu_seconds])
+        _store(options.out, f"{study}-seconds", {"version": bayesgmm.__version__}, (len(kept),), {"seconds": both[-1]})
+    return sum(each[0] for each in both), sum(each[1] for each in both)
+
+
+def _store(out: Path, study: str, settings: dict[str, Any], key: Key, result: dict[str, Any]) -> None:
+    record = {"study": study, "settings": settings, "key": key, "result": result}
+    with out.open("a", encoding="utf-8") as stream:
+        # The newline first: it ends a line that was cut short.
+        stream.write("\n" + json.dumps(record))
+
+
 def _end_with_parent() -> None:
     """End this worker if the process that it works for is killed: it would wait for work for ever."""
 
@@ -146,10 +165,7 @@ def collect(
                     screen.print(f"{study} {key} failed: {error!r}", markup=False)
                     continue
                 if options.out is not None:
-                    record = {"study": study, "settings": stamped, "key": key, "result": results[key]}
-                    with options.out.open("a", encoding="utf-8") as stream:
-                        # The newline first: it ends a line that was cut short.
-                        stream.write("\n" + json.dumps(record))
+                    _store(options.out, study, stamped, key, results[key])
         except BaseException:
             # Leaving the pool waits for everything in its queue: hundreds of fits that nobody wants any more.
             pool.shutdown(cancel_futures=True)
