@@ -56,10 +56,12 @@ def class_log_probabilities(X: FloatArray, parameters: MixtureParameters, blocks
         Rows beyond the reach of float64, where every density is 0, belong to the class of the nearest component.
     """
     joint = joint_log_densities(X, parameters, blocks)
-    total = logsumexp(joint, axis=1)
-    far = ~np.isfinite(total)
-    total[far] = 0.0
-    out = joint - total[:, None]
+    top = joint.max(axis=1, keepdims=True)
+    far = ~np.isfinite(top[:, 0])
+    # The highest first: of logs of 1e38 and more, the log of their number would be lost in rounding.
+    joint[far] = top[far] = 0.0
+    out = joint - top
+    out -= logsumexp(out, axis=1, keepdims=True)
     if far.any():
         r = kernel.responsibilities(X[far], parameters)[0]
         with np.errstate(divide="ignore"):
@@ -138,10 +140,11 @@ def probabilities_of_draws(X: FloatArray, draws: Draws, blocks: Sequence[slice])
     for start in range(0, len(X), size):
         rows = slice(start, min(start + size, len(X)))
         joint = np.stack([kernel.pointwise_log_likelihood(X[rows], *part) for part in parts], axis=2)  # type: ignore[arg-type]
-        total = logsumexp(joint, axis=2)
-        far = np.flatnonzero(~np.isfinite(total).all(axis=0))
-        total[:, far] = 0.0
-        joint -= total[:, :, None]
+        top = joint.max(axis=2)
+        far = np.flatnonzero(~np.isfinite(top).all(axis=0))
+        joint[:, far] = top[:, far] = 0.0
+        joint -= top[:, :, None]
+        joint -= logsumexp(joint, axis=2, keepdims=True)
         for s in range(S if len(far) else 0):
             joint[s, far] = class_log_probabilities(
                 X[start + far], MixtureParameters(*(part[s] for part in draws)), blocks

@@ -99,3 +99,20 @@ def test_rows_beyond_the_reach_of_densities_belong_to_the_nearest_class(draws):
     mean, sd = classification.averaged_class_probabilities(far, draws, BLOCKS)
     np.testing.assert_allclose(mean, np.mean(each, axis=0), atol=1e-12)
     np.testing.assert_allclose(sd, np.std(each, axis=0), atol=1e-12)
+
+
+@pytest.mark.parametrize("distance", [1.0, 1e6, 1e19])
+def test_a_row_midway_is_of_both_classes_alike_however_far(distance):
+    """Log densities of 1e38 carry no log 2; their differences do."""
+    blocks = (slice(0, 1), slice(1, 2))
+    parameters = MixtureParameters(np.array([0.5, 0.5]), np.array([[0.0, 1.0], [0.0, -1.0]]), np.stack([np.eye(2)] * 2))
+    X = np.array([[distance, 0.0]])
+    found = classification.class_log_probabilities(X, parameters, blocks)
+    np.testing.assert_allclose(found, np.log(0.5), rtol=1e-12)
+    draws = tuple(np.stack([part] * 3) for part in (parameters.weights, parameters.means, parameters.precision_factors))
+    mean, sd = classification.averaged_class_probabilities(X, draws, blocks)
+    np.testing.assert_allclose(mean, 0.5, rtol=1e-12)
+    np.testing.assert_allclose(sd, 0.0, atol=1e-12)
+    np.testing.assert_allclose(
+        classification.average_class_log_probabilities(X, draws, blocks), np.log(0.5), rtol=1e-12
+    )
