@@ -52,7 +52,7 @@ TESTS = (
 )
 """Not those that need long for each mutant: what samples, and what runs programs."""
 
-RUN, QUICK_RUN, FULL_RUN = 100, 3, 100_000
+RUN, QUICK_RUN, FULL_RUN = 60, 3, 100_000
 TARGET = 0.9
 SECONDS = 60.0
 
