@@ -34,7 +34,7 @@ def quantities(C: int, S: int) -> dict[str, np.ndarray]:
 
 
 @pytest.mark.parametrize("C", [1, 2, 4])
-@pytest.mark.parametrize("S", [4, 5, 7, 8, 9, 10, 11, 13, 50, 501, 1000])
+@pytest.mark.parametrize("S", [4, 5, 7, 8, 9, 11, 50, 501])
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")
 def test_numbers_are_arviz(C, S):
     found = quantities(C, S)

@@ -125,7 +125,11 @@ def assert_close_in_sds(actual: np.ndarray, expected: np.ndarray, tolerance: flo
 
 @pytest.mark.parametrize("with_prior", [False, True], ids=["likelihood", "prior"])
 @pytest.mark.parametrize(
-    ("covariance_type", "K", "D"), [*((name, 2, 2) for name in STRUCTURES), ("full", 3, 1), ("tied", 3, 1)]
+    ("covariance_type", "K", "D"),
+    [
+        *((name, 2, 2) for name in STRUCTURES),
+        *(pytest.param(name, 3, 1, marks=pytest.mark.slow) for name in ("full", "tied")),
+    ],
 )
 def test_information_is_minus_the_dense_hessian(covariance_type, K, D, with_prior):
     X, labels = separated(K, D, 100)

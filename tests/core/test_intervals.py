@@ -69,7 +69,8 @@ def test_far_apart_they_are_the_textbooks(name):
         assert np.all(low < high)
 
 
-@pytest.mark.parametrize("rho", [0.0, pytest.param(0.8, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("rho", [0.0, 0.8])
 def test_ten_rows_hold_the_level(rho):
     """Estimate ± 1.645 standard errors of the variance of ten rows hold it in 75 of 100 samples; these in 90."""
     rng, n, S = np.random.default_rng(1), 10, 1000

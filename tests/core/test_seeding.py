@@ -270,6 +270,7 @@ def full_em(X: np.ndarray, labels: np.ndarray, K: int, n_iter: int = 600) -> tup
     return float(total.sum()), min(np.linalg.eigvalsh(S / np.outer(spread, spread))[0] for S in covariances)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "reference"), [("faithful", -1111.24796917933), ("galaxies", -765.688626843492)])
 def test_ten_mixed_starts_reach_what_ten_kmeans_starts_miss(name, reference):
     # References: R mclust 6.0.0, model VVV / V with four components, EM continued to a tolerance of 1e-12.

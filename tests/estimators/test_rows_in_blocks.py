@@ -174,7 +174,7 @@ def stream(X, size=500):
 
 
 @pytest.mark.parametrize("covariance_type", STRUCTURES)
-@pytest.mark.parametrize("prior", [None, "default"])
+@pytest.mark.parametrize("prior", [None, pytest.param("default", marks=pytest.mark.slow)])
 def test_a_stream_comes_near_the_optimum_of_all_its_rows(covariance_type, prior):
     X = rows(40_000, 2, 2.5)
     batch = GaussianMixture(3, covariance_type=covariance_type, prior=prior, random_state=0).fit(X)
