@@ -93,6 +93,7 @@ def test_fitted_rows_are_left_out_exactly_for_one_component(one_component):
     assert detector._left_out().refitted.tolist() == [24]
 
 
+@pytest.mark.slow
 def test_anomaly_probability_against_draws_of_the_exact_posterior(one_component):
     X, prior, _, detector = one_component
     rng = np.random.default_rng(5)

@@ -115,6 +115,7 @@ def test_whole_weights_are_rows_that_many_times(loss):
 @pytest.mark.parametrize("loss", LOSSES)
 @pytest.mark.parametrize("keep", [0.0, 0.4, 0.7])
 @pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.slow
 def test_the_search_finds_the_best_of_all_partitions(loss, keep, weighted):
     rng = np.random.default_rng(4)
     for n_labels in (2, 3, 5):

@@ -97,6 +97,7 @@ def test_posterior_is_that_of_the_same_prior_by_the_package():
         np.testing.assert_allclose(a.std(axis=0), b.std(axis=0), rtol=0.1)
 
 
+@pytest.mark.slow
 def test_laplace_agrees_with_nuts(post):
     laplace = fit(method="laplace")
     assert laplace.diagnostics_.ok

@@ -137,6 +137,7 @@ def test_a_scale_is_refused_where_it_is_fixed():
         posterior.unconstrain([1.0], [[0.0]], [[[1.0]]], [[1.0]])
 
 
+@pytest.mark.slow
 def test_prior_draws_through_pymc_are_the_priors():
     prior = HierarchicalPrior(2.0, [1.0, -1.0], [4.0, 9.0], 9.0, 4.0, [2.0, 3.0])
     X = np.random.default_rng(0).standard_normal((5, 2))

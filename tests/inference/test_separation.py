@@ -180,6 +180,7 @@ def test_posterior_from_sums_has_the_same_density_gradient_and_curvature(covaria
     np.testing.assert_allclose(information, numeric, rtol=1e-4, atol=1e-5 * np.abs(numeric).max())
 
 
+@pytest.mark.slow
 def test_prior_draws_through_pymc_are_the_priors():
     S = 2000
     prior = some_prior(2, 3, "gamma", eta=1.5, deviation_floor=FLOOR)
@@ -250,6 +251,7 @@ def separated():
 
 
 @pytest.mark.parametrize("covariance_type", STRUCTURES)
+@pytest.mark.slow
 def test_nuts_agrees_with_laplace_on_separated_components(separated, covariance_type):
     fits = {
         method: BayesianGaussianMixture(
