@@ -156,11 +156,8 @@ def report(results: dict[Any, dict[str, Any]], method: str, judged: bool) -> int
             if judged and rate in JUDGED:
                 gap = abs(mean["posterior"] - rate) - abs(mean["em"] - rate)
                 spread = np.std(values["posterior"] - values["em"], ddof=1) / np.sqrt(len(own))
-                away = abs(mean["posterior"] / rate - 1)
-                # What lies outside by no more than two standard errors may be chance.
-                right = (away <= WITHIN + 2 * error["posterior"] / rate, gap <= 2 * spread)
-                near = "within 20 %" if away <= WITHIN else "not beyond error"
-                words = ((near, "off"), ("closer" if gap < 0 else "as close", "further"))
+                right = (abs(mean["posterior"] / rate - 1) <= WITHIN, gap <= 2 * spread)
+                words = (("within 20 %", "off"), ("closer" if gap < 0 else "as close", "further"))
                 verdicts = [
                     good if is_right else f"[bold red]{bad}[/bold red]" for is_right, (good, bad) in zip(right, words)
                 ]

@@ -1,15 +1,13 @@
 """Whether memory stays flat over very many fits in one process: a service that fits all day must not grow.
 
-Each kind of work is repeated on small tables (Old Faithful), new seeds each time. After a tenth of the repetitions, when caches are filled,
-the resident memory is taken, and at the end again, both times after the C library has given back the pages that it holds free (these grow
-over the first fits, by some 15 MB where fits are saved and loaded). 8 MB more is allowed, whatever the number of repetitions. A kilobyte
-kept by each fit would show in ten thousand of them; the fits' own draws, some 100 kB each, in a hundred.
+Each kind of work is repeated on small tables (Old Faithful), new seeds each time. After a tenth of the repetitions, when caches are filled
+and the allocator has its arenas, the resident memory is taken, and at the end again. 8 MB more is allowed, whatever the number of
+repetitions: pages that the allocator of the C library holds between two sizes of its arenas. A kilobyte kept by each fit would show in
+ten thousand of them; the fits' own draws, some 100 kB each, in a hundred.
 """
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
 import gc
 import time
 import warnings
@@ -28,9 +26,7 @@ ALLOWED = 8.0
 
 
 def resident() -> float:
-    """Resident memory of this process in MB, once free pages are given back where the C library can."""
-    with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL(None).malloc_trim(0)
+    """Resident memory of this process in MB."""
     pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
     import resource
 
