@@ -12,6 +12,7 @@ R-hat for assessing convergence of MCMC. Bayesian Analysis 16, 667–718.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -53,39 +54,35 @@ def convergence(values: FloatArray) -> Convergence:
     Convergence
         NaN for fewer than four draws or where a value is NaN; R-hat is NaN for one chain.
     """
+    return Convergence(*_in_groups(_diagnosed, values, 3))
+
+
+def _in_groups(function: Callable[[FloatArray], FloatArray], values: FloatArray, n: int) -> FloatArray:
+    """Some n numbers (n, P) of each quantity (P, C, S), from as many quantities at a time as memory should hold."""
     P, C, S = values.shape
-    found = np.full((3, P), np.nan)
+    found = np.full((n, P), np.nan)
     if S >= MIN_DRAWS:
         step = max(1, NUMBERS_AT_ONCE // (C * S))
         for start in range(0, P, step):
-            found[:, start : start + step] = _group(np.asarray(values[start : start + step], dtype=float))
+            found[:, start : start + step] = function(np.asarray(values[start : start + step], dtype=float))
     found[:, np.isnan(values).any(axis=(1, 2))] = np.nan
-    return Convergence(*found)
+    return found
 
 
-def _group(values: FloatArray) -> FloatArray:
+def _diagnosed(values: FloatArray) -> FloatArray:
     halves = _split(values)
     ranked = _rank_normalised(halves)
     middle = np.median(halves, axis=(1, 2), keepdims=True)
     folded = _rank_normalised(np.abs(halves - middle))
     ends = np.quantile(values.reshape(len(values), -1), TAIL, axis=1)
     tails = [_effective_size(_split((values <= end[:, None, None]).astype(float))) for end in ends]
-    bulk = _effective_size(ranked)
-    if values.shape[1] < 2:
-        return np.array([bulk, np.minimum(*tails), np.full(len(values), np.nan)])
-    return np.array([bulk, np.minimum(*tails), np.fmax(_r_hat(ranked), _r_hat(folded))])
+    r_hat = np.fmax(_r_hat(ranked), _r_hat(folded)) if values.shape[1] > 1 else np.full(len(values), np.nan)
+    return np.array([_effective_size(ranked), np.minimum(*tails), r_hat])
 
 
 def effective_size(values: FloatArray) -> FloatArray:
     """Effective sample size (P,) for the mean of each of P quantities (P, C, S); NaN for fewer than four draws."""
-    P, C, S = values.shape
-    found = np.full(P, np.nan)
-    if S >= MIN_DRAWS:
-        step = max(1, NUMBERS_AT_ONCE // (C * S))
-        for start in range(0, P, step):
-            found[start : start + step] = _effective_size(_split(np.asarray(values[start : start + step], dtype=float)))
-    found[np.isnan(values).any(axis=(1, 2))] = np.nan
-    return found
+    return np.asarray(_in_groups(lambda group: _effective_size(_split(group)), values, 1)[0])
 
 
 def _split(values: FloatArray) -> FloatArray:

@@ -98,14 +98,14 @@ assert sys.modules["scipy.stats"] is scipy.stats
     imported_by(code)
 
 
-@pytest.mark.parametrize("first", ["import pandas.api.types; from pandas import DataFrame"])
-def test_another_thread_that_imports_meanwhile_gets_the_module(first):
+def test_another_thread_that_imports_meanwhile_gets_the_module():
     """As if it came while ``sklearn.base`` is imported: the stand-in is where the import system looks."""
-    code = f"""
+    code = """
 import sys
 from bayesgmm.estimators import deferred
 with deferred.stood_in_for():
-    {first}
+    import pandas.api.types
+    from pandas import DataFrame
     assert sys.modules["pandas"].DataFrame([1]).shape == (1, 1)
 assert type(sys.modules["pandas"]).__name__ == "module"
 assert "scipy.stats" not in sys.modules

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy.special import logsumexp
 
 from bayesgmm.core import kernel
@@ -55,18 +56,24 @@ def class_log_probabilities(X: FloatArray, parameters: MixtureParameters, blocks
     ndarray of shape (N, C)
         Rows beyond the reach of float64, where every density is 0, belong to the class of the nearest component.
     """
-    joint = joint_log_densities(X, parameters, blocks)
-    top = joint.max(axis=1, keepdims=True)
-    far = ~np.isfinite(top[:, 0])
-    # The highest first: of logs of 1e38 and more, the log of their number would be lost in rounding.
-    joint[far] = top[far] = 0.0
-    out = joint - top
-    out -= logsumexp(out, axis=1, keepdims=True)
+    out = joint_log_densities(X, parameters, blocks)
+    far = _normalise(out)
     if far.any():
         r = kernel.responsibilities(X[far], parameters)[0]
         with np.errstate(divide="ignore"):
             out[far] = np.log(np.stack([r[:, block].sum(axis=1) for block in blocks], axis=1))
     return out
+
+
+def _normalise(joint: FloatArray) -> NDArray[np.bool_]:
+    """Make logs (..., C) those of numbers that sum to 1, in place; where that cannot be done, no log being finite, True (...)."""
+    top = joint.max(axis=-1, keepdims=True)
+    far = ~np.isfinite(top[..., 0])
+    # The highest first: of logs of 1e38 and more, the log of their number would be lost in rounding.
+    joint[far] = top[far] = 0.0
+    joint -= top
+    joint -= logsumexp(joint, axis=-1, keepdims=True)
+    return np.asarray(far)
 
 
 def averaged_class_probabilities(X: FloatArray, draws: Draws, blocks: Sequence[slice]) -> tuple[FloatArray, FloatArray]:
@@ -140,11 +147,7 @@ def probabilities_of_draws(X: FloatArray, draws: Draws, blocks: Sequence[slice])
     for start in range(0, len(X), size):
         rows = slice(start, min(start + size, len(X)))
         joint = np.stack([kernel.pointwise_log_likelihood(X[rows], *part) for part in parts], axis=2)  # type: ignore[arg-type]
-        top = joint.max(axis=2)
-        far = np.flatnonzero(~np.isfinite(top).all(axis=0))
-        joint[:, far] = top[:, far] = 0.0
-        joint -= top[:, :, None]
-        joint -= logsumexp(joint, axis=2, keepdims=True)
+        far = np.flatnonzero(_normalise(joint).any(axis=0))
         for s in range(S if len(far) else 0):
             joint[s, far] = class_log_probabilities(
                 X[start + far], MixtureParameters(*(part[s] for part in draws)), blocks
