@@ -1,6 +1,6 @@
 """scikit-learn's base class without what it loads and never calls.
 
-``sklearn.base`` imports ``scipy.stats`` and pandas for helpers of other classes: a third of the time to a first fit. While it is
+``sklearn.base`` imports ``scipy.stats`` and pandas for helpers of other classes: a quarter of the time to a first fit. While it is
 imported, stand-ins take their places; the first use of one, by whomever, loads the real module. Afterwards the import system has none of
 them left.
 """
