@@ -2,6 +2,9 @@
 
 BIN := .venv/bin
 
+# Modules are compiled once, not by each of the many processes that tests begin.
+export PYTHONDONTWRITEBYTECODE :=
+
 .PHONY: help demo test check docs bench peers validate validate-full environment clean
 
 help:
@@ -27,7 +30,8 @@ check: environment
 
 # What is compiled is compiled while format and types are checked, and by one process: two that compile side by side get other bits.
 test: environment
-	@$(BIN)/bayesgmm warmup --quiet & warm=$$!; $(MAKE) --no-print-directory check || { kill $$warm; exit 1; }; wait $$warm
+	@$(BIN)/bayesgmm warmup --quiet & warm=$$!; $(MAKE) --no-print-directory check || { kill $$warm; exit 1; }; \
+		$(BIN)/python -m pytest --collect-only -qq >/dev/null 2>&1; wait $$warm
 	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 docs: environment

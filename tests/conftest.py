@@ -12,7 +12,14 @@ settings.register_profile("few", max_examples=20, derandomize=True, phases=(Phas
 settings.register_profile("many", max_examples=200, derandomize=True, print_blob=True, **_ALWAYS)
 settings.load_profile("few")
 
-LONGEST = ("test_examples", "test_documentation", "test_together", "test_cli_cluster", "test_model", "test_sampling")
+LONGEST = (
+    "test_persistence",
+    "test_dask",
+    "test_package",
+    "test_cli_select",
+    "test_cli_cluster",
+    "test_function_prior",
+)
 """Files that take long: begun first, so that no process is left with one of them at the end."""
 
 

@@ -168,7 +168,8 @@ def test_labels_at_fault_are_one_line_before_any_fit(labelled, tmp_path, capsys)
     assert not (tmp_path / "o").exists()
 
 
-@pytest.mark.parametrize("width", [60, *(pytest.param(width, marks=pytest.mark.slow) for width in (90, 140))])
+@pytest.mark.slow
+@pytest.mark.parametrize("width", [60, 90, 140])
 def test_what_does_not_fit_the_width_is_another_table(labelled, tmp_path, capsys, monkeypatch, width):
     from rich.console import Console
 

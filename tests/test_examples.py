@@ -19,6 +19,7 @@ LONG = (
     "06_heart_disease",
     "07_em_step_by_step",
     "11_hyperparameters",
+    "08_anomalies",
     "12_strengths_and_limits",
     "10_choosing_k",
     "13_em_and_mcmc",

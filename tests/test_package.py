@@ -76,7 +76,9 @@ assert list(fit.feature_names_in_) == ["a", "b"]
 }
 
 
-@pytest.mark.parametrize("name", DEFERRED)
+@pytest.mark.parametrize(
+    "name", [name if "by the" not in name else pytest.param(name, marks=pytest.mark.slow) for name in DEFERRED]
+)
 def test_what_scikit_learn_does_not_need_for_a_base_class_is_there_when_it_is_needed(name):
     code = """
 import sys

@@ -112,7 +112,7 @@ def test_diagnostics_settings_prior_and_modes_come_back(post, saved_once):
 
 
 @pytest.mark.parametrize("covariance_type", ["full", "tied", "diag", "spherical"])
-@pytest.mark.parametrize(("K", "D"), [(1, 1), (2, 2)])
+@pytest.mark.parametrize(("K", "D"), [pytest.param(1, 1, marks=pytest.mark.slow), (2, 2)])
 def test_every_structure_and_size_comes_back(covariance_type, K, D, tmp_path):
     X = FAITHFUL.to_numpy(dtype=float)[:, :D]
     prior = ConjugatePrior(weight_concentration=2.0, mean_precision=0.1)
@@ -416,7 +416,7 @@ def test_between_the_two_files_the_old_fit_can_be_loaded(two, post, saved, monke
 
 def test_two_that_write_to_one_folder_do_so_in_turn(two, tmp_path):
     folder = two[0].save(tmp_path / "fit")
-    writers = [threading.Thread(target=lambda fit=fit: [fit.save(folder) for _ in range(5)]) for fit in two]
+    writers = [threading.Thread(target=lambda fit=fit: [fit.save(folder) for _ in range(2)]) for fit in two]
     for writer in writers:
         writer.start()
     known = [fit._draws.means.tobytes() for fit in two]

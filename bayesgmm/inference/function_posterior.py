@@ -30,6 +30,9 @@ from bayesgmm.inference.relabel import relabel
 OURS = ("weights", "means", "covariances")
 """Names of the relabelled draws in the posterior: variables of the user's with these names stand there as they are here."""
 
+MODE = "NUMBA"
+"""How PyTensor evaluates the posterior: compiled, which takes half a minute the first time, and is kept on disk."""
+
 MAX_ASSIGNMENTS = 5
 LEAST_SPREAD = 1e-6
 """Share of the spread within all components that each has at least in the M-step."""
@@ -105,7 +108,7 @@ class FunctionPosterior:
         stated = model.logp(vars=list(parts), jacobian=False)
         # One function: compiling takes longer than anything else here, and another output is next to nothing.
         self._evaluate = pytensor.function(
-            values, [total, slope, stated, weights, means, factors, *others], mode="NUMBA", on_unused_input="ignore"
+            values, [total, slope, stated, weights, means, factors, *others], mode=MODE, on_unused_input="ignore"
         )
         self._evaluate.trust_input = True
         if not np.isfinite(self.logp_and_grad(self._begin)[0]):

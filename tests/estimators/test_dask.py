@@ -83,6 +83,7 @@ def test_em_is_that_in_memory_step_by_step(covariance_type, weighted, rows, weig
     assert_same(found, in_memory)
 
 
+@pytest.mark.slow
 def test_a_fit_from_a_subsample_finds_the_optimum_in_memory(rows, weights, client):
     frame = pd.DataFrame(rows, columns=["a", "b"]).assign(v=weights)
     X = dd.from_pandas(frame, npartitions=5)
@@ -203,7 +204,7 @@ def test_anomalies_are_those_in_memory(posterior, rows, monkeypatch):
     np.testing.assert_allclose(error.compute(), detector.predictive_tail_probability(frame, return_error=True)[1])
 
 
-@pytest.mark.parametrize("posterior", [False, True])
+@pytest.mark.parametrize("posterior", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_tables_of_rows_come_lazily_or_block_by_block(posterior, rows, monkeypatch):
     monkeypatch.setattr("bayesgmm.distributed._client_of", lambda collection: None)
     frame = pd.DataFrame(rows, columns=["a", "b"])
@@ -234,7 +235,7 @@ def test_tables_of_rows_come_lazily_or_block_by_block(posterior, rows, monkeypat
         np.testing.assert_array_equal(detector.conformal_pvalue(blocks), expected)
 
 
-@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("weighted", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_the_threshold_of_a_share_of_all_rows_is_exact(weighted, rows, weights, monkeypatch):
     monkeypatch.setattr("bayesgmm.distributed._client_of", lambda collection: None)
     monkeypatch.setattr("bayesgmm.core.quantiles.FEW", 10)

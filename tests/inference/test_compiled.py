@@ -281,20 +281,6 @@ print(sorted(compiled & {"_log_posterior", "fused_pass_of", "_ratios"}))
     assert counts == "[]"
 
 
-def test_sampling_needs_neither_pymc_nor_pytensor():
-    code = """
-import sys
-import numpy as np
-from bayesgmm import BayesianGaussianMixture
-X = np.random.default_rng(0).standard_normal((60, 2))
-BayesianGaussianMixture(1, draws=50, tune=50, chains=2, target_ess=1, progressbar=False).fit(X)
-print([name for name in ("pymc", "pytensor") if name in sys.modules])
-"""
-    run = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, check=True)
-
-    assert run.stdout.strip() == "[]"
-
-
 def test_conditional_of_the_weights_is_dirichlet():
     # With every row in one component the posterior of the weights is known: Dirichlet(α + counts).
     K = 3

@@ -139,6 +139,7 @@ def test_three_components_with_one_to_spare():
     assert found.n_permutations == 6
 
 
+@pytest.mark.slow
 def test_adding_the_log_of_the_orders_is_off_where_components_overlap(monkeypatch):
     """The folding is what the oracle asks for: without it the same draws miss by many errors."""
     fit, exact = exact_fit("overlapping", "tied", seed=0, size=8000)

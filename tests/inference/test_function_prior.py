@@ -26,6 +26,7 @@ from bayesgmm.core.covariance import structure
 from bayesgmm.core.function_prior import FunctionPrior
 from bayesgmm.core.parameters import MixtureParameters
 from bayesgmm.exceptions import PriorFunctionError
+from bayesgmm.inference import function_posterior
 from bayesgmm.inference.function_posterior import FunctionPosterior, _scatter_of
 
 rng = np.random.default_rng(5)
@@ -52,13 +53,30 @@ def fit(prior=ordered, K=2, **options):
 
 
 @pytest.fixture(scope="module")
-def post():
+def nuts():
+    """As a user has it: compiled, which takes half a minute."""
     return fit()
+
+
+@pytest.fixture(scope="module")
+def post():
+    """Few draws, by a function that is interpreted."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(function_posterior, "MODE", "FAST_COMPILE")
+        yield fit(method="laplace", draws=200)
+
+
+@pytest.mark.slow
+def test_nuts_has_the_draws_in_the_order_of_the_prior(nuts):
+    assert nuts.diagnostics_.ok
+    assert nuts.method_ == "nuts"
+    own = nuts.idata_["posterior"]
+    np.testing.assert_array_equal(own["means"].values[..., 0, 0], own["first"].values)
+    np.testing.assert_allclose(own["means"].values[..., 1, 0], (own["first"] + own["gap"]).values)
 
 
 def test_draws_are_in_the_order_of_the_prior_and_bring_its_variables(post):
     assert post.diagnostics_.ok
-    assert post.method_ == "nuts"
     own = post.idata_["posterior"]
     np.testing.assert_array_equal(own["means"].values[..., 0, 0], own["first"].values)
     np.testing.assert_allclose(own["means"].values[..., 1, 0], (own["first"] + own["gap"]).values)
@@ -98,10 +116,10 @@ def test_posterior_is_that_of_the_same_prior_by_the_package():
 
 
 @pytest.mark.slow
-def test_laplace_agrees_with_nuts(post):
+def test_laplace_agrees_with_nuts(nuts):
     laplace = fit(method="laplace")
     assert laplace.diagnostics_.ok
-    a, b = laplace.summary(), post.summary()
+    a, b = laplace.summary(), nuts.summary()
     assert np.max(np.abs(a["mean"] - b["mean"]) / b["sd"]) < 0.2
     again = fit(method="laplace")
     np.testing.assert_array_equal(again.idata_["posterior"]["gap"].values, laplace.idata_["posterior"]["gap"].values)
@@ -125,7 +143,8 @@ def test_what_rests_on_draws_alone_works(post, tmp_path):
     assert "ordered" in (tmp_path / "report.html").read_text(encoding="utf-8")
 
 
-def test_what_a_function_cannot_say_is_refused(post):
+def test_what_a_function_cannot_say_is_refused(post, monkeypatch):
+    monkeypatch.setattr(function_posterior, "MODE", "FAST_COMPILE")
     with pytest.raises(PriorFunctionError, match="the prior is a function"):
         post.log_evidence()
     with pytest.raises(PriorFunctionError, match="rows in memory"):
@@ -148,8 +167,9 @@ def test_what_a_function_cannot_say_is_refused(post):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["full", "tied", "diag", "spherical"])
-def test_m_step_is_ems_under_a_flat_prior(kind):
+def test_m_step_is_ems_under_a_flat_prior(kind, monkeypatch):
     """With next to no prior the M-step in the user's coordinates leads to weighted moments, those of EM."""
+    monkeypatch.setattr(function_posterior, "MODE", "FAST_COMPILE")
     table = np.concatenate([rng.normal(0, 1, (60, 2)), rng.normal(5, 1, (40, 2)) @ np.array([[1.0, 0.6], [0.0, 1.0]])])
 
     def flat():
@@ -197,7 +217,8 @@ def test_scatter_of_the_m_step_is_about_the_components_own_means(kind):
     np.testing.assert_allclose(found, expected, rtol=1e-10, atol=1e-12)
 
 
-def test_terminal_stays_quiet(post):
+def test_terminal_stays_quiet(post, monkeypatch):
+    monkeypatch.setattr(function_posterior, "MODE", "FAST_COMPILE")
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         fit(method="laplace", draws=100)

@@ -64,6 +64,7 @@ def test_one_curve_for_all_rows_where_there_are_many(post, detector, monkeypatch
     assert not np.array_equal(common.tail_probability, own)
 
 
+@pytest.mark.slow
 def test_copies_of_a_row_vouch_for_it():
     """A row of weight 5 loses one copy only."""
     rng = np.random.default_rng(0)

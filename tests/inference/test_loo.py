@@ -211,7 +211,7 @@ def simulated_posterior(n_rows: int, sample_weight: np.ndarray | None = None) ->
     return SimpleNamespace(_draws=draws, _X=X, _sample_weight=sample_weight, map_=mode, method="nuts")
 
 
-@pytest.mark.parametrize("approximation", ["waic", "plpd"])
+@pytest.mark.parametrize("approximation", [pytest.param("waic", marks=pytest.mark.slow), "plpd"])
 def test_subsample_is_within_its_error_of_all_rows(approximation):
     post = simulated_posterior(1500)
     full = loo_posterior(post, r_eff=1.0)

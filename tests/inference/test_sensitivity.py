@@ -45,7 +45,9 @@ def test_variations_multiply_what_they_say():
     assert medians[1] / medians[0] == pytest.approx(2, rel=0.06)
 
 
-@pytest.mark.parametrize("covariance_type", STRUCTURES)
+@pytest.mark.parametrize(
+    "covariance_type", ["full", *(pytest.param(name, marks=pytest.mark.slow) for name in STRUCTURES if name != "full")]
+)
 def test_one_component_is_the_closed_form(covariance_type):
     z = []
     for seed in range(5):

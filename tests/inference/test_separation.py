@@ -399,7 +399,7 @@ def enumerated_evidence(X: np.ndarray, prior: SeparationPrior, law) -> float:
     ("family", "law"),
     [
         ("lognormal", lambda scale, a: stats.lognorm(a, scale=scale)),
-        ("gamma", lambda scale, a: stats.gamma(a, scale=scale)),
+        pytest.param("gamma", lambda scale, a: stats.gamma(a, scale=scale), marks=pytest.mark.slow),
     ],
 )
 def test_evidence_and_predictive_density_against_the_sum_over_all_allocations(family, law):

@@ -122,13 +122,11 @@ def oddly_named():
     [
         "density",
         "ellipses",
-        "responsibilities",
-        "soft_and_hard",
         "forest",
-        "posterior",
-        "predictive_check",
-        "trace",
-        "rank",
+        *(
+            pytest.param(name, marks=pytest.mark.slow)
+            for name in ("responsibilities", "soft_and_hard", "posterior", "predictive_check", "trace", "rank")
+        ),
     ],
 )
 def test_names_with_odd_characters_are_shown_as_they_are(function, oddly_named):

@@ -86,6 +86,7 @@ def test_other_rows_are_refused(folder, table, tmp_path, capsys):
     assert "does not hold the rows" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_selection_writes_its_report_and_the_command_writes_it_again(data, tmp_path, capsys):
     out = tmp_path / "out"
     assert main(["select", str(data), "-k", "1-2", "--covariance", "full", "--out", str(out), "--quiet"]) == 0

@@ -152,6 +152,7 @@ def test_one_component_and_one_feature(tmp_path):
     Reader(render(page))
 
 
+@pytest.mark.slow
 def test_many_features_are_limited_and_named():
     rng = np.random.default_rng(0)
     X = rng.standard_normal((200, 30))
