@@ -71,7 +71,7 @@ def enumerated() -> tuple[Selection, dict[int, Enumeration]]:
         scale=values.scale,
     )
     selection = select(
-        SEVEN, KS, "full", "nuts", prior=prior, criteria="evidence", draws=500, random_state=0, progressbar=False
+        SEVEN, KS, "full", "nuts", prior=prior, criteria="evidence", draws=1500, random_state=0, progressbar=False
     )
     exact = {K: Enumeration(SEVEN, replace(values, weight_concentration=np.full(K, 1.5)), n_components=K) for K in KS}
     return selection, exact

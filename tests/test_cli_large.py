@@ -68,6 +68,7 @@ def test_what_is_large_on_disk_is_not_read_unasked(pattern, tmp_path, monkeypatc
     assert "assignments.csv" not in result["files"]
 
 
+@pytest.mark.slow
 def test_a_folder_that_is_small_is_read(frame, pattern, tmp_path):
     folder = os.path.dirname(pattern)
     assert main(["fit", folder, "-k", "2", "--method", "em", "--out", str(tmp_path / "out"), "--quiet"]) == 0

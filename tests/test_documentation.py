@@ -24,8 +24,10 @@ RELATIVE, ABSOLUTE = 0.03, 0.03
 @pytest.mark.parametrize(
     "page",
     [
-        # The page on priors compiles models of PyMC; that on big data begins workers.
-        pytest.param(path, id=path.stem, marks=[pytest.mark.slow] if path.stem in ("priors", "big-data") else [])
+        # The page on priors compiles models of PyMC, that on big data begins workers, that on K fits many.
+        pytest.param(
+            path, id=path.stem, marks=[pytest.mark.slow] if path.stem in ("priors", "big-data", "choosing-k") else []
+        )
         for path in (ROOT / "README.md", *PAGES)
     ],
 )

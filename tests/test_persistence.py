@@ -319,7 +319,9 @@ def test_no_temporary_files_are_left(post, tmp_path):
     np.testing.assert_array_equal(load(folder).means_, post.means_)
 
 
-@pytest.mark.parametrize("where", ["draws", "manifest", "rename"])
+@pytest.mark.parametrize(
+    "where", [*(pytest.param(name, marks=pytest.mark.slow) for name in ("draws", "manifest")), "rename"]
+)
 def test_a_failing_write_leaves_the_previous_fit_whole(post, saved, monkeypatch, where):
     other = BayesianGaussianMixture(2, method="laplace", draws=100, random_state=0, progressbar=False).fit(FAITHFUL)
 
@@ -592,6 +594,7 @@ def test_a_sweep_on_a_full_disk_goes_on_when_there_is_room(full_disk):
     pd.testing.assert_frame_equal(found.table, bayesgmm.select(FAITHFUL, range(1, 9), **sweep).table)
 
 
+@pytest.mark.slow
 def test_a_limit_on_the_size_of_files_is_one_error(em, tmp_path):
     """In a process of its own, whose files may grow to 4 KiB and no further."""
     folder = em.save(tmp_path / "fit")

@@ -554,6 +554,7 @@ def test_a_finished_sweep_is_read_and_not_repeated(posterior, labels, monkeypatc
     assert fewer.table["elpd_loo"].isna().all()
 
 
+@pytest.mark.slow
 def test_a_sweep_can_be_widened(tmp_path, monkeypatch):
     quick(method="laplace", draws=60, criteria="bic", n_components=1, out=tmp_path)
     fitted, real = [], bayesgmm.BayesianGaussianMixture.fit

@@ -82,6 +82,7 @@ def no_network(monkeypatch):
     monkeypatch.setattr(socket, "getaddrinfo", refuse_name)
 
 
+@pytest.mark.slow
 def test_nothing_is_fetched_at_run_time(no_network, tmp_path):
     post = BayesianGaussianMixture(2, method="nuts", random_state=0, **SHORT).fit(FAITHFUL)
     post.report(tmp_path / "report.html")

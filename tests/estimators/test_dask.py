@@ -112,6 +112,7 @@ def test_a_worker_killed_in_mid_fit_does_not_show(rows, client):
     assert_same(found, expected)
 
 
+@pytest.mark.slow
 def test_what_is_said_of_rows_is_said_when_it_is_asked_for(rows, weights, client):
     frame = pd.DataFrame(rows, columns=["a", "b"])
     fit = GaussianMixture(3, random_state=0, tol=1e-11).fit(frame, sample_weight=weights)
@@ -185,7 +186,7 @@ def test_a_laplace_posterior_is_that_in_memory_within_monte_carlo_error(rows, we
         found.coclustering()
 
 
-@pytest.mark.parametrize("posterior", [False, True])
+@pytest.mark.parametrize("posterior", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_anomalies_are_those_in_memory(posterior, rows, monkeypatch):
     monkeypatch.setattr("bayesgmm.distributed._client_of", lambda collection: None)
     frame = pd.DataFrame(rows, columns=["a", "b"], index=np.arange(len(rows)) + 7)
@@ -293,7 +294,7 @@ def test_a_selection_by_all_criteria(rows, monkeypatch, tmp_path):
     pd.testing.assert_frame_equal(again.table, found.table)
 
 
-@pytest.mark.parametrize("method", ["em", "laplace"])
+@pytest.mark.parametrize("method", ["em", pytest.param("laplace", marks=pytest.mark.slow)])
 def test_the_models_of_a_selection_are_fitted_on_the_workers(method, rows, client):
     grid = {"n_components": [1, 2], "covariance_types": ["full", "tied"], "random_state": 0, "progressbar": False}
     if method == "laplace":

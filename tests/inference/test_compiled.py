@@ -256,6 +256,7 @@ def test_evaluation_releases_the_interpreter():
     assert overlapped
 
 
+@pytest.mark.slow
 def test_a_second_process_reads_the_compiled_function_from_disk_for_every_size_and_structure():
     posterior, theta, *_ = some_posterior("full", 2, 2)
     value, _ = posterior.logp_and_grad(theta)

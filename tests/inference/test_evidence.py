@@ -154,6 +154,7 @@ def test_adding_the_log_of_the_orders_is_off_where_components_overlap(monkeypatc
     assert abs(added.log_evidence - exact) > 5 * added.standard_error
 
 
+@pytest.mark.slow
 def test_error_is_the_scatter_of_repeated_estimates():
     """Exact independent draws, 20 seeds: (estimate − exact) / error scatters about 0 with a standard deviation near 1."""
     z = []

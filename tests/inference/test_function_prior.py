@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
-
 import numpy as np
 import pymc as pm
 import pytensor.tensor as pt
@@ -215,10 +213,3 @@ def test_scatter_of_the_m_step_is_about_the_components_own_means(kind):
     elif kind != "full":
         expected = expected * np.eye(2)
     np.testing.assert_allclose(found, expected, rtol=1e-10, atol=1e-12)
-
-
-def test_terminal_stays_quiet(post, monkeypatch):
-    monkeypatch.setattr(function_posterior, "MODE", "FAST_COMPILE")
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        fit(method="laplace", draws=100)

@@ -209,7 +209,7 @@ def test_stacking_weighs_modes_by_their_left_out_densities():
     [
         (30, {"prior": HierarchicalPrior()}),
         (30, {"prior": SeparationPrior(), "covariance_type": "spherical"}),
-        (6700, {"draws": 200, "target_ess": 0}),
+        pytest.param(6700, {"draws": 200, "target_ess": 0}, marks=pytest.mark.slow),
     ],
     ids=["random scale", "separation", "many rows"],
 )

@@ -140,6 +140,7 @@ def test_names_with_odd_characters_are_shown_as_they_are(function, oddly_named):
     assert any("prix_en_" in text or "_a b" in text for text in texts)
 
 
+@pytest.mark.slow
 def test_steps_of_em_have_odd_names_too(oddly_named):
     X, _, em = oddly_named
     figure = plots.em_steps(em, X)

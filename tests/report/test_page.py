@@ -81,6 +81,7 @@ def test_headings_go_down_by_one_and_tables_have_their_names(html):
     assert set(anchors) <= set(ids)
 
 
+@pytest.mark.slow
 def test_the_file_has_the_same_bytes_every_time_and_is_not_written_over_another(post, page, html, tmp_path):
     path = tmp_path / "report.html"
     assert post.report(path) == path
