@@ -37,11 +37,11 @@ SECOND = (
     + """
 import json, time, warnings
 from bayesgmm.inference import nuts
-started, begin_chain = [], nuts._start_chain
+started, begin_chain = [], nuts.start_chain
 def start_chain(*arguments):
     started.append(time.perf_counter())
     return begin_chain(*arguments)
-nuts._start_chain = start_chain
+nuts.start_chain = start_chain
 rng = np.random.default_rng(0)
 Z = np.concatenate([rng.normal(9.0 * k, 1.0, (150, 3)) for k in range(3)])
 second = BayesianGaussianMixture(3, draws={draws}, chains=4, random_state=1, progressbar=False)

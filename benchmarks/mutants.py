@@ -225,7 +225,7 @@ class _Recorder:
         return result
 
 
-PYTEST = ("-q", "-p", "no:cacheprovider", "-p", "no:xdist")
+PYTEST = ("-q", "-p", "no:cacheprovider", "-p", "no:xdist", "-m", "slow or not slow")
 
 
 def record(tests: str, modules: Sequence[str], to: Path) -> None:
@@ -246,18 +246,23 @@ def record(tests: str, modules: Sequence[str], to: Path) -> None:
     _in_child(run, 1800.0)
 
 
-def reaching(mutant: Mutant, recorded: dict[str, Any], seconds: float) -> list[str]:
-    """Tests that reach a mutant, the quickest of each function first, for so many seconds in all."""
+def reaching(mutant: Mutant, recorded: dict[str, Any], limit: float) -> list[str]:
+    """Tests that reach a mutant, for so many seconds in all: quick ones first, of many functions, and the own file's."""
     first, last = mutant.lines
+    own = f"tests/core/test_{mutant.module.rpartition('.')[2]}.py"
     by_function: dict[str, list[tuple[float, str]]] = defaultdict(list)
     for name, test in recorded.items():
         if any(first <= line <= last for line in test["lines"].get(mutant.module, ())):
             by_function[name.partition("[")[0]].append((test["seconds"], name))
-    ranked = sorted((rank, *each) for tests in by_function.values() for rank, each in enumerate(sorted(tests)))
+    ranked = sorted(
+        ((seconds + 0.01) * (1 + rank / 4) / (4 if name.startswith(own) else 1), seconds, name)
+        for tests in by_function.values()
+        for rank, (seconds, name) in enumerate(sorted(tests))
+    )
     chosen, spent = [], 0.0
     for _, needs, name in ranked:
-        spent += needs + 0.01
-        if spent < seconds or not chosen:
+        if spent + needs < limit or not chosen:
+            spent += needs + 0.01
             chosen.append(name)
     return chosen
 

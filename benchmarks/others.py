@@ -45,7 +45,7 @@ def _em(program: Program, case: tuple[int, int, int, int], repetitions: int) -> 
 
     n_rows, n_features, K, long = case
     X, _ = simulate(n_rows, n_features, K, SPREAD)
-    start = _start(X, K, seed=1)
+    start = _start(X, K, "full", seed=1)
     arrays = {
         "X": X,
         "weights": start["weights_init"],

@@ -80,12 +80,14 @@ def _measure(X: np.ndarray, K: int, chains: int, draws: int, repetitions: int, l
 
     task = _task(X, K)
     compiled = CompiledPosterior.from_data(X, K, "full", task.prior)
-    mode = sampling.approximate_modes(compiled, task).approximations[0]
+    found = sampling.approximate_modes(compiled, task)
+    mode = found.approximations[0]
     whitening = [(mode.center, mode.factor)] * chains
     noise = np.random.default_rng(1).standard_normal((chains, compiled.ndim))
     starts = mode.center + noise @ mode.factor.T
     density = compiled.whitened(mode.center, mode.factor)
     settings = sampling.Settings("nuts", draws, TUNE, chains, 0.0, draws, chains, False)
+    setup = sampling._setup(compiled, task, settings, found)
     run_nuts(compiled, starts, whitening, 10, 10, 0, chains)
     ratios, both = [], []
     seconds = gradients = 0.0
@@ -95,7 +97,8 @@ def _measure(X: np.ndarray, K: int, chains: int, draws: int, repetitions: int, l
         return run_nuts(compiled, starts, whitening, draws, TUNE, 1, chains)
 
     def packaged(run: Any) -> Any:
-        return sampling._package(task, run, settings, *sampling._judge(compiled, task, run, settings, 1))
+        judged = sampling.with_agreement(setup, sampling.judge(compiled, setup, run))
+        return sampling._package(compiled, setup, run, judged.draws, judged.diagnostics, judged.permutations)
 
     try:
         packaged(sampled())  # loads ArviZ and xarray

@@ -182,7 +182,7 @@ def one_simulation(
         chains=2,
         n_init=3,
         target_ess=RANKS,
-        max_draws=8 * draws,
+        max_draws=2 * draws,
         random_state=index,
         cores=1,
         progressbar=False,

@@ -272,3 +272,12 @@ def test_the_regularising_scale_is_the_unbiased_covariance_within_the_classes(we
     expected = weight * squares / max(5 * weight - 2, 1.0)
     assert _regularising_scale(X, layout, np.full(5, weight))[0, 0] == pytest.approx(expected, rel=1e-12)
     assert within_class_covariance(X, layout, np.full(5, weight))[0, 0] == pytest.approx(squares / 5, rel=1e-12)
+
+
+def test_rows_of_unknown_class_have_a_likely_one_where_the_covariance_within_classes_is_singular():
+    """A column that is the same in all rows of a class, another in the other: nothing varies within, and the column decides."""
+    rng = np.random.default_rng(3)
+    X = np.column_stack([rng.standard_normal(30), np.repeat([0.0, 1.0, 0.0, 1.0], [10, 12, 5, 3])])
+    layout = ClassLayout(("a", "b"), (1, 1), (10, 12), 8)
+    problem = LabelledProblem(X, structure("full"), None, None, classes=layout)
+    np.testing.assert_array_equal(problem._likely_classes(), np.repeat([0, 1, 0, 1], [10, 12, 5, 3]))

@@ -314,6 +314,23 @@ def test_blocks_of_rows_do_not_matter(monkeypatch):
     np.testing.assert_allclose(blocks.covariance_matrix, whole.covariance_matrix, rtol=1e-9, atol=1e-12)
 
 
+def test_a_component_without_rows_is_at_the_boundary():
+    """Its weight is not 0, but of 200 rows it has a billionth: less than a hundred millionth of all, and not less than that over all."""
+    X, labels = separated(2, 1, 200)
+    problem, parameters, packed = fitted(X, labels)
+    far = X.max() + np.sqrt(2 * np.log(1e9)) * np.sqrt(packed[1, 0, 0])
+    lost = MixtureParameters(
+        np.append(parameters.weights * 0.5, 0.5),
+        np.vstack([parameters.means, [[far]]]),
+        np.concatenate([parameters.precision_factors, parameters.precision_factors[1:]]),
+    )
+    count = problem.e_step(lost).counts[2]
+    assert information.BOUNDARY / 200 < count < information.BOUNDARY * 200
+    with pytest.warns(information.InformationWarning, match="boundary"):
+        errors = information.standard_errors(problem, lost, np.concatenate([packed, packed[1:]]))
+    assert not np.isfinite(errors.means[2]).any()
+
+
 def test_components_that_coincide_are_named_and_infinite():
     """One component of a K = 2 optimum cut into two equal halves: still stationary, and the halves cannot be told apart."""
     X, labels = separated(2, 2, 200)

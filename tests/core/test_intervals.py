@@ -69,6 +69,16 @@ def test_far_apart_they_are_the_textbooks(name):
         assert np.all(low < high)
 
 
+@pytest.mark.parametrize("prob", [0.0, 1.0, 1.5, -0.1, np.nan])
+def test_a_probability_outside_its_range_is_refused(prob):
+    problem, parameters, packed = sample_moments(
+        FAR[[0, 0, 1, 1]] + np.arange(8).reshape(4, 2), np.arange(4) // 2, "diag"
+    )
+    errors = information.standard_errors(problem, parameters, packed)
+    with pytest.raises(ValueError, match="prob"):
+        intervals(parameters, packed, errors, prob)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("rho", [0.0, 0.8])
 def test_ten_rows_hold_the_level(rho):

@@ -11,7 +11,7 @@ from scipy.stats import multivariate_normal
 from sklearn.metrics import mutual_info_score, rand_score
 
 from bayesgmm.core.allocations import best_draw, draw_allocations
-from bayesgmm.core.partitions import LOSSES, canonical, losses, mean_coclustering, minimise
+from bayesgmm.core.partitions import LOSSES, _problem, canonical, losses, mean_coclustering, minimise
 from tests.mixtures import random_mixture
 
 ROUNDING = 1e-12
@@ -293,3 +293,16 @@ def test_the_order_of_components_in_a_draw_changes_no_allocation():
         X, *(np.ascontiguousarray(part[s, orders]) for part in (weights, means, factors)), np.random.default_rng(0)
     )
     np.testing.assert_array_equal(one, two)
+
+
+@pytest.mark.parametrize("n_rows", [1, 2, 9])
+def test_what_a_row_adds_to_a_cluster_is_known_for_every_size(n_rows):
+    """Compiled code reads it without a look at its length: a cluster may be all rows."""
+    z = np.zeros((2, n_rows), dtype=np.int64)
+    sizes = np.arange(n_rows + 1.0)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        n_log_n = np.where(sizes > 0, sizes * np.log2(sizes), 0.0)
+    for loss, f in (("binder", sizes**2), ("vi", n_log_n)):
+        gain = _problem(z.T.copy(), None, loss).gain
+        assert len(gain) >= n_rows
+        np.testing.assert_allclose(gain[:n_rows], np.diff(f), atol=1e-12)

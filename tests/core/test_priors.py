@@ -270,6 +270,31 @@ def test_unresolved_prior_says_what_to_do():
         ConjugatePrior().log_density(np.ones(1), np.zeros((1, 1)), np.ones((1, 1, 1)))
 
 
+RESOLVED = ("resolved_concentration", "resolved_mean")
+
+
+@pytest.mark.parametrize(
+    ("prior", "names"),
+    [
+        (ConjugatePrior(), (*RESOLVED, "resolved_degrees_of_freedom")),
+        (
+            HierarchicalPrior(),
+            (*RESOLVED, "resolved_degrees_of_freedom", "hyper_degrees_of_freedom", "mean_factor", "for_em"),
+        ),
+        (SeparationPrior(), (*RESOLVED, "resolved_eta", "for_em")),
+    ],
+    ids=["conjugate", "hierarchical", "separation"],
+)
+def test_no_value_is_told_before_the_data_are(prior, names):
+    for name in names:
+        with pytest.raises(ValueError, match="resolve"):
+            getattr(prior, name)
+    with pytest.raises(ValueError, match="resolve"):
+        prior.constants()
+    with pytest.raises(ValueError, match="resolve"):
+        prior.draw(np.random.default_rng(0))
+
+
 @pytest.mark.parametrize(
     "X",
     [

@@ -153,6 +153,11 @@ def test_defaults_scale_with_the_data_and_not_with_k():
         SeparationPrior().draw(np.random.default_rng(0))
 
 
+def test_a_floor_of_one_feature_is_told():
+    assert "standard deviations ~ [0.5, 0. ] + LogNormal" in str(some_prior(2, 2, deviation_floor=[0.5, 0.0]))
+    assert " + LogNormal" not in str(some_prior(2, 2))
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_survives_json(family):
     X = np.random.default_rng(0).standard_normal((9, 2))
@@ -295,6 +300,13 @@ def test_flats_at_both_sides_of_the_bound(normals, hull, what):
         assert case.unbounded
         np.testing.assert_array_equal(case.rows, np.arange(3, 3 + m))
         assert any(c.improper for c in cases) == improper
+
+
+def test_flats_of_more_dimensions_than_are_looked_for_are_not_named():
+    """Of five features flats of up to three dimensions are sought; each costs as much as there are ways to choose its rows."""
+    X = on_flat(11, np.array([0.7, -1.3, 0.6, 0.4, 1.1]), 13)
+    found = degeneracies(SeparationPrior(eta=1).resolve(X, 2), X, 2, "full", None, list("abcde"))
+    assert not any("flat of dimension 4" in str(c) for c in found)
 
 
 def test_whole_numbers_are_tried_on_any_number_of_rows():
