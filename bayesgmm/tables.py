@@ -1,7 +1,7 @@
 """Tables of any length as blocks that can be read again and again: files, folders of them, arrays, or what yields blocks.
 
-A fit reads the blocks once for each of its steps (``core/blocks.py``). One block is read ahead of the one that is worked on, so that
-reading costs no time of its own where it is the faster of the two, and no more than three blocks are ever in memory.
+A fit reads the blocks once for each of its steps (``core/blocks.py``). Two blocks are read ahead of the one that is worked on, so that
+reading costs no time of its own where it is the faster of the two, and no more than four blocks are ever in memory.
 """
 
 from __future__ import annotations
@@ -9,8 +9,11 @@ from __future__ import annotations
 import copy
 import glob
 import os
+import time
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -19,6 +22,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from bayesgmm.core import threads
 from bayesgmm.core.blocks import Task
 from bayesgmm.core.parameters import FloatArray
 from bayesgmm.exceptions import DataError
@@ -31,12 +35,53 @@ if TYPE_CHECKING:
 
 __all__ = ["LARGE_BYTES", "BlockTable", "Source", "bytes_on_disk", "is_several", "open_blocks", "read_all"]
 
+AHEAD = 2
+"""Blocks that are read while one is in use: with one, the reader would wait for its user to wake."""
+
+TRIAL = 4
+"""Blocks of a pass after which it is known what takes longer, to read them or to use them."""
+
 BLOCK_BYTES = 1 << 23
 MOST_ROWS, FEWEST_ROWS = 1 << 17, 1 << 12
 SUFFIXES = {".parquet": "Parquet", ".pq": "Parquet", ".npy": ".npy", ".csv": "text", ".tsv": "text", ".txt": "text"}
 """Files of a folder that are tables."""
 
 Source = str | os.PathLike[str] | Sequence[Any] | Iterable[Any] | Callable[[], Iterable[Any]]
+
+
+class Pace:
+    """What reading and using the blocks of a pass take, and how many threads use them.
+
+    One core is left to the reader, unless it has little to do: two threads that wait for each other's chunks on a core that is busy with
+    reading take longer than one.
+    """
+
+    def __init__(self) -> None:
+        self._reading: list[float] = []
+        self._using: list[float] = []
+        self._threads = 0
+
+    @contextmanager
+    def of_reading(self) -> Iterator[None]:
+        """Time the reading of a block."""
+        begin = time.perf_counter()
+        yield
+        if len(self._reading) <= TRIAL:
+            self._reading.append(time.perf_counter() - begin)
+
+    @contextmanager
+    def of_use(self, number: int) -> Iterator[None]:
+        """Time the use of a block, and say on how many threads that may be."""
+        cores = threads.available_threads()
+        if number <= TRIAL:
+            # The least: the first block opens the file.
+            idle = number == TRIAL and min(self._reading) < min(self._using) / 3
+            self._threads = cores if idle else max(1, cores - 1)
+        begin = time.perf_counter()
+        with threads.at_most(min(cores, self._threads)):
+            yield
+        if number < TRIAL:
+            self._using.append(time.perf_counter() - begin)
 
 
 @dataclass(frozen=True, eq=False)
@@ -148,48 +193,57 @@ class BlockTable:
         DataError
             If a block cannot be read, or has no finite number somewhere: file, block and row are named.
         """
-        result = None
-        for number, (values, v) in enumerate(self.weighted_blocks()):
-            part = task(values, v, number)
+        result, pace = None, Pace()
+        for number, (values, v) in enumerate(self._blocks(pace)):
+            with pace.of_use(number):
+                part = task(values, v, number)
             result = part if result is None else result + part
         if result is None:
             raise DataError(f"{self.source} has no rows: there is nothing to fit")
         return result
 
     def weighted_blocks(self) -> Iterator[tuple[FloatArray, FloatArray | None]]:
-        """Blocks (n, D) with their weights (n,) or None, in order, each read while the one before it is in use."""
-        blocks = self._read()
+        """Blocks (n, D) with their weights (n,) or None, in order, read while those before them are in use."""
+        return self._blocks(Pace())
+
+    def _blocks(self, pace: Pace) -> Iterator[tuple[FloatArray, FloatArray | None]]:
+        pieces = self._read()
         reader = ThreadPoolExecutor(1, thread_name_prefix="bayesgmm-reader")
+
+        def read(core: int) -> tuple[Part, int, Rows] | None:
+            threads.move_off(core)
+            with pace.of_reading():
+                return next(pieces, None)
+
         try:
-            coming = reader.submit(next, blocks, None)
-            while (block := coming.result()) is not None:
-                coming = reader.submit(next, blocks, None)
-                yield block
+            coming = deque(reader.submit(read, threads.current_core()) for _ in range(AHEAD))
+            while (piece := coming.popleft().result()) is not None:
+                coming.append(reader.submit(read, threads.current_core()))
+                yield self._checked(*piece)
         finally:
             reader.shutdown(cancel_futures=True)
 
-    def _read(self) -> Iterator[tuple[FloatArray, FloatArray | None]]:
-        D = self.n_features
+    def _read(self) -> Iterator[tuple[Part, int, Rows]]:
         for part, places in self._places:
             for number, rows in enumerate(part.rows(places, self._wanted, self._n_rows), start=1):
-                values = rows.values
-                if not len(values):
-                    continue
-                # A sum is finite where every number is, but for overflow, which the second look forgives.
-                with np.errstate(over="ignore", invalid="ignore"):
-                    total = values.sum()
-                if not np.isfinite(total) and not np.isfinite(values).all():
-                    raise DataError(self._not_finite(part, number, rows))
-                if self.weights is None:
-                    yield values, None
-                    continue
-                v = np.ascontiguousarray(values[:, D], dtype=np.float64)
-                if v.min() < 0:
-                    row = int(np.argmax(v < 0))
-                    raise DataError(
-                        f"{part.name}: row {rows.first + row} has the weight {v[row]:g}; weights are not negative"
-                    )
-                yield np.ascontiguousarray(values[:, :D]), v
+                if len(rows.values):
+                    yield part, number, rows
+
+    def _checked(self, part: Part, number: int, rows: Rows) -> tuple[FloatArray, FloatArray | None]:
+        """The rows, all finite, and their weights; by the thread that uses them, as the other has more to do."""
+        values, D = rows.values, self.n_features
+        # A sum is finite where every number is, but for overflow, which the second look forgives.
+        with np.errstate(over="ignore", invalid="ignore"):
+            total = values.sum()
+        if not np.isfinite(total) and not np.isfinite(values).all():
+            raise DataError(self._not_finite(part, number, rows))
+        if self.weights is None:
+            return values, None
+        v = np.ascontiguousarray(values[:, D], dtype=np.float64)
+        if v.min() < 0:
+            row = int(np.argmax(v < 0))
+            raise DataError(f"{part.name}: row {rows.first + row} has the weight {v[row]:g}; weights are not negative")
+        return np.ascontiguousarray(values[:, :D]), v
 
     def _not_finite(self, part: Part, number: int, rows: Rows) -> str:
         bad = np.argwhere(~np.isfinite(rows.values))

@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 
 from bayesgmm import open_blocks, tables
+from bayesgmm.core import threads
 from bayesgmm.core.blocks import moments
 from bayesgmm.exceptions import DataError
 from bayesgmm.io import read_table
@@ -217,7 +218,7 @@ def test_columns_that_are_not_there_or_hold_text(frame, tmp_path):
         list(open_blocks([frame.assign(w=-1.0)], weights="w"))
 
 
-def test_the_next_block_is_read_while_one_is_in_use_and_no_more():
+def test_the_next_two_blocks_are_read_while_one_is_in_use_and_no_more():
     read, started = [], threading.Condition()
 
     def blocks():
@@ -231,9 +232,28 @@ def test_the_next_block_is_read_while_one_is_in_use_and_no_more():
     read.clear()
     for used, _ in enumerate(table):
         with started:
-            assert started.wait_for(lambda used=used: len(read) >= min(used + 2, 12), timeout=10)
-            assert len(read) <= used + 2
+            assert started.wait_for(lambda used=used: len(read) >= min(used + 3, 12), timeout=10)
+            assert len(read) <= used + 3
     assert not [t for t in threading.enumerate() if t.name.startswith("bayesgmm-reader")]
+
+
+@pytest.mark.parametrize(("reading", "using", "all_cores"), [(3.0, 8.0, False), (3.0, 10.0, True), (1.0, 0.1, False)])
+def test_a_core_is_left_to_the_reader_unless_it_idles(reading, using, all_cores, monkeypatch):
+    """Seconds that a block takes to read and to use on one core less; the first is slow to read, as its file is opened."""
+    clock = [0.0]
+    monkeypatch.setattr(tables.time, "perf_counter", lambda: clock[0])
+    monkeypatch.setenv("BAYESGMM_NUM_THREADS", "3")
+    pace, seen = tables.Pace(), []
+    for number in range(8):
+        with pace.of_reading():
+            clock[0] += reading + 100 * (number == 0)
+        with pace.of_use(number):
+            seen.append(threads.available_threads())
+            clock[0] += using
+    assert seen == [2] * tables.TRIAL + [3 if all_cores else 2] * (8 - tables.TRIAL)
+    assert threads.available_threads() == 3
+    with threads.at_most(1), tables.Pace().of_use(0):
+        assert threads.available_threads() == 1
 
 
 def test_an_error_of_what_is_done_with_a_block_ends_the_reading(frame):

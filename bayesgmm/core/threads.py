@@ -81,9 +81,14 @@ def _core_of_caller() -> Callable[[], int]:
     return lambda: -1
 
 
-def _move_off(core: int) -> None:
+def current_core() -> int:
+    """Core on which this thread runs, −1 where that cannot be told or chosen."""
+    return _core_of_caller()()
+
+
+def move_off(core: int) -> None:
     """Put this thread on any other core if it is on this one; it may go where it likes later."""
-    if core < 0 or _core_of_caller()() != core:
+    if core < 0 or current_core() != core:
         return
     with suppress(OSError):
         cores = os.sched_getaffinity(0)
@@ -125,14 +130,14 @@ def over_ranges(n_chunks: int, work: float, n_threads: int | None, task: Callabl
         last = first + max(1, (n_chunks - first) // (2 * threads))
         ranges.append((first, last))
         first = last
-    left, core = iter(ranges), _core_of_caller()()
+    left, core = iter(ranges), current_core()
 
     def run() -> None:
         for first, last in left:
             task(first, last)
 
     def help_out() -> None:
-        _move_off(core)
+        move_off(core)
         run()
 
     # The caller is one of the threads.
@@ -248,7 +253,7 @@ class _Helpers:
             if idle:
                 self._bell.acquire()
             seen, work, counters, core = self._job
-            _move_off(core)
+            move_off(core)
             try:
                 if work is not None:
                     work(counters, self._signal, seen, True)
@@ -261,7 +266,7 @@ class _Helpers:
         counters = np.zeros(2, np.int64)
         with self._state:
             number = self._job[0] + 1
-            self._job = (number, work, counters, _core_of_caller()())
+            self._job = (number, work, counters, current_core())
             wake, self._asleep = self._asleep, 0
         if wake:
             self._bell.release(wake)

@@ -166,13 +166,13 @@ def test_a_thread_moves_off_its_callers_core_and_may_go_back():
     cores = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set()
     if len(cores) < 2:
         pytest.skip("one core")
-    here = threads._core_of_caller()()
+    here = threads.current_core()
     assert here in cores
     found = []
 
     def other():
-        threads._move_off(here)
-        found.append((threads._core_of_caller()() != here, os.sched_getaffinity(0)))
+        threads.move_off(here)
+        found.append((threads.current_core() != here, os.sched_getaffinity(0)))
 
     thread = threading.Thread(target=other)
     thread.start()
