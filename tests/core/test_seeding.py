@@ -299,6 +299,17 @@ def test_bad_requests_are_named():
         initial_labels("kmeans", X, 2, np.zeros(4), rng)
 
 
+def test_a_feature_far_from_zero_has_its_own_scale():
+    """Rows a billion spreads from zero: what rounding leaves of them has a variance that does not suffer further."""
+    rng = np.random.default_rng(2)
+    rows = 1e9 + rng.standard_normal((50, 1))
+    mean, factors = seeding._unit_scale(rows, np.ones(50))
+    centred = rows - 1e9
+    np.testing.assert_allclose(mean, 1e9 + centred.mean(axis=0), rtol=1e-15)
+    # Against twenty digits: the squares of deviations of a spread about a value of theirs.
+    np.testing.assert_allclose(factors, 1 / centred.std(axis=0), rtol=1e-12)
+
+
 def test_scales_of_the_starts():
     rows = np.array([[0.0, -5.0, 7.0], [2.0, 15.0, 7.0], [1.0, 0.0, 7.0]])
     centre, factors = seeding._common_scale(rows)

@@ -326,6 +326,33 @@ def test_whole_numbers_are_tried_on_any_number_of_rows():
     assert np.ptp(Z[found[0].rows] @ [1, 1, 1]) == 0
 
 
+def test_rows_that_are_the_same_in_two_of_three_features_are_named():
+    X = np.random.default_rng(4).standard_normal((30, 3))
+
+    def told():
+        found = degeneracies(SeparationPrior(eta=1).resolve(X, 2), X, 2, "full", None, list("abc"))
+        return [(c.count, "are the same in 'a' and 'b'" in str(c)) for c in found if "are the same" in str(c)]
+
+    assert told() == []
+    X[4:9, :2] = X[4, :2]
+    assert told() == [(5.0, True)]
+
+
+def test_the_worst_of_several_is_named():
+    """Six equal rows are three more than allowed, ten on a line six more."""
+    X = collinear(10)
+    X[20:26] = X[20]
+    assert "10 rows lie on one line" in verdict(SeparationPrior(eta=1), X)
+    X[18:29] = X[20]
+    assert "11 rows are the same" in verdict(SeparationPrior(eta=1), X)
+    # Unbounded both, and proper.
+    X = collinear(6)
+    X[20:25] = X[20]
+    found = verdict(SeparationPrior(eta=2.4), X)
+    assert found.startswith("unbounded")
+    assert "6 rows lie on one line" in found
+
+
 def test_equal_values_of_one_feature_are_no_oblique_flat():
     rng = np.random.default_rng(2)
     X = rng.standard_normal((60, 3)) * np.array([1.0, 1e-7, 1e7])

@@ -220,6 +220,13 @@ def test_a_component_on_a_line_is_restarted_and_where_none_is_lost_the_smallest_
     np.testing.assert_allclose(found.means[0], X[:60].mean(axis=0), atol=1e-12)
     assert (found.means[1] == X).all(axis=1).any()
     assert (np.linalg.eigvalsh(packed) > 1e-4).all()
+    # Not because it is the smallest: here it has most of the rows.
+    most = MixtureParameters(np.array([0.3, 0.7]), parameters.means, parameters.precision_factors)
+    X = np.vstack([X[:10], np.repeat(line, 4, axis=0)])
+    problem, sums = at(X, None, most, "full")
+    found, packed = em.restarted(problem, sums, most, np.random.default_rng(0))
+    np.testing.assert_allclose(found.means[0], X[:10].mean(axis=0), atol=1e-12)
+    assert (np.linalg.eigvalsh(packed) > 1e-4).all()
     whole = np.vstack(
         [rng.standard_normal((60, 2)), rng.standard_normal((20, 2)) + 50, rng.standard_normal((30, 2)) - 50]
     )

@@ -64,6 +64,25 @@ def test_every_chunk_is_done_once_pass_after_pass(helpers):
         assert sorted(c for c, _ in seen) == list(range(40))
 
 
+@pytest.mark.parametrize(("taken", "cost", "shared"), [(False, 1e9, True), (True, 1e9, False), (False, 1e3, False)])
+def test_helpers_share_a_pass_that_is_worth_it_and_is_the_only_one(taken, cost, shared, helpers, monkeypatch):
+    passes, seen = [], []
+
+    def run(chunks, work):
+        passes.append(chunks)
+        type(helpers).run(helpers, chunks, work)
+
+    monkeypatch.setattr(threads, "_helpers", lambda process, count: helpers)
+    monkeypatch.setattr(helpers, "run", run)
+    if taken:
+        assert helpers.one_caller.acquire(blocking=False)
+    threads.together(40, cost, 2, _counting(seen))
+    assert sorted(c for c, _ in seen) == list(range(40))
+    assert passes == [40] * shared
+    # It is free for the next pass, or still the other's.
+    assert helpers.one_caller.acquire(blocking=False) != taken
+
+
 def test_helpers_that_sleep_are_woken(helpers):
     started = threading.Event()
     seen = []
