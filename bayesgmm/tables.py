@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -53,35 +53,47 @@ class Pace:
     """What reading and using the blocks of a pass take, and how many threads use them.
 
     One core is left to the reader, unless it has little to do: two threads that wait for each other's chunks on a core that is busy with
-    reading take longer than one.
+    reading take longer than one. What a pass shows is held to from its fifth block on, and from the next pass's first.
     """
 
     def __init__(self) -> None:
+        self._reader_idles = False
         self._reading: list[float] = []
         self._using: list[float] = []
-        self._threads = 0
 
-    @contextmanager
-    def of_reading(self) -> Iterator[None]:
-        """Time the reading of a block."""
+    def begin(self) -> None:
+        """Start a pass."""
+        self._reading, self._using = [], []
+
+    def reading(self, pieces: Iterator[Any]) -> Any:
+        """Read the next of the pieces, and time it; None behind the last."""
         begin = time.perf_counter()
-        yield
-        if len(self._reading) <= TRIAL:
+        piece = next(pieces, None)
+        if piece is not None and len(self._reading) <= TRIAL:
             self._reading.append(time.perf_counter() - begin)
+        return piece
 
     @contextmanager
-    def of_use(self, number: int) -> Iterator[None]:
+    def using(self, number: int) -> Iterator[None]:
         """Time the use of a block, and say on how many threads that may be."""
+        if number == TRIAL:
+            self.judge()
         cores = threads.available_threads()
-        if number <= TRIAL:
-            # The least: the first block opens the file.
-            idle = number == TRIAL and min(self._reading) < min(self._using) / 3
-            self._threads = cores if idle else max(1, cores - 1)
         begin = time.perf_counter()
-        with threads.at_most(min(cores, self._threads)):
+        with threads.at_most(self._threads(cores)):
             yield
         if number < TRIAL:
             self._using.append(time.perf_counter() - begin)
+
+    def judge(self) -> None:
+        """Whether the reader idles, from the blocks so far."""
+        cores = threads.available_threads()
+        # The least: the first block opens the file.
+        used = min(self._using, default=0.0) * self._threads(cores) / max(1, cores - 1)
+        self._reader_idles = min(self._reading, default=0.0) < used / 3
+
+    def _threads(self, cores: int) -> int:
+        return cores if self._reader_idles else max(1, cores - 1)
 
 
 @dataclass(frozen=True, eq=False)
@@ -165,6 +177,7 @@ class BlockTable:
         self.parts = tuple(parts)
         self._places = [(part, _places(part, wanted, known, first.name, columns is None)) for part in parts]
         self._n_rows = n_rows or int(np.clip(BLOCK_BYTES // (8 * len(wanted)), FEWEST_ROWS, MOST_ROWS))
+        self._pace = Pace()
 
     def split(self, n: int) -> list[BlockTable]:
         """Tables of one file each, or of a part of one where there are fewer than ``n`` files; in the order of the rows."""
@@ -193,13 +206,16 @@ class BlockTable:
         DataError
             If a block cannot be read, or has no finite number somewhere: file, block and row are named.
         """
-        result, pace = None, Pace()
+        result, pace = None, self._pace
+        pace.begin()
         for number, (values, v) in enumerate(self._blocks(pace)):
-            with pace.of_use(number):
+            with pace.using(number):
                 part = task(values, v, number)
             result = part if result is None else result + part
         if result is None:
             raise DataError(f"{self.source} has no rows: there is nothing to fit")
+        if number < TRIAL:
+            pace.judge()
         return result
 
     def weighted_blocks(self) -> Iterator[tuple[FloatArray, FloatArray | None]]:
@@ -212,8 +228,7 @@ class BlockTable:
 
         def read(core: int) -> tuple[Part, int, Rows] | None:
             threads.move_off(core)
-            with pace.of_reading():
-                return next(pieces, None)
+            return cast("tuple[Part, int, Rows] | None", pace.reading(pieces))
 
         try:
             coming = deque(reader.submit(read, threads.current_core()) for _ in range(AHEAD))

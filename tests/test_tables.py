@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import threading
+import time
 
 import numpy as np
 import pandas as pd
@@ -243,17 +244,46 @@ def test_a_core_is_left_to_the_reader_unless_it_idles(reading, using, all_cores,
     clock = [0.0]
     monkeypatch.setattr(tables.time, "perf_counter", lambda: clock[0])
     monkeypatch.setenv("BAYESGMM_NUM_THREADS", "3")
+
+    def read(seconds):
+        clock[0] += seconds
+        yield 1
+
     pace, seen = tables.Pace(), []
-    for number in range(8):
-        with pace.of_reading():
-            clock[0] += reading + 100 * (number == 0)
-        with pace.of_use(number):
-            seen.append(threads.available_threads())
-            clock[0] += using
-    assert seen == [2] * tables.TRIAL + [3 if all_cores else 2] * (8 - tables.TRIAL)
+    found = 3 if all_cores else 2
+    for blocks in (8, 8, 2):
+        pace.begin()
+        for number in range(blocks):
+            pace.reading(read(reading + 100 * (number == 0)))
+            with pace.using(number):
+                seen.append(threads.available_threads())
+                # All cores take two thirds of the time.
+                clock[0] += using * 2 / seen[-1]
+    assert seen == [2] * tables.TRIAL + [found] * (18 - tables.TRIAL)
     assert threads.available_threads() == 3
-    with threads.at_most(1), tables.Pace().of_use(0):
+    with threads.at_most(1), tables.Pace().using(0):
         assert threads.available_threads() == 1
+
+
+@pytest.mark.parametrize("seconds", [0.0, 0.02])
+def test_a_pass_of_few_blocks_is_a_guide_to_the_next(seconds, monkeypatch):
+    monkeypatch.setenv("BAYESGMM_NUM_THREADS", "2")
+
+    def blocks():
+        for value in (1.0, 2.0):
+            time.sleep(seconds)
+            yield np.full((5, 1), value)
+
+    seen = []
+
+    def use(X, v, block):
+        seen.append(threads.available_threads())
+        time.sleep(0.01)
+        return X.sum()
+
+    table = open_blocks(blocks)
+    assert table.total(use) == table.total(use) == 15.0
+    assert seen == ([1, 1, 2, 2] if seconds == 0.0 else [1, 1, 1, 1])
 
 
 def test_an_error_of_what_is_done_with_a_block_ends_the_reading(frame):
