@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from itertools import product
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 
-from bayesgmm import ConjugatePrior
+from bayesgmm import ConjugatePrior, SeparationPrior
 from bayesgmm.core import em
 from bayesgmm.core.classes import (
     ClassLayout,
     LabelledProblem,
+    _combinations,
     _regularising_scale,
     class_counts,
     fit_classes,
@@ -20,7 +24,9 @@ from bayesgmm.core.classes import (
 )
 from bayesgmm.core.covariance import structure
 from bayesgmm.core.hierarchical import HierarchicalPrior
+from bayesgmm.core.impropriety import check_class_posterior
 from bayesgmm.core.parameters import MixtureParameters
+from bayesgmm.exceptions import ImproperPosteriorError
 from tests import oracles
 from tests.mixtures import STRUCTURES, random_mixture
 
@@ -281,3 +287,35 @@ def test_rows_of_unknown_class_have_a_likely_one_where_the_covariance_within_cla
     layout = ClassLayout(("a", "b"), (1, 1), (10, 12), 8)
     problem = LabelledProblem(X, structure("full"), None, None, classes=layout)
     np.testing.assert_array_equal(problem._likely_classes(), np.repeat([0, 1, 0, 1], [10, 12, 5, 3]))
+
+
+def test_of_many_combinations_of_the_classes_optima_the_best_come_first():
+    """Five classes of eight optima each: 32,768 combinations, of which those of the worst are left out, and the best are not."""
+    rng = np.random.default_rng(8)
+    objectives = -np.sort(rng.uniform(0, 0.4, (5, 8)), axis=1)
+    fits = [SimpleNamespace(modes=[SimpleNamespace(objective=o, spurious=False) for o in own]) for own in objectives]
+    counts = (10, 12, 14, 16, 18)
+    layout = ClassLayout(tuple("abcde"), (1,) * 5, counts, 0)
+    found = _combinations(SimpleNamespace(classes=layout, sample_weight=None), fits, 6)
+    lost = (objectives[:, :1] - objectives) * np.array(counts)[:, None]
+    sums = sorted(sum(choice) for choice in product(*lost))[:6]
+    told = [sum((own[0] - m.objective) * n for own, m, n in zip(objectives, modes, counts)) for modes in found]
+    np.testing.assert_allclose(told, sums, rtol=1e-12)
+
+
+def test_a_class_of_one_component_is_improper_on_all_its_rows_alone():
+    """A component of a class with two may shrink on some of its rows; the only one of its class has all of them to explain."""
+    rng = np.random.default_rng(1)
+    prior = SeparationPrior(eta=4)
+
+    def check(n_equal, K):
+        X = rng.standard_normal((24, 2))
+        X[:n_equal] = X[0]
+        layout = ClassLayout(("a", "b"), (K, 1), (12, 12), 0)
+        check_class_posterior(prior.resolve(X, K + 1), X, layout, "full", None, ["x", "y"])
+
+    check(10, 1)
+    with pytest.raises(ImproperPosteriorError, match="12 rows are the same"):
+        check(12, 1)
+    with pytest.raises(ImproperPosteriorError, match="1[01] rows"):
+        check(10, 2)

@@ -306,3 +306,12 @@ def test_what_a_row_adds_to_a_cluster_is_known_for_every_size(n_rows):
         gain = _problem(z.T.copy(), None, loss).gain
         assert len(gain) >= n_rows
         np.testing.assert_allclose(gain[:n_rows], np.diff(f), atol=1e-12)
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_the_best_draw_under_weights_is_best_of_all(loss):
+    rng = np.random.default_rng(12)
+    z = rng.integers(0, 4, (15, 40))
+    weight = rng.uniform(0.1, 5.0, 15)
+    means = [losses(z, z[:, s], loss, weight)[0].mean() for s in range(40)]
+    assert best_draw(z, loss, weight) == (int(np.argmin(means)), False)

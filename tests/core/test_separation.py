@@ -9,7 +9,7 @@ from scipy.special import gammaln
 
 from bayesgmm import SeparationPrior
 from bayesgmm.core.hierarchical import prior_from_values
-from bayesgmm.core.impropriety import check_posterior, degeneracies
+from bayesgmm.core.impropriety import _in_steps, check_posterior, degeneracies
 from bayesgmm.core.separation import FAMILIES, correlation_roots
 from bayesgmm.datasets import load_faithful
 from bayesgmm.exceptions import DataError, ImproperPosteriorError, PriorWarning
@@ -336,6 +336,18 @@ def test_rows_that_are_the_same_in_two_of_three_features_are_named():
     assert told() == []
     X[4:9, :2] = X[4, :2]
     assert told() == [(5.0, True)]
+    # Their hull leaves one direction of three: improper from m = D − 1 + 2η on.
+    for eta, improper in ((1.5, True), (1.51, False)):
+        found = degeneracies(SeparationPrior(eta=eta).resolve(X, 2), X, 2, "full", None, list("abc"))
+        assert [c.improper for c in found if "are the same" in str(c)] == [improper]
+
+
+def test_steps_of_rounding_are_found_whatever_gaps_there_are():
+    steps = np.array([0, 3, 4, 9, 10, 17, 30])
+    points = np.column_stack([12.3 + 0.01 * steps, 500.0 * steps[::-1]])
+    found = _in_steps(points)
+    np.testing.assert_array_equal(found, np.column_stack([steps, steps[::-1]]))
+    assert _in_steps(np.random.default_rng(0).standard_normal((20, 1))) is None
 
 
 def test_the_worst_of_several_is_named():
