@@ -95,7 +95,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         study = importlib.import_module(f"benchmarks.validation.{name}")
         missed = study.run(options)
         seconds, busy = time.perf_counter() - begin, _cpu_seconds() - busy
-        what = study.__doc__.partition("\n")[0]
+        # A cell of a table ends at a bar.
+        what = study.__doc__.partition("\n")[0].replace("|", r"\|")
         console().print(f"{name}: {seconds:.0f} s, {busy:.0f} s of CPU\n")
         printed = console().export_text().rpartition(f"{name}: ")[0].rstrip()
         done.append(Done(name, what, *times(name, seconds, busy, options), missed, printed))
