@@ -965,7 +965,7 @@ def gradients(counts, first, second, precision_factors):
 
 NO_WEIGHTS = np.empty(0)
 NO_RESPONSIBILITIES = np.empty((0, 0))
-INLINED_SOURCES = "e5de06ce39ad4be2"
+INLINED_SOURCES = "f1b70b01c807bbf8"
 """Start of the hash of ``lanes.py`` and ``threads.py``. Numba compiles a cached function anew where its own file has changed, as this
 one has then."""
 
