@@ -29,6 +29,7 @@ check: environment
 	$(BIN)/mypy
 
 # What is compiled is compiled while format and types are checked, and by one process: two that compile side by side get other bits.
+# The modules of the tests are compiled meanwhile.
 test: environment
 	@$(BIN)/bayesgmm warmup --quiet & warm=$$!; $(MAKE) --no-print-directory check || { kill $$warm; exit 1; }; \
 		$(BIN)/python -m pytest --collect-only -qq >/dev/null 2>&1; wait $$warm

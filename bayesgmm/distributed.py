@@ -336,8 +336,7 @@ def _on_partition(
 def _over_blocks(task: Task, table: Any, block: int) -> Any:
     """Sum of a task over the blocks of a table that is one partition; None where there are none."""
     total = None
-    for number, (X, v) in enumerate(table.weighted_blocks()):
-        part = task(X, v, (block << 24) + number)
+    for part in table.each(task, block << 24):
         total = part if total is None else total + part
     return total
 

@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, cast
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -58,19 +58,19 @@ class Pace:
 
     def __init__(self) -> None:
         self._reader_idles = False
-        self._reading: list[float] = []
-        self._using: list[float] = []
+        self._read_seconds: list[float] = []
+        self._use_seconds: list[float] = []
 
     def begin(self) -> None:
         """Start a pass."""
-        self._reading, self._using = [], []
+        self._read_seconds, self._use_seconds = [], []
 
-    def reading(self, pieces: Iterator[Any]) -> Any:
+    def reading[T](self, pieces: Iterator[T]) -> T | None:
         """Read the next of the pieces, and time it; None behind the last."""
         begin = time.perf_counter()
         piece = next(pieces, None)
-        if piece is not None and len(self._reading) <= TRIAL:
-            self._reading.append(time.perf_counter() - begin)
+        if piece is not None and len(self._read_seconds) <= TRIAL:
+            self._read_seconds.append(time.perf_counter() - begin)
         return piece
 
     @contextmanager
@@ -83,14 +83,14 @@ class Pace:
         with threads.at_most(self._threads(cores)):
             yield
         if number < TRIAL:
-            self._using.append(time.perf_counter() - begin)
+            self._use_seconds.append(time.perf_counter() - begin)
 
     def judge(self) -> None:
         """Whether the reader idles, from the blocks so far."""
         cores = threads.available_threads()
         # The least: the first block opens the file.
-        used = min(self._using, default=0.0) * self._threads(cores) / max(1, cores - 1)
-        self._reader_idles = min(self._reading, default=0.0) < used / 3
+        used = min(self._use_seconds, default=0.0) * self._threads(cores) / max(1, cores - 1)
+        self._reader_idles = min(self._read_seconds, default=0.0) < used / 3
 
     def _threads(self, cores: int) -> int:
         return cores if self._reader_idles else max(1, cores - 1)
@@ -206,17 +206,23 @@ class BlockTable:
         DataError
             If a block cannot be read, or has no finite number somewhere: file, block and row are named.
         """
-        result, pace = None, self._pace
-        pace.begin()
-        for number, (values, v) in enumerate(self._blocks(pace)):
-            with pace.using(number):
-                part = task(values, v, number)
+        result = None
+        for part in self.each(task):
             result = part if result is None else result + part
         if result is None:
             raise DataError(f"{self.source} has no rows: there is nothing to fit")
+        return result
+
+    def each(self, task: Task, first: int = 0) -> Iterator[Any]:
+        """What ``task(X, v, block)`` returns of every block, in their order, which are numbered from ``first``; see :meth:`total`."""
+        pace, number = self._pace, 0
+        pace.begin()
+        for number, (values, v) in enumerate(self._blocks(pace)):
+            with pace.using(number):
+                part = task(values, v, first + number)
+            yield part
         if number < TRIAL:
             pace.judge()
-        return result
 
     def weighted_blocks(self) -> Iterator[tuple[FloatArray, FloatArray | None]]:
         """Blocks (n, D) with their weights (n,) or None, in order, read while those before them are in use."""
@@ -228,7 +234,7 @@ class BlockTable:
 
         def read(core: int) -> tuple[Part, int, Rows] | None:
             threads.move_off(core)
-            return cast("tuple[Part, int, Rows] | None", pace.reading(pieces))
+            return pace.reading(pieces)
 
         try:
             coming = deque(reader.submit(read, threads.current_core()) for _ in range(AHEAD))

@@ -166,7 +166,7 @@ def table_of_rows(estimator: BaseEstimator, X: Any, function: Callable[[FloatArr
     nothing = function(np.zeros((1, blocks.n_features))).iloc[:0]
     if is_dask(X):
         return map_frames(X, function, nothing)
-    return (function(rows) for rows, _ in blocks.weighted_blocks())
+    return blocks.each(lambda rows, *_: function(rows))
 
 
 def batches(X: Any) -> Iterator[tuple[Any, FloatArray | None]]:
