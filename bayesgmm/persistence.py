@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from bayesgmm import __version__
+from bayesgmm import __version__, garbage
 from bayesgmm.core.covariance import structure
 from bayesgmm.core.em import EMRun, Mode
 from bayesgmm.core.function_prior import FunctionPrior
@@ -350,6 +350,7 @@ def _load_draws(estimator: Any, manifest: dict[str, Any], folder: Path, shape: t
     _check_parameters(draws.weights, draws.means, draws.precision_factors, (*draws.weights.shape[:2], *shape))
     del tree["precision_factors"]
     estimator.idata_ = tree
+    garbage.made(tree.nbytes)
     estimator._draws = draws
     if manifest["data_hash"] is not None:
         constant = tree["constant_data"]

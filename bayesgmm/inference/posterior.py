@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import ArrayLike
 
+from bayesgmm import garbage
 from bayesgmm.core import kernel
 from bayesgmm.core.classes import ClassLayout
 from bayesgmm.core.covariance import CovarianceStructure
@@ -324,6 +325,7 @@ def data_tree(
             tree[name].dataset = tree[name].to_dataset().assign_coords(component_class=(COMPONENT_DIM, owners))
     if X is not None and draws.n_chains * draws.n_draws * len(X) <= LOG_LIKELIHOOD_LIMIT:
         add_log_likelihood(tree, draws, X, classes)
+    garbage.made(tree.nbytes)
     return tree
 
 

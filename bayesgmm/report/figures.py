@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from bayesgmm import garbage
 from bayesgmm.report.blocks import Block, Figure, Paragraph
 
 if TYPE_CHECKING:
@@ -53,6 +54,7 @@ def inline(name: str, draw: Callable[[], Any], alt: str, caption: str) -> Block:
         finally:
             for n in set(plt.get_fignums()) - before:
                 plt.close(n)
+                garbage.made(garbage.FIGURE)
 
 
 def encoded(figure: matplotlib.figure.Figure) -> str:
