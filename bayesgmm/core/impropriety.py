@@ -245,7 +245,7 @@ def degeneracies(
     - planes across each three features whose normal has coefficients 1, 2 or 3 of either sign (1 alone where rows × features would make
       this long), in the units of the data and in steps of their rounding, whatever the number of rows: totals, differences, and the
       planes that hold most points of a lattice;
-    - the plane through any D rows.
+    - the flats through the heaviest rows, of which any r lie in one of dimension r − 1.
 
     Not looked at: flats of dimension four or more, and those across four features or more but not all of them, unless a line or plane
     of the above lies within. Among more rows than are tried a flat may be missed of which these hold no more rows than any flat does.
@@ -327,8 +327,18 @@ def _flat_rows(prior: SeparationPrior, X: FloatArray, v: FloatArray, K: int, nam
         members = _largest_oblique_line(both, v, limit)
         if len(members) > 2:
             yield case(members, D + 2 * eta, f"lie on one line of {names[i]!r} and {names[j]!r}")
-    if len(X) >= D > 2 * eta and np.all(v == 1):
-        yield case(np.arange(D), D + 2 * eta, f"lie on one plane of {D} features, as any {D} rows do")
+    heaviest = np.argsort(-v, kind="stable")[:D]
+    # Of all flats that so many rows always lie in, the one that they exceed most: each row's weight beyond 1 counts.
+    r = int(np.sum(v[heaviest] > 1))
+    if 0 < r < D:
+        what = (
+            "are the same, a row of that weight"
+            if r == 1
+            else f"lie in a flat of dimension {r - 1}, as any {r} rows do"
+        )
+        yield case(heaviest[:r], r + 2 * eta, what)
+    if len(heaviest) == D:
+        yield case(heaviest, D + 2 * eta, f"lie on one plane of {D} features, as any {D} rows do")
 
 
 def _flats_of_several(

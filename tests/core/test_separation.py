@@ -424,6 +424,38 @@ def test_weights_count_as_repeated_rows():
     assert verdict(half, X, v=v).startswith("improper")
 
 
+@pytest.mark.parametrize("D", [2, 3])
+def test_improper_under_weights_is_improper_under_repeated_rows(D):
+    """Rows in general position, two of which count several times: r of them lie in a flat of dimension r − 1, whatever r."""
+    X = np.random.default_rng(11).standard_normal((8, D))
+    seen = set()
+    for first, second in ((1, 1), (3, 1), (2, 2), (4, 2), (3, 3), (7, 1)):
+        v = np.ones(8)
+        v[5], v[2] = first, second
+        # r = 1: the heavier row alone; r = 2: both; further rows add as much to either side.
+        bound = max(first - 1, first + second - 2) / 2
+        for eta in (0.2, 0.5, 0.99, 1.0, 1.5, 1.51, 2.0, 2.01, 3.0, 3.01):
+            prior = SeparationPrior(eta=eta)
+            weighted, repeated = verdict(prior, X, v=v), verdict(prior, np.repeat(X, v.astype(int), axis=0))
+            assert weighted.startswith("improper") == repeated.startswith("improper") == (eta <= bound), (v, eta)
+            assert (weighted == "fine") == (2 * eta >= np.sort(v)[-D:].sum())
+            seen.add(weighted.partition(":")[0])
+    assert seen == {"improper", "unbounded", "fine"}
+    assert "raise eta above 3," in verdict(SeparationPrior(eta=3), X, v=v)
+    cases = degeneracies(SeparationPrior(eta=3).resolve(X, 2), X, 2, "full", v, list("abc")[:D])
+    assert "7 rows are the same, a row of that weight (rows 5)" in [str(case) for case in cases]
+
+
+def test_any_rows_make_the_density_unbounded_below_half_their_number():
+    X = np.random.default_rng(12).standard_normal((8, 2))
+    assert "2 rows lie on one plane of 2 features, as any 2 rows do" in verdict(SeparationPrior(eta=0.99), X)
+    assert verdict(SeparationPrior(eta=1), X) == "fine"
+    # Light rows: the two heaviest weigh 1.25.
+    v = np.where(np.arange(8) == 3, 0.75, 0.5)
+    assert "1.25 rows lie on one plane" in verdict(SeparationPrior(eta=0.62), X, v=v)
+    assert verdict(SeparationPrior(eta=0.625), X, v=v) == "fine"
+
+
 def test_old_faithful_has_both():
     X = load_faithful().to_numpy()
     half = SeparationPrior(deviation_family="halfnormal").resolve(X, 2)
