@@ -10,6 +10,7 @@ import pytest
 from scipy.stats import multivariate_normal
 from sklearn.metrics import mutual_info_score, rand_score
 
+from bayesgmm.core import partitions
 from bayesgmm.core.allocations import best_draw, draw_allocations
 from bayesgmm.core.partitions import LOSSES, _problem, canonical, losses, mean_coclustering, minimise
 from tests.mixtures import random_mixture
@@ -202,6 +203,24 @@ def test_labels_go_by_size_and_first_row():
 def test_an_unknown_loss_lists_the_known(call):
     with pytest.raises(ValueError, match=r"loss must be one of 'vi', 'binder'; got 'rand'"):
         call(np.zeros((3, 2), dtype=np.uint8), "rand")
+
+
+@pytest.mark.parametrize(
+    ("starts", "asked", "expected"),
+    [((), None, 3), (([0, 1, 2, 3, 4, 0],), None, 5), (([0, 0, 0, 1, 1, 1],), None, 3), (([0, 1, 2, 3, 4, 0],), 2, 2)],
+)
+def test_clusters_at_most(starts, asked, expected, monkeypatch):
+    """As many as any draw or start has."""
+    limits = []
+
+    def search(problem, start, max_clusters, rng):
+        limits.append(max_clusters)
+        return np.zeros(6, dtype=np.int64), 0.0
+
+    monkeypatch.setattr(partitions, "_search", search)
+    z = np.array([[0, 0, 1, 1, 2, 2], [0, 0, 0, 1, 1, 1]], dtype=np.uint8).T.copy()
+    minimise(z, "vi", np.random.default_rng(0), starts=[np.array(s) for s in starts], max_clusters=asked)
+    assert set(limits) == {expected}
 
 
 def test_a_search_needs_a_start():

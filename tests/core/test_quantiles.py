@@ -32,3 +32,12 @@ def test_exact_and_the_next_one(make, share, monkeypatch):
     ordered = np.sort(values)
     last = int(np.searchsorted(np.arange(1, 5001), share * 5000 * (1 - 1e-12)))
     assert found == (ordered[last], ordered[min(last + 1, 4999)])
+
+
+@pytest.mark.parametrize("share", [0.01, 0.5, 0.9, 0.999])
+def test_few_rows_are_sorted_at_once(share):
+    values = np.random.default_rng(1).standard_normal(50)
+    ordered = np.sort(values)
+    last = min(int(np.ceil(share * 50)), 50) - 1
+    found = quantiles.around_quantile(open_blocks(values[:, None], block_rows=20), first_column, share)
+    assert found == (ordered[last], ordered[min(last + 1, 49)])

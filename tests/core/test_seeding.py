@@ -326,3 +326,44 @@ def test_scales_of_the_starts():
     for scale in (1e-200, 1e200):
         np.testing.assert_allclose(seeding._unit_scale(rows * scale, weight)[1][:2], factors[:2] / scale, rtol=1e-12)
         np.testing.assert_allclose(seeding._common_scale(rows * scale)[1], 0.1 / scale, rtol=1e-12)
+
+
+def test_gaussians_of_groups_by_definition():
+    rng = np.random.default_rng(22)
+    Z, weight, group = rng.standard_normal((40, 2)) + 3, rng.uniform(0.5, 2, 40), np.arange(40) % 3
+    means, factors, offsets = seeding._group_gaussians(Z, weight, group, 0.1)
+    for g in range(3):
+        rows, v = Z[group == g], weight[group == g]
+        delta = rows - np.average(rows, axis=0, weights=v)
+        covariance = (np.einsum("n,ni,nj->ij", v, delta, delta) + 4 * 0.1 * np.eye(2)) / (v.sum() + 4)
+        np.testing.assert_allclose(means[g], np.average(rows, axis=0, weights=v), rtol=1e-12)
+        np.testing.assert_allclose(factors[g] @ factors[g].T, np.linalg.inv(covariance), rtol=1e-10)
+        assert offsets[g] == pytest.approx(np.linalg.slogdet(covariance)[1] - 2 * np.log(v.sum()), rel=1e-12)
+
+
+def test_an_empty_group_gets_half_of_the_largest():
+    rng = np.random.default_rng(23)
+    labels = seeding._without_empty(np.repeat([0, 1], [9, 4]), 4, None, rng)
+    # 9 are split into 5 and 4; of 5, 4 and 4 the largest into 3 and 2.
+    np.testing.assert_array_equal(np.bincount(labels), [3, 4, 4, 2])
+    # The only row of group 2 has no weight: it is as good as empty, and the row of no weight in the largest group is not moved.
+    weight = np.array([1.0, 1, 1, 0, 1, 0])
+    labels = seeding._without_empty(np.array([0, 0, 0, 0, 1, 2]), 3, weight, rng)
+    np.testing.assert_array_equal(np.bincount(labels, weights=weight), [2, 1, 1])
+    assert labels[3] == 0
+    # Groups of one row cannot be split.
+    np.testing.assert_array_equal(seeding._without_empty(np.array([0, 1]), 4, None, rng), [0, 1])
+    np.testing.assert_array_equal(np.sort(seeding._without_empty(np.array([0, 0]), 2, None, rng)), [0, 1])
+
+
+def test_quantiles_of_weights():
+    X, weight = np.array([[3.0], [0.0], [1.0], [2.0]]), np.array([5.0, 1.0, 1.0, 1.0])
+    np.testing.assert_array_equal(seeding._quantiles(X, 2, weight, np.random.default_rng(0)), [0, 0, 0, 0])
+    weight = np.array([3.0, 1.0, 1.0, 1.0])
+    np.testing.assert_array_equal(seeding._quantiles(X, 2, weight, np.random.default_rng(0)), [1, 0, 0, 0])
+
+
+def test_rows_near_the_largest_number_are_centred_before_they_are_compared():
+    X = 1.7e308 * (1 - np.array([[0.0], [1e-3], [0.5], [0.5001]]))
+    chosen = seeding._plus_plus_rows(X, 2, None, np.random.default_rng(0))
+    assert set((chosen // 2).tolist()) == {0, 1}

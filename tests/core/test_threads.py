@@ -3,6 +3,7 @@
 import gc
 import os
 import threading
+import time
 import weakref
 from concurrent.futures import ThreadPoolExecutor
 
@@ -206,3 +207,27 @@ def test_threads_from_the_environment(monkeypatch):
         assert threads.available_threads() == 2
     monkeypatch.setenv("BAYESGMM_NUM_THREADS", "many")
     assert threads.available_threads() >= 1
+
+
+def test_helpers_that_have_nothing_to_do_use_no_processor(helpers):
+    for _ in range(3):
+        helpers.run(40, _counting([]))
+    # They look out for the next pass for a third of a millisecond.
+    threading.Event().wait(0.05)
+    before = time.process_time()
+    threading.Event().wait(0.5)
+    # Two that never slept would use up to 1 s.
+    assert time.process_time() - before < 0.1
+
+
+@pytest.mark.parametrize(
+    ("n_chunks", "work", "n_threads", "expected"),
+    [(1, WORTH, 4, 1), (2, WORTH, 4, 2), (9, WORTH, 4, 4), (9, threads.PARALLEL_FLOPS, 4, 4), (9, 1e3, 4, 1)],
+)
+def test_threads_for_work(n_chunks, work, n_threads, expected):
+    assert threads._worth(n_chunks, work, n_threads) == expected
+
+
+def test_by_default_all_threads_that_are_available(monkeypatch):
+    monkeypatch.setenv("BAYESGMM_NUM_THREADS", "3")
+    assert threads._worth(9, WORTH, None) == 3
