@@ -59,6 +59,9 @@ MERGED = 16
 DISSOLVED = 10
 """Clusters that are dissolved, in turn, as a last attempt (SALSO's zealous updates)."""
 
+SWEEPING = 100.0
+"""Operations of a search for each row and draw: sweeps are none of the kernel's kind, but take about as long."""
+
 _options = {"cache": True, "nogil": True, "error_model": "numpy"}
 
 
@@ -534,14 +537,13 @@ def minimise(
         max_clusters = max([in_draws, *(int(labels.max()) + 1 for labels in begin)])
     most = max(2, min(max_clusters, N, 2 * in_draws))
     begin += [_random_start(restart, N, most, rng) for restart in range(n_restarts)]
-    found: list[tuple[LabelArray, float]] = [(begin[0], math.inf)] * len(begin)
+    found: list[Any] = [None] * len(begin)
     streams = rng.spawn(len(begin))
 
     def task(run: int, _start: int, _stop: int) -> None:
         found[run] = _search(problem, begin[run], max_clusters, streams[run])
 
-    # Sweeps are no floating-point operations of the kernel's kind, but about as long.
-    over_chunks(len(begin), 1, 100.0 * len(begin) * N * S, n_threads, task)
+    over_chunks(len(begin), 1, SWEEPING * len(begin) * N * S, n_threads, task)
     labels = min(found, key=lambda result: result[1])[0]
     if problem is whole:
         return canonical(labels, problem.weight)

@@ -194,6 +194,32 @@ def test_rows_of_weight_zero_join_and_do_not_count():
     np.testing.assert_array_equal(found[:4], shares.argmax(axis=1))
 
 
+@pytest.mark.parametrize("loss", LOSSES)
+def test_rows_of_weight_zero_join_clusters_that_there_are(loss):
+    """Rows 0 to 4 count: four of them together in every draw, one alone; of the others one is with it, one with nobody."""
+    z = np.repeat(np.array([[0, 0, 0, 0, 1, 1, 2]], dtype=np.uint8).T, 6, axis=1)
+    v = np.array([1.0, 1, 1, 1, 1, 0, 0])
+    found = minimise(z, loss, np.random.default_rng(0), v)
+    np.testing.assert_array_equal(found[:6], [0, 0, 0, 0, 1, 1])
+    assert found[6] in (0, 1)
+    # One cluster alone takes whoever comes.
+    np.testing.assert_array_equal(minimise(z[[0, 1, 2, 3, 6]], loss, np.random.default_rng(0), v[[0, 1, 2, 3, 6]]), 0)
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_rows_of_weight_zero_go_where_one_more_row_would_cost_least(loss):
+    rng = np.random.default_rng(15)
+    for _ in range(10):
+        z = noisy_draws(rng, 9, 3, 20, 0.5)
+        v = np.append(np.ones(8), 0.0)
+        found = minimise(z, loss, np.random.default_rng(0), v)
+        costs = []
+        for label in range(found[:8].max() + 1):
+            tried = np.append(found[:8], label)
+            costs.append(losses(z, tried, loss)[0].mean())
+        assert costs[found[8]] == pytest.approx(min(costs), abs=ROUNDING)
+
+
 def test_labels_go_by_size_and_first_row():
     np.testing.assert_array_equal(canonical(np.array([7, 2, 2, 9, 9, 4])), [2, 0, 0, 1, 1, 3])
     np.testing.assert_array_equal(canonical(np.array([7, 2, 2]), np.array([5.0, 1.0, 1.0])), [0, 1, 1])
@@ -205,22 +231,78 @@ def test_an_unknown_loss_lists_the_known(call):
         call(np.zeros((3, 2), dtype=np.uint8), "rand")
 
 
+@pytest.fixture
+def searched(monkeypatch):
+    """What is handed to each search: where it begins, and how many clusters it may have."""
+    seen = []
+
+    def search(problem, start, max_clusters, rng):
+        seen.append((start, max_clusters))
+        return np.zeros(len(start), dtype=np.int64), 0.0
+
+    monkeypatch.setattr(partitions, "_search", search)
+    return seen
+
+
 @pytest.mark.parametrize(
     ("starts", "asked", "expected"),
     [((), None, 3), (([0, 1, 2, 3, 4, 0],), None, 5), (([0, 0, 0, 1, 1, 1],), None, 3), (([0, 1, 2, 3, 4, 0],), 2, 2)],
 )
-def test_clusters_at_most(starts, asked, expected, monkeypatch):
+def test_clusters_at_most(starts, asked, expected, searched):
     """As many as any draw or start has."""
-    limits = []
-
-    def search(problem, start, max_clusters, rng):
-        limits.append(max_clusters)
-        return np.zeros(6, dtype=np.int64), 0.0
-
-    monkeypatch.setattr(partitions, "_search", search)
     z = np.array([[0, 0, 1, 1, 2, 2], [0, 0, 0, 1, 1, 1]], dtype=np.uint8).T.copy()
     minimise(z, "vi", np.random.default_rng(0), starts=[np.array(s) for s in starts], max_clusters=asked)
-    assert set(limits) == {expected}
+    assert {limit for _, limit in searched} == {expected}
+
+
+def test_searches_begin_together_apart_and_at_random(searched):
+    z = noisy_draws(np.random.default_rng(5), 30, 4, 10, 0.2)
+    minimise(z, "vi", np.random.default_rng(0), n_restarts=400)
+    starts = [start for start, _ in searched]
+    np.testing.assert_array_equal(starts[0], np.zeros(30))
+    for start in starts[1::2]:
+        np.testing.assert_array_equal(start, np.full(30, -1))
+    # Of two clusters to as many as asked for.
+    assert {int(start.max()) + 1 for start in starts[2::2]} == {2, 3, 4}
+    searched.clear()
+    minimise(z, "vi", np.random.default_rng(0), n_restarts=1)
+    assert len(searched) == 1
+
+
+@pytest.mark.parametrize(
+    ("n_labels", "n_rows", "asked", "most"), [(4, 30, 100, 8), (4, 6, 100, 6), (4, 30, 5, 5), (1, 30, 100, 2)]
+)
+def test_random_starts_have_up_to_twice_the_clusters_of_the_draws(n_labels, n_rows, asked, most, searched, monkeypatch):
+    seen = set()
+
+    def start(restart, N, up_to, rng):
+        seen.add(up_to)
+        return np.zeros(N, dtype=np.int64)
+
+    monkeypatch.setattr(partitions, "_random_start", start)
+    z = np.tile(np.arange(n_rows, dtype=np.uint8) % n_labels, (10, 1)).T.copy()
+    minimise(z, "vi", np.random.default_rng(0), max_clusters=asked)
+    assert seen == {most}
+
+
+def test_threads_are_taken_by_rows_draws_and_searches(searched, monkeypatch):
+    asked = []
+    over_chunks = partitions.over_chunks
+    monkeypatch.setattr(partitions, "over_chunks", lambda *args: asked.append(args[:4]) or over_chunks(*args))
+    z = noisy_draws(np.random.default_rng(5), 30, 4, 10, 0.2)
+    minimise(z, "vi", np.random.default_rng(0), n_restarts=7, n_threads=1)
+    assert asked == [(7, 1, partitions.SWEEPING * 7 * 30 * 10, 1)]
+
+
+def test_a_problem_has_weights_of_mean_one_and_no_more_than_it_needs():
+    z = np.array([[0, 1], [2, 2], [1, 0], [0, 0]], dtype=np.uint8)
+    for factor in (1e-9, 1.0, 1e9):
+        problem = _problem(z, factor * np.array([1.0, 0.0, 3.0, 2.0]), "vi")
+        np.testing.assert_allclose(problem.weight, [0.5, 0, 1.5, 1], rtol=1e-15)
+        assert problem.n_labels == 3
+        # Gains are tabled where all rows weigh the same.
+        assert len(problem.gain) == 0
+        assert len(_problem(z, np.full(4, factor), "vi").gain) == 5
 
 
 def test_a_search_needs_a_start():
@@ -272,6 +354,7 @@ def test_mean_coclustering_is_that_of_pairs(weighted):
     v = rng.uniform(0.2, 3, 30) if weighted else np.ones(30)
     together = np.mean(z[:, None] == z[None], axis=2)
     got = mean_coclustering(z, labels, v if weighted else None)
+    assert got.shape == (30, 4)
     for i in range(30):
         for a in range(4):
             members = np.flatnonzero((labels == a) & (np.arange(30) != i))

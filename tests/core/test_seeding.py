@@ -93,6 +93,18 @@ def test_random_responsibilities_are_normalised_uniforms():
     np.testing.assert_allclose(resp, uniforms / uniforms.sum(axis=1, keepdims=True), rtol=1e-14)
 
 
+def test_random_responsibilities_of_zeros_are_probabilities():
+    class Zeros:
+        def random(self, shape):
+            uniforms = np.zeros(shape)
+            uniforms[0, 1] = 0.5
+            return uniforms
+
+    resp = initial_responsibilities("random", np.zeros((2, 2)), 2, None, Zeros())
+    np.testing.assert_allclose(resp, [[0, 1], [0.5, 0.5]], atol=1e-300)
+    assert resp.min() >= 0
+
+
 @pytest.mark.parametrize("method", ["kmeans", "hierarchical"])
 def test_partitions_as_responsibilities_are_one_hot(method):
     X, _ = blobs(50, 2, 3)
@@ -367,3 +379,60 @@ def test_rows_near_the_largest_number_are_centred_before_they_are_compared():
     X = 1.7e308 * (1 - np.array([[0.0], [1e-3], [0.5], [0.5001]]))
     chosen = seeding._plus_plus_rows(X, 2, None, np.random.default_rng(0))
     assert set((chosen // 2).tolist()) == {0, 1}
+
+
+class Given:
+    """In place of a generator: hands out the numbers that it was given."""
+
+    def __init__(self, uniforms):
+        self.uniforms = np.asarray(uniforms, dtype=float)
+
+    def random(self, size):
+        assert size == len(self.uniforms)
+        return self.uniforms
+
+
+def test_rows_to_learn_from_are_drawn_by_weight():
+    X, rng = np.arange(60.0)[:, None], np.random.default_rng(24)
+    weight = np.where(np.arange(60) % 3 == 0, 0.0, 1.0 + np.arange(60) % 2) * 1e300
+    counts = np.zeros(60)
+    for _ in range(500):
+        index, kept = seeding._sample(X, 30, weight, rng)
+        np.testing.assert_array_equal(kept, np.ones(30))
+        counts += np.bincount(index, minlength=60)
+    # Poisson standard deviation of a count is at most 24 about 500; 4.5 of them.
+    np.testing.assert_allclose(counts, 15_000 * (weight / 1e300) / np.sum(weight / 1e300), atol=4.5 * 24)
+    # The ends of [0, 1): the first row that counts, and the last.
+    index, _ = seeding._sample(X, 3, weight, Given([0.0, 0.5, np.nextafter(1, 0)]))
+    assert (index[0], index[2]) == (1, 59)
+    # By hand: weights 2, 1, 1 of which half is reached at the end of the first.
+    index, _ = seeding._sample(X[:3], 2, np.array([2.0, 1.0, 1.0]), Given([0.49, 0.51]))
+    np.testing.assert_array_equal(index, [0, 1])
+
+
+def test_few_rows_are_all_learnt_from():
+    X, rng = np.arange(6.0)[:, None], np.random.default_rng(25)
+    index, kept = seeding._sample(X, 6, None, rng)
+    np.testing.assert_array_equal(index, np.arange(6))
+    np.testing.assert_array_equal(kept, np.ones(6))
+    index, kept = seeding._sample(X, 4, np.array([1.0, 0, 3, 0, 4, 0]), rng)
+    np.testing.assert_array_equal(index, [0, 2, 4])
+    np.testing.assert_allclose(kept, np.array([1, 3, 4]) * 3 / 8, rtol=1e-15)
+    index, kept = seeding._sample(X, 5, None, rng)
+    assert len(set(index.tolist())) == 5
+    np.testing.assert_array_equal(kept, np.ones(5))
+
+
+def test_rows_are_repeated_only_where_there_are_too_few():
+    rng = np.random.default_rng(26)
+    weight = np.array([0.0, 1e308, 1e308, 1e308, 0.0])
+    for _ in range(20):
+        assert sorted(seeding._choose(5, 5, None, rng).tolist()) == [0, 1, 2, 3, 4]
+        assert sorted(seeding._choose(5, 3, weight, rng).tolist()) == [1, 2, 3]
+        assert set(seeding._choose(5, 4, weight, rng).tolist()) <= {1, 2, 3}
+        assert len(seeding._choose(5, 7, None, rng)) == 7
+
+
+def test_candidates_of_kmeans_plus_plus_are_as_many_as_scikit_learns():
+    for K, candidates in ((1, 2), (2, 2), (3, 3), (8, 4), (21, 5)):
+        assert seeding._plus_plus_uniforms(K, np.random.default_rng(0)).shape == (K, candidates)
