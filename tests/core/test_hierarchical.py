@@ -5,6 +5,7 @@ import pytest
 from scipy import integrate, stats
 
 from bayesgmm import HierarchicalPrior
+from bayesgmm.core.hierarchical import NARROWEST
 from tests import oracles
 from tests.mixtures import STRUCTURES, random_mixture
 
@@ -211,3 +212,15 @@ def test_unresolved_or_unscalable_says_what_to_do():
         HierarchicalPrior().draw(np.random.default_rng(0))
     with pytest.raises(ValueError, match="column 1 of X is constant"):
         HierarchicalPrior().resolve(np.column_stack([np.arange(4.0), np.ones(4)]), 2)
+
+
+def test_columns_too_narrow_for_squared_precisions_are_refused():
+    X = np.column_stack([np.arange(4.0), np.arange(4.0) / 3])
+    for narrow in (2 * NARROWEST, 1e-40):
+        resolved = HierarchicalPrior().resolve(X * [1.0, narrow], 2)
+        np.testing.assert_allclose(resolved.mean_covariance[1, 1], narrow**2, rtol=1e-12)
+    with pytest.raises(ValueError, match="column 1 of X is narrower than 1e-100"):
+        HierarchicalPrior().resolve(X * [1.0, 0.5 * NARROWEST], 2)
+    # Where nothing is scaled by the ranges they may be as they like.
+    given = HierarchicalPrior(mean_covariance=[1.0, 1.0], hyper_rate=[1.0, 1.0])
+    assert given.resolve(X * [1.0, 0.5 * NARROWEST], 2).is_resolved

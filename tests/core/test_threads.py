@@ -73,13 +73,16 @@ def test_helpers_share_a_pass_that_is_worth_it_and_is_the_only_one(taken, cost, 
         passes.append(chunks)
         type(helpers).run(helpers, chunks, work)
 
-    monkeypatch.setattr(threads, "_helpers", lambda process, count: helpers)
+    counts = []
+    monkeypatch.setattr(threads, "_helpers", lambda process, count: counts.append((process, count)) or helpers)
     monkeypatch.setattr(helpers, "run", run)
     if taken:
         assert helpers.one_caller.acquire(blocking=False)
     threads.together(40, cost, 2, _counting(seen))
     assert sorted(c for c, _ in seen) == list(range(40))
     assert passes == [40] * shared
+    # The caller is one of the two threads.
+    assert counts == [(os.getpid(), 1)] * (cost > 1e6)
     # It is free for the next pass, or still the other's.
     assert helpers.one_caller.acquire(blocking=False) != taken
 
@@ -182,6 +185,70 @@ def test_ranges_are_all_of_the_chunks_once():
             assert sorted(seen) == list(range(n))
 
 
+def test_ranges_shrink_and_go_to_as_many_threads_as_asked():
+    for n_threads in (2, 3):
+        seen = []
+        # Each thread comes once, or the barrier breaks.
+        barrier, local = threading.Barrier(n_threads), threading.local()
+
+        def task(first, last, seen=seen, barrier=barrier, local=local):
+            seen.append((first, last, threading.get_ident()))
+            if not getattr(local, "came", False):
+                local.came = True
+                barrier.wait(10)
+
+        threads.over_ranges(100, WORTH, n_threads, task)
+        assert len({ident for *_, ident in seen}) == n_threads
+        assert threading.get_ident() in {ident for *_, ident in seen}
+        ranges = sorted((first, last) for first, last, _ in seen)
+        assert [first for first, _ in ranges] == [0, *(last for _, last in ranges[:-1])]
+        # Each takes its part of half of what is left, and one at the end.
+        assert [last - first for first, last in ranges] == [
+            max(1, (100 - first) // (2 * n_threads)) for first, _ in ranges
+        ]
+
+
+def test_nothing_to_do_calls_nobody():
+    called = []
+    threads.over_ranges(0, WORTH, 2, lambda first, last: called.append((first, last)))
+    assert called == []
+    threads.over_ranges(1, WORTH, 2, lambda first, last: called.append((first, last)))
+    assert called == [(0, 1)]
+
+
+def test_an_error_in_a_range_is_raised_whoever_had_it():
+    def fail(first, last):
+        raise MemoryError(first)
+
+    for n_threads in (1, 2):
+        with pytest.raises(MemoryError):
+            threads.over_ranges(40, WORTH, n_threads, fail)
+
+
+def test_a_pass_ends_soon_after_its_last_chunk(helpers):
+    begun = threading.Event()
+    taken = []
+
+    def work(counters, signal, number, helping):
+        if helping:
+            if not taken:
+                taken.append(threads_take(counters))
+                begun.set()
+                time.sleep(0.05)
+                threads_complete(counters)
+        else:
+            assert begun.wait(10)
+            while threads_take(counters) < 5:
+                threads_complete(counters)
+            return bool(counters[threads.DONE] >= 5)
+        return True
+
+    begin = time.perf_counter()
+    helpers.run(5, work)
+    # 0.05 s, and whatever else this machine does.
+    assert time.perf_counter() - begin < 0.8
+
+
 def test_a_thread_moves_off_its_callers_core_and_may_go_back():
     cores = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set()
     if len(cores) < 2:
@@ -205,8 +272,21 @@ def test_threads_from_the_environment(monkeypatch):
     assert threads.available_threads() == 3
     with threads.at_most(2):
         assert threads.available_threads() == 2
-    monkeypatch.setenv("BAYESGMM_NUM_THREADS", "many")
-    assert threads.available_threads() >= 1
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    for nonsense in ("many", "0", ""):
+        monkeypatch.setenv("BAYESGMM_NUM_THREADS", nonsense)
+        assert threads.available_threads() == cores
+    monkeypatch.setenv("BAYESGMM_NUM_THREADS", "1")
+    assert threads.available_threads() == 1
+
+
+def test_threads_where_the_system_tells_no_affinity(monkeypatch):
+    monkeypatch.delenv("BAYESGMM_NUM_THREADS", raising=False)
+    monkeypatch.delattr(os, "sched_getaffinity", raising=False)
+    monkeypatch.setattr(os, "cpu_count", lambda: 5)
+    assert threads.available_threads() == 5
+    monkeypatch.setattr(os, "cpu_count", lambda: None)
+    assert threads.available_threads() == 1
 
 
 def test_helpers_that_have_nothing_to_do_use_no_processor(helpers):
