@@ -29,6 +29,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from itertools import chain, cycle, islice
 
 import numpy as np
 from numpy.typing import NDArray
@@ -177,10 +178,8 @@ def mixed_starts(first_method: str, n_init: int, n_features: int) -> list[str]:
     list of str
     """
     once, again = (_ONCE_1D, _AGAIN_1D) if n_features == 1 else (_ONCE, _AGAIN)
-    methods = [first_method, *(method for method in once if method != first_method)]
-    while len(methods) < n_init:
-        methods += again
-    return methods[:n_init]
+    others = [method for method in once if method != first_method]
+    return list(islice(chain([first_method], others, cycle(again)), n_init))
 
 
 _ONCE = ["kmeans", "hierarchical"]
