@@ -258,6 +258,9 @@ def test_a_thread_moves_off_its_callers_core_and_may_go_back():
     found = []
 
     def other():
+        # Where the caller is, and free to go.
+        os.sched_setaffinity(0, {here})
+        os.sched_setaffinity(0, cores)
         threads.move_off(here)
         found.append((threads.current_core() != here, os.sched_getaffinity(0)))
 
@@ -267,11 +270,33 @@ def test_a_thread_moves_off_its_callers_core_and_may_go_back():
     assert found == [(True, cores)]
 
 
+def test_no_core_is_told_where_none_can_be_chosen(monkeypatch):
+    monkeypatch.delattr(os, "sched_setaffinity", raising=False)
+    threads._core_of_caller.cache_clear()
+    try:
+        assert threads.current_core() == -1
+    finally:
+        threads._core_of_caller.cache_clear()
+
+
+def test_a_thread_on_another_core_stays_where_it_is(monkeypatch):
+    moves = []
+    monkeypatch.setattr(os, "sched_setaffinity", lambda *args: moves.append(args), raising=False)
+    for here, other in ((1, 0), (0, 1), (-1, -1)):
+        monkeypatch.setattr(threads, "current_core", lambda here=here: here)
+        threads.move_off(other)
+    assert moves == []
+
+
 def test_threads_from_the_environment(monkeypatch):
     monkeypatch.setenv("BAYESGMM_NUM_THREADS", "3")
     assert threads.available_threads() == 3
     with threads.at_most(2):
         assert threads.available_threads() == 2
+        with threads.at_most(1):
+            assert threads.available_threads() == 1
+        assert threads.available_threads() == 2
+    assert threads.available_threads() == 3
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     for nonsense in ("many", "0", ""):
         monkeypatch.setenv("BAYESGMM_NUM_THREADS", nonsense)
