@@ -208,6 +208,46 @@ def test_ranges_shrink_and_go_to_as_many_threads_as_asked():
         ]
 
 
+def test_all_is_done_on_return_whoever_is_slow():
+    caller, done = threading.get_ident(), []
+    barrier, local = threading.Barrier(2), threading.local()
+
+    def task(first, last):
+        if not getattr(local, "came", False):
+            local.came = True
+            barrier.wait(10)
+        if threading.get_ident() != caller:
+            time.sleep(0.05)
+        done.extend(range(first, last))
+
+    threads.over_ranges(10, WORTH, 2, task)
+    assert sorted(done) == list(range(10))
+
+
+def test_an_error_of_another_thread_is_raised():
+    caller = threading.get_ident()
+    barrier, local = threading.Barrier(2), threading.local()
+
+    def task(first, last):
+        if not getattr(local, "came", False):
+            local.came = True
+            barrier.wait(10)
+        if threading.get_ident() != caller:
+            raise MemoryError("no room")
+
+    with pytest.raises(MemoryError, match="no room"):
+        threads.over_ranges(10, WORTH, 2, task)
+
+
+@pytest.mark.parametrize("n_threads", [1, 2])
+@pytest.mark.parametrize(("n_rows", "rows"), [(10, 4), (8, 4), (1, 4), (0, 4), (7, 1)])
+def test_chunks_are_of_so_many_rows_but_for_the_last(n_rows, rows, n_threads):
+    seen = []
+    threads.over_chunks(n_rows, rows, WORTH, n_threads, lambda *chunk: seen.append(chunk))
+    starts = range(0, n_rows, rows)
+    assert sorted(seen) == [(i, start, min(start + rows, n_rows)) for i, start in enumerate(starts)]
+
+
 def test_nothing_to_do_calls_nobody():
     called = []
     threads.over_ranges(0, WORTH, 2, lambda first, last: called.append((first, last)))
