@@ -22,6 +22,9 @@ LOOSE_TOL = 1e-4
 SLOW = 1e-3
 """Change of the objective below which EM's steps are alike enough to be extrapolated."""
 
+ROWS_AT_ONCE = 65536
+"""Rows of the table for which intermediate numbers stand in memory together."""
+
 NEAR_SINGULAR = 1e-3
 RACE = ((10.0, 1e-3, 6), (1.0, 1e-4, 2))
 """Stages of a race: the tolerance in nats in all, its cap per row, and how many optima go on."""
@@ -162,12 +165,22 @@ class Problem:
         """Standard deviation (D,) of each feature under the weights; 1 where it is constant."""
         v = self.sample_weight
         center = weighted_mean(self.X, v)
-        squares = np.zeros_like(center)
-        for start in range(0, len(self.X), 65536):
-            deviation = (self.X[start : start + 65536] - center) ** 2
-            squares += deviation.sum(axis=0) if v is None else v[start : start + 65536] @ deviation
+        squares, low, high = np.zeros_like(center), np.full_like(center, np.inf), np.full_like(center, -np.inf)
+        for start in range(0, len(self.X), ROWS_AT_ONCE):
+            rows = self.X[start : start + ROWS_AT_ONCE]
+            deviation = (rows - center) ** 2
+            if v is None:
+                squares += deviation.sum(axis=0)
+            else:
+                weight = v[start : start + ROWS_AT_ONCE]
+                squares += weight @ deviation
+                rows = rows[weight > 0]
+            low = np.minimum(low, rows.min(axis=0, initial=np.inf))
+            high = np.maximum(high, rows.max(axis=0, initial=-np.inf))
         deviations = np.sqrt(squares / self.total_weight)
-        return np.where(deviations > 1e-14 * np.abs(center), deviations, 1.0)
+        # The mean of very many equal numbers is not quite that number: the range says that they are.
+        varies = (low < high) & (deviations > 1e-14 * np.abs(center))
+        return np.where(varies, deviations, 1.0)
 
     def e_step(self, parameters: MixtureParameters, moments: str | None = None) -> SufficientStatistics:
         """Sums of one pass at the parameters; ``moments`` as in ``kernel.accumulate``, what the structure needs when None."""
@@ -375,8 +388,8 @@ def start_from_labels(problem: Problem, labels: IntArray, n_components: int) -> 
     v = problem.sample_weight
     counts = np.zeros(n_components)
     sums = np.zeros((n_components, D))
-    for start in range(0, len(labels), 65536):
-        part = slice(start, start + 65536)
+    for start in range(0, len(labels), ROWS_AT_ONCE):
+        part = slice(start, start + ROWS_AT_ONCE)
         own = labels[part]
         weight = np.ones(len(own)) if v is None else v[part]
         counts += np.bincount(own, weights=weight, minlength=n_components)
@@ -387,8 +400,8 @@ def start_from_labels(problem: Problem, labels: IntArray, n_components: int) -> 
     scatter = np.zeros((n_components, D, D))
     for k in range(n_components):
         member = np.flatnonzero(labels == k)
-        for start in range(0, len(member), 65536):
-            rows = member[start : start + 65536]
+        for start in range(0, len(member), ROWS_AT_ONCE):
+            rows = member[start : start + ROWS_AT_ONCE]
             centred = problem.X[rows] - means[k]
             scatter[k] += (centred if v is None else centred * v[rows, None]).T @ centred
     return _from_scatter(problem, counts, means, scatter)
@@ -401,14 +414,14 @@ def start_from_responsibilities(problem: Problem, resp: FloatArray) -> tuple[Mix
     K, D = resp.shape[1], problem.X.shape[1]
     centre = weighted_mean(problem.X, problem.sample_weight)
     sums = np.zeros((K, D))
-    for start in range(0, len(resp), 65536):
-        sums += weighted[start : start + 65536].T @ problem.X[start : start + 65536]
+    for start in range(0, len(resp), ROWS_AT_ONCE):
+        sums += weighted[start : start + ROWS_AT_ONCE].T @ problem.X[start : start + ROWS_AT_ONCE]
     means = np.where(counts[:, None] > 0, sums / np.maximum(counts, 1e-300)[:, None], centre)
     scatter = np.zeros((K, D, D))
     for k in range(K):
-        for start in range(0, len(resp), 65536):
-            centred = problem.X[start : start + 65536] - means[k]
-            scatter[k] += (centred * weighted[start : start + 65536, k, None]).T @ centred
+        for start in range(0, len(resp), ROWS_AT_ONCE):
+            centred = problem.X[start : start + ROWS_AT_ONCE] - means[k]
+            scatter[k] += (centred * weighted[start : start + ROWS_AT_ONCE, k, None]).T @ centred
     return _from_scatter(problem, counts, means, scatter)
 
 
