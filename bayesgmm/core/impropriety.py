@@ -181,9 +181,12 @@ def check_class_posterior(
     for labelled, K in zip(classes.labelled, classes.components, strict=True):
         own = np.arange(labelled.start, labelled.stop)
         rows = own if K == 1 else np.append(own, np.arange(classes.n_labelled, len(X)))
-        v = None if sample_weight is None else sample_weight[rows]
-        for case in degeneracies(prior, X[rows], 2, covariance_type, v, names) if len(rows) > 1 else ():
-            if K > 1 or len(case.rows) == len(own):
+        v = None
+        if sample_weight is not None:
+            rows = rows[sample_weight[rows] > 0]
+            v = sample_weight[rows]
+        for case in degeneracies(prior, X[rows], 2, covariance_type, v, names) if len(rows) else ():
+            if K > 1 or len(case.rows) == len(rows):
                 cases.append(replace(case, rows=np.sort(positions[rows[case.rows]])))
     _judge(cases)
 
