@@ -91,12 +91,13 @@ def test_a_class_of_one_heavy_row_is_one_of_that_row_repeated():
 
 def test_a_row_of_weight_zero_does_not_keep_its_class_from_shrinking():
     X, v = scattered(24, 2), np.ones(24)
-    X[:11], v[11] = X[0], 0
+    # Eleven equal rows and one more are on a line; with the thirteenth they are not.
+    X[:11], v[12] = X[0], 0
     prior = SeparationPrior(eta=4)
-    assert judged(X, (1, 1), (12, 12), prior=prior) == "fine"
-    told = judged(X, (1, 1), (12, 12), prior=prior, v=v)
-    assert told == judged(np.delete(X, 11, axis=0), (1, 1), (11, 12), prior=prior)
-    assert "11 rows are the same" in told
+    assert judged(X, (1, 1), (13, 11), prior=prior) == "fine"
+    told = judged(X, (1, 1), (13, 11), prior=prior, v=v)
+    assert told == judged(np.delete(X, 12, axis=0), (1, 1), (12, 11), prior=prior)
+    assert "12 rows lie on one line" in told
 
 
 def test_tied_components_of_classes_shrink_on_all_rows_at_once():
