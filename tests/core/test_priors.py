@@ -456,3 +456,11 @@ def test_a_half_that_is_reached_exactly_lies_between_two_rows():
     assert weighted_median(X, np.array([1.0, 1.0, 0.5, 1.0]))[0] == 1.0
     assert weighted_median(X, np.array([3.0, 0.0, 0.0, 3.0]))[0] == 5.0
     assert weighted_median(X, np.array([0.0, 0.0, 0.0, 0.7]))[0] == 10.0
+
+
+@pytest.mark.parametrize(
+    "name", ["resolved_scale", "resolved_mean", "resolved_concentration", "resolved_degrees_of_freedom"]
+)
+def test_values_that_wait_for_the_data_are_not_given_out(name):
+    with pytest.raises(ValueError, match="resolve"):
+        getattr(ConjugatePrior(), name)
