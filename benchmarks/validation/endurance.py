@@ -19,7 +19,15 @@ from rich.table import Table
 
 from benchmarks.validation.runs import Options, collect, console
 
-REPETITIONS = {"em": 3000, "laplace": 400, "nuts": 200, "classifier": 1000, "detector": 600, "saved": 200, "report": 100}
+REPETITIONS = {
+    "em": 3000,
+    "laplace": 400,
+    "nuts": 200,
+    "classifier": 1000,
+    "detector": 600,
+    "saved": 200,
+    "report": 100,
+}
 FULL, QUICK = 10.0, 0.02
 ALLOWED = 8.0
 """MB."""
