@@ -16,7 +16,7 @@ from tests.mixtures import random_mixture
 def post():
     rng = np.random.default_rng(6)
     X = random_mixture(rng, 2, 2, spread=5.0).sample(rng, 150)
-    return BayesianGaussianMixture(2, draws=500, random_state=0, progressbar=False).fit(X)
+    return BayesianGaussianMixture(2, method="laplace", draws=500, random_state=0, progressbar=False).fit(X)
 
 
 @pytest.fixture(scope="module")
