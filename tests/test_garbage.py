@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import gc
-import time
 import weakref
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -61,18 +61,21 @@ def test_somebody_elses_collection_counts(ledger):
 
 
 def test_a_twentieth_of_the_time_at_most(ledger, monkeypatch):
-    monkeypatch.setattr(garbage.gc, "collect", lambda: time.sleep(0.02))
-    begin = time.perf_counter()
-    n = 0
-    while time.perf_counter() < begin + 1.0:
-        ledger.bytes = garbage.LIMIT
-        due = ledger.add(1)
-        n += due
-        if due:
-            ledger.collect()
-        time.sleep(0.001)
-    # One at once, and each 0.4 s or more after the one before.
-    assert 1 <= n <= 3
+    now, collected = [100.0], []
+
+    def collect():
+        now[0] += 0.02
+        collected.append(now[0])
+
+    monkeypatch.setattr(garbage, "time", SimpleNamespace(perf_counter=lambda: now[0]))
+    monkeypatch.setattr(garbage.gc, "collect", collect)
+    for _ in range(2000):
+        garbage.made(2 * garbage.LIMIT)
+        now[0] += 0.001
+    # One at once, and the others 0.4 s after the end of the one before: twenty times as long as it took.
+    gaps = np.diff(collected) - 0.02
+    assert len(collected) == 5
+    assert np.all((gaps >= 0.4 - 1e-9) & (gaps <= 0.401 + 1e-9))
 
 
 def test_switched_off_stays_off(ledger, switched_off):

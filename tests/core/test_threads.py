@@ -6,6 +6,7 @@ import threading
 import time
 import weakref
 from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -177,6 +178,19 @@ def test_a_forked_process_has_helpers_of_its_own():
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 
 
+def met_by(n_threads, task):
+    """The task of ranges, held up until so many threads have come: none of them does all."""
+    barrier, local = threading.Barrier(n_threads), threading.local()
+
+    def held_up(first, last):
+        if not getattr(local, "came", False):
+            local.came = True
+            barrier.wait(10)
+        task(first, last)
+
+    return held_up
+
+
 def test_ranges_are_all_of_the_chunks_once():
     for n_threads in (1, 2, 5):
         for n in (0, 1, 2, 17, 100):
@@ -188,16 +202,11 @@ def test_ranges_are_all_of_the_chunks_once():
 def test_ranges_shrink_and_go_to_as_many_threads_as_asked():
     for n_threads in (2, 3):
         seen = []
-        # Each thread comes once, or the barrier breaks.
-        barrier, local = threading.Barrier(n_threads), threading.local()
 
-        def task(first, last, seen=seen, barrier=barrier, local=local):
+        def task(first, last, seen=seen):
             seen.append((first, last, threading.get_ident()))
-            if not getattr(local, "came", False):
-                local.came = True
-                barrier.wait(10)
 
-        threads.over_ranges(100, WORTH, n_threads, task)
+        threads.over_ranges(100, WORTH, n_threads, met_by(n_threads, task))
         assert len({ident for *_, ident in seen}) == n_threads
         assert threading.get_ident() in {ident for *_, ident in seen}
         ranges = sorted((first, last) for first, last, _ in seen)
@@ -210,33 +219,25 @@ def test_ranges_shrink_and_go_to_as_many_threads_as_asked():
 
 def test_all_is_done_on_return_whoever_is_slow():
     caller, done = threading.get_ident(), []
-    barrier, local = threading.Barrier(2), threading.local()
 
     def task(first, last):
-        if not getattr(local, "came", False):
-            local.came = True
-            barrier.wait(10)
         if threading.get_ident() != caller:
             time.sleep(0.05)
         done.extend(range(first, last))
 
-    threads.over_ranges(10, WORTH, 2, task)
+    threads.over_ranges(10, WORTH, 2, met_by(2, task))
     assert sorted(done) == list(range(10))
 
 
 def test_an_error_of_another_thread_is_raised():
     caller = threading.get_ident()
-    barrier, local = threading.Barrier(2), threading.local()
 
     def task(first, last):
-        if not getattr(local, "came", False):
-            local.came = True
-            barrier.wait(10)
         if threading.get_ident() != caller:
             raise MemoryError("no room")
 
     with pytest.raises(MemoryError, match="no room"):
-        threads.over_ranges(10, WORTH, 2, task)
+        threads.over_ranges(10, WORTH, 2, met_by(2, task))
 
 
 @pytest.mark.parametrize("n_threads", [1, 2])
@@ -265,16 +266,23 @@ def test_an_error_in_a_range_is_raised_whoever_had_it():
             threads.over_ranges(40, WORTH, n_threads, fail)
 
 
-def test_a_pass_ends_soon_after_its_last_chunk(helpers):
-    begun = threading.Event()
-    taken = []
+def test_a_caller_that_waits_gives_its_core_away_and_never_sleeps(helpers, monkeypatch):
+    begun, waited = threading.Event(), threading.Event()
+    taken, naps = [], []
+
+    def nap(seconds):
+        naps.append(seconds)
+        waited.set()
+
+    monkeypatch.setattr(threads, "time", SimpleNamespace(sleep=nap))
 
     def work(counters, signal, number, helping):
         if helping:
             if not taken:
                 taken.append(threads_take(counters))
                 begun.set()
-                time.sleep(0.05)
+                # The last chunk is done once the caller has begun to wait.
+                assert waited.wait(10)
                 threads_complete(counters)
         else:
             assert begun.wait(10)
@@ -283,10 +291,8 @@ def test_a_pass_ends_soon_after_its_last_chunk(helpers):
             return bool(counters[threads.DONE] >= 5)
         return True
 
-    begin = time.perf_counter()
     helpers.run(5, work)
-    # 0.05 s, and whatever else this machine does.
-    assert time.perf_counter() - begin < 0.8
+    assert set(naps) == {0}
 
 
 def test_a_thread_moves_off_its_callers_core_and_may_go_back():
@@ -354,15 +360,17 @@ def test_threads_where_the_system_tells_no_affinity(monkeypatch):
     assert threads.available_threads() == 1
 
 
-def test_helpers_that_have_nothing_to_do_use_no_processor(helpers):
+def test_helpers_that_have_nothing_to_do_sleep(helpers):
     for _ in range(3):
         helpers.run(40, _counting([]))
-    # They look out for the next pass for a third of a millisecond.
+    # They look out for the next pass for a third of a millisecond, more on a busy machine.
+    for _ in range(1000):
+        if helpers._asleep >= 2:
+            break
+        threading.Event().wait(0.01)
     threading.Event().wait(0.05)
-    before = time.process_time()
-    threading.Event().wait(0.5)
-    # Two that never slept would use up to 1 s.
-    assert time.process_time() - before < 0.1
+    # Both, once: one that did not sleep would go round and be counted again and again.
+    assert helpers._asleep == 2
 
 
 @pytest.mark.parametrize(
