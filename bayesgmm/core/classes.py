@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from bayesgmm.core import em, kernel, seeding
 from bayesgmm.core.covariance import CovarianceStructure
 from bayesgmm.core.parameters import FloatArray, MixtureParameters, SufficientStatistics
-from bayesgmm.core.priors import ConjugatePrior, MixturePrior, TableSummary, refuse_singular
+from bayesgmm.core.priors import ROWS_AT_ONCE, ConjugatePrior, MixturePrior, TableSummary, refuse_singular
 
 NEAR_NATS = 10.0
 """Combinations of the classes' modes within this of the best are starts of their own."""
@@ -242,8 +242,8 @@ def within_class_covariance(X: FloatArray, classes: ClassLayout, v: FloatArray |
     counts = class_counts(classes, v)
     pooled = np.zeros((X.shape[1], X.shape[1]))
     for rows, mean in zip(classes.labelled, _class_means(X, classes, v)[0], strict=True):
-        for start in range(rows.start, rows.stop, 65536):
-            part = slice(start, min(start + 65536, rows.stop))
+        for start in range(rows.start, rows.stop, ROWS_AT_ONCE):
+            part = slice(start, min(start + ROWS_AT_ONCE, rows.stop))
             centred = X[part] - mean
             pooled += (centred if v is None else centred * v[part, None]).T @ centred
     return pooled / counts.sum()

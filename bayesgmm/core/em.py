@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -15,15 +15,12 @@ from bayesgmm.core import covariance, kernel, seeding
 from bayesgmm.core.blocks import Task
 from bayesgmm.core.covariance import CovarianceStructure, structure
 from bayesgmm.core.parameters import FloatArray, MixtureParameters, SufficientStatistics
-from bayesgmm.core.priors import ConjugatePrior, weighted_mean
+from bayesgmm.core.priors import ROWS_AT_ONCE, ConjugatePrior, weighted_mean, weighted_range
 
 MAX_RESEEDS = 3
 LOOSE_TOL = 1e-4
 SLOW = 1e-3
 """Change of the objective below which EM's steps are alike enough to be extrapolated."""
-
-ROWS_AT_ONCE = 65536
-"""Rows of the table for which intermediate numbers stand in memory together."""
 
 NEAR_SINGULAR = 1e-3
 RACE = ((10.0, 1e-3, 6), (1.0, 1e-4, 2))
@@ -163,24 +160,21 @@ class Problem:
 
     def feature_scale(self) -> FloatArray:
         """Standard deviation (D,) of each feature under the weights; 1 where it is constant."""
+        return self._feature_scale
+
+    @cached_property
+    def _feature_scale(self) -> FloatArray:
+        # Asked for at every start and jump; to find it takes as long as several passes.
         v = self.sample_weight
         center = weighted_mean(self.X, v)
-        squares, low, high = np.zeros_like(center), np.full_like(center, np.inf), np.full_like(center, -np.inf)
+        squares = np.zeros_like(center)
         for start in range(0, len(self.X), ROWS_AT_ONCE):
-            rows = self.X[start : start + ROWS_AT_ONCE]
-            deviation = (rows - center) ** 2
-            if v is None:
-                squares += deviation.sum(axis=0)
-            else:
-                weight = v[start : start + ROWS_AT_ONCE]
-                squares += weight @ deviation
-                rows = rows[weight > 0]
-            low = np.minimum(low, rows.min(axis=0, initial=np.inf))
-            high = np.maximum(high, rows.max(axis=0, initial=-np.inf))
+            deviation = (self.X[start : start + ROWS_AT_ONCE] - center) ** 2
+            squares += deviation.sum(axis=0) if v is None else v[start : start + ROWS_AT_ONCE] @ deviation
         deviations = np.sqrt(squares / self.total_weight)
         # The mean of very many equal numbers is not quite that number: the range says that they are.
-        varies = (low < high) & (deviations > 1e-14 * np.abs(center))
-        return np.where(varies, deviations, 1.0)
+        low, high = weighted_range(self.X, v)
+        return np.where((low < high) & (deviations > 1e-14 * np.abs(center)), deviations, 1.0)
 
     def e_step(self, parameters: MixtureParameters, moments: str | None = None) -> SufficientStatistics:
         """Sums of one pass at the parameters; ``moments`` as in ``kernel.accumulate``, what the structure needs when None."""

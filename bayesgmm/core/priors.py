@@ -14,6 +14,9 @@ from scipy.special import gammaln, multigammaln
 from bayesgmm.core.covariance import structure
 from bayesgmm.core.parameters import FloatArray, factors_from_covariances
 
+ROWS_AT_ONCE = 65536
+"""Rows of the table for which intermediate numbers stand in memory together."""
+
 LOG_2PI = float(np.log(2 * np.pi))
 
 
@@ -535,9 +538,9 @@ def _as_table(X: ArrayLike) -> FloatArray:
 def weighted_mean(X: FloatArray, sample_weight: FloatArray | None = None) -> FloatArray:
     """Mean (D,) of the rows under frequency weights, in float64 and blocks; float32 gives what the same numbers give in float64."""
     total = np.zeros(X.shape[1])
-    for start in range(0, len(X), 65536):
-        rows = X[start : start + 65536].astype(np.float64, copy=False)
-        rows = rows if sample_weight is None else rows * sample_weight[start : start + 65536, None]
+    for start in range(0, len(X), ROWS_AT_ONCE):
+        rows = X[start : start + ROWS_AT_ONCE].astype(np.float64, copy=False)
+        rows = rows if sample_weight is None else rows * sample_weight[start : start + ROWS_AT_ONCE, None]
         # One row after another, from block to block: the sum does not know that there are blocks.
         total = (np.vstack([total, rows]) if start else rows).sum(axis=0)
     return total / (len(X) if sample_weight is None else sample_weight.sum())
@@ -550,9 +553,9 @@ def weighted_covariance(X: FloatArray, sample_weight: FloatArray | None = None) 
         raise ValueError(f"sample_weight sums to {total:g}: frequency weights must sum to more than one observation")
     mean = weighted_mean(X, sample_weight)
     covariance = np.zeros((X.shape[1], X.shape[1]))
-    for start in range(0, len(X), 65536):
-        centred = X[start : start + 65536] - mean
-        weighted = centred if sample_weight is None else centred * sample_weight[start : start + 65536, None]
+    for start in range(0, len(X), ROWS_AT_ONCE):
+        centred = X[start : start + ROWS_AT_ONCE] - mean
+        weighted = centred if sample_weight is None else centred * sample_weight[start : start + ROWS_AT_ONCE, None]
         covariance += weighted.T @ centred
     return mean, covariance / (total - 1 if total != 1 else 1.0)
 
@@ -616,10 +619,16 @@ class TableSummary:
 
 def weighted_range(X: FloatArray, v: FloatArray | None) -> tuple[FloatArray, FloatArray]:
     """Smallest and largest value (D,) of each feature among rows that count."""
-    rows = X if v is None else X[v > 0]
-    if not len(rows) or not np.all(np.isfinite(rows)):
+    low, high = np.full(X.shape[1], np.inf), np.full(X.shape[1], -np.inf)
+    for start in range(0, len(X), ROWS_AT_ONCE):
+        rows = X[start : start + ROWS_AT_ONCE]
+        rows = rows if v is None else rows[v[start : start + ROWS_AT_ONCE] > 0]
+        low = np.minimum(low, rows.min(axis=0, initial=np.inf))
+        high = np.maximum(high, rows.max(axis=0, initial=-np.inf))
+    # One that is no number, or infinite, is the smallest or the largest; so are the ends of no rows.
+    if not np.all(np.isfinite(low) & np.isfinite(high)):
         raise ValueError("X must have finite rows, some of them with a weight, for a prior to be scaled by them")
-    return rows.min(axis=0), rows.max(axis=0)
+    return low, high
 
 
 def refuse_constant(low: FloatArray, high: FloatArray, values: str) -> None:
