@@ -323,9 +323,9 @@ def data_tree(
         owners = np.asarray(classes.names)[classes.class_of_component]
         for name in ("posterior", "constant_data"):
             tree[name].dataset = tree[name].to_dataset().assign_coords(component_class=(COMPONENT_DIM, owners))
+    garbage.made(tree.nbytes)
     if X is not None and draws.n_chains * draws.n_draws * len(X) <= LOG_LIKELIHOOD_LIMIT:
         add_log_likelihood(tree, draws, X, classes)
-    garbage.made(tree.nbytes)
     return tree
 
 
@@ -339,6 +339,7 @@ def add_log_likelihood(
     values = pointwise_log_likelihood(draws, X, classes)
     if classes is not None:
         values = classes.in_table_order(values, axis=2)
+    garbage.made(values.nbytes)
     tree["log_likelihood"] = xr.DataTree(
         xr.Dataset(
             {"x": (("chain", "draw", "obs_id"), values)},
@@ -389,6 +390,7 @@ def add_posterior_predictive(tree: DataTree, draws: PosteriorDraws, n_rows: int,
     tables = np.empty((len(weights), n_rows, D))
     for s in range(len(weights)):
         tables[s] = simulate(rng, n_rows, weights[s], means[s], factors[s])[0]
+    garbage.made(tables.nbytes)
     tree["posterior_predictive"] = xr.DataTree(
         xr.Dataset(
             {"x": (("chain", "draw", "obs_id", "feature"), tables.reshape(draws.n_chains, draws.n_draws, n_rows, D))},

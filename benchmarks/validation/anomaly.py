@@ -187,12 +187,6 @@ def run(options: Options) -> int:
     method = "laplace" if options.method in (None, "em") else options.method
     n_data_sets = options.number_of(DATA_SETS, QUICK_DATA_SETS, FULL_DATA_SETS)
     settings = {"method": method, "draws": options.draws or DRAWS, "seed": options.seed}
-    most = max(MORE.values())
-    keys = [
-        (*cell, index)
-        for index in range(most * n_data_sets)
-        for cell in CELLS
-        if index < n_data_sets * MORE.get(cell[0], 1)
-    ]
+    keys = [(*cell, index) for cell in CELLS for index in range(n_data_sets * MORE.get(cell[0], 1))]
     results, failed = collect("anomaly", one_data_set, keys, settings, options)
     return report(results, method, judged=not options.quick) + failed
